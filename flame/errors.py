@@ -1,0 +1,27 @@
+"""The exceptions that are flame's own.
+
+Wrong arguments raise what PyTorch raises (RuntimeError, TypeError, IndexError, ValueError); the classes here name
+situations that PyTorch has no class for.
+"""
+
+from __future__ import annotations
+
+
+class CompileError(RuntimeError):
+    """A captured graph could not be turned into kernels; the message names the pass and the user's line."""
+
+
+class Refused(Exception):
+    """A lowering or fusion was refused. Carries the reason that `explain()` shows; never reaches a user."""
+
+
+class VerificationError(AssertionError):
+    """A graph or kernel broke its own grammar: a bug in flame, reported with the pass that caused it."""
+
+
+class GraphBreakError(RuntimeError):
+    """`fullgraph=True` met something that capture cannot follow; the message names the user's line and the reason."""
+
+
+class MissingTargetError(RuntimeError):
+    """A device, driver or optional package that the call needs is not there; the message says what to install."""

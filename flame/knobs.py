@@ -1,0 +1,52 @@
+"""Every setting that flame reads from the environment, in one place.
+
+Read once, at import; tests replace `knobs` fields directly. Each field is documented where it stands and used where its
+name says. A boolean is true for "1", "true", "yes", "on".
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+
+def _flag(name: str) -> bool:
+    return os.environ.get(name, "").strip().lower() in ("1", "true", "yes", "on")
+
+
+def _topics(name: str) -> frozenset[str]:
+    return frozenset(t.strip() for t in os.environ.get(name, "").split(",") if t.strip())
+
+
+def _count(name: str, default: int) -> int:
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return default
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError(f"{name}={text!r}: expected a whole number of at least 1")
+    return int(text)
+
+
+@dataclass
+class Knobs:
+    """The settings in force."""
+
+    #: FLAME_LOG: topics printed to stderr, of capture, breaks, recompiles, graph, fusion, kernels, passes, cache
+    log: frozenset[str] = field(default_factory=lambda: _topics("FLAME_LOG"))
+    #: FLAME_DISABLE: `flame.compile` hands back what it was given
+    disable: bool = field(default_factory=lambda: _flag("FLAME_DISABLE"))
+    #: FLAME_CACHE_DIR: where compiled kernels are kept; empty: the user's cache folder
+    cache_dir: str = field(default_factory=lambda: os.environ.get("FLAME_CACHE_DIR", ""))
+    #: FLAME_CACHE: "0" keeps nothing on disk
+    cache: bool = field(default_factory=lambda: os.environ.get("FLAME_CACHE", "1") != "0")
+    #: FLAME_NUM_THREADS: threads that compiled kernels use; by default one for each CPU this process may run on
+    num_threads: int = field(
+        default_factory=lambda: _count(
+            "FLAME_NUM_THREADS", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        )
+    )
+    #: FLAME_VERIFY: check every graph and kernel after every pass, always and not only where it is cheap
+    verify: bool = field(default_factory=lambda: _flag("FLAME_VERIFY"))
+
+
+knobs = Knobs()

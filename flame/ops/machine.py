@@ -1,0 +1,115 @@
+"""The basic operations that every kernel target has, as one abstract machine; and the machine that is NumPy.
+
+A `Scalar.define` is written against this class once, and gives NumPy values (`NumpyMachine`, for eager and tests), kernel
+statements, LLVM IR and Triton source. Values are the machine's own; Python numbers may stand for constants of the other
+operand's dtype. There is no broadcasting to think of: a value is one element (or a vector of lanes).
+
+Semantics: IEEE arithmetic in the operands' dtype, without reassociation. `div` of integers is not basic (see elementwise's
+floor and truncating division). `maximum` and `minimum` give NaN if either operand is NaN. Comparisons give bool, and are
+false on NaN but for `ne`. `shift_right` is arithmetic on signed, logical on unsigned. Shifts by the width or more are not
+defined. `mul_high` is the upper half of an unsigned 32-bit product. `cast` float -> int truncates (out of range: undefined),
+to bool is `!= 0`, float -> narrower float rounds to nearest even. `bitcast` keeps the bits, between equal widths. `rint`
+rounds halves to even.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from flame import dtypes
+from flame.dtypes import dtype
+
+#: name -> number of operands; the names are also those of kernel IR ops
+BASIC: dict[str, int] = {
+    "add": 2, "sub": 2, "mul": 2, "div": 2, "fma": 3, "neg": 1, "abs": 1, "sqrt": 1,
+    "floor": 1, "ceil": 1, "trunc": 1, "rint": 1, "maximum": 2, "minimum": 2,
+    "eq": 2, "ne": 2, "lt": 2, "le": 2, "gt": 2, "ge": 2,
+    "logical_and": 2, "logical_or": 2, "logical_not": 1,
+    "bitwise_and": 2, "bitwise_or": 2, "bitwise_xor": 2, "bitwise_not": 1,
+    "shift_left": 2, "shift_right": 2, "mul_high": 2, "floor_divide_int": 2, "remainder_int": 2,
+    "where": 3,
+}  # fmt: skip
+COMPARISONS = frozenset({"eq", "ne", "lt", "le", "gt", "ge"})
+#: float64 functions that a machine takes from its platform's mathematics library (`libm(name, *x)`), and Triton from tl
+LIBM = frozenset("exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh erf erfc pow atan2 lgamma".split())
+
+
+class Machine:
+    """Base of all machines: the basic operations by name, over `emit`."""
+
+    def emit(self, op: str, *operands: Any) -> Any:
+        """Apply the basic operation `op`; at least one operand is a value, the others may be numbers of its dtype."""
+        raise NotImplementedError(op)
+
+    def const(self, value: bool | int | float, d: dtype) -> Any:
+        raise NotImplementedError
+
+    def cast(self, x: Any, d: dtype) -> Any:
+        raise NotImplementedError
+
+    def bitcast(self, x: Any, d: dtype) -> Any:
+        raise NotImplementedError
+
+    def dtype(self, x: Any) -> dtype:
+        raise NotImplementedError
+
+    def libm(self, name: str, *x: Any) -> Any:
+        """A function of `LIBM` on float64 (or float32) values, at the platform's accuracy."""
+        raise NotImplementedError
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in BASIC:
+            raise AttributeError(f"{type(self).__name__} has no operation {name!r}")
+
+        def op(*operands: Any) -> Any:
+            return self.emit(name, *operands)
+
+        return op
+
+
+_NUMPY = {
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "neg": np.negative, "abs": np.abs,
+    "sqrt": np.sqrt, "floor": np.floor, "ceil": np.ceil, "trunc": np.trunc, "rint": np.rint,
+    "maximum": np.maximum, "minimum": np.minimum,
+    "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
+    "logical_and": np.logical_and, "logical_or": np.logical_or, "logical_not": np.logical_not,
+    "bitwise_and": np.bitwise_and, "bitwise_or": np.bitwise_or, "bitwise_xor": np.bitwise_xor,
+    "bitwise_not": np.bitwise_not, "shift_left": np.left_shift, "shift_right": np.right_shift,
+    "floor_divide_int": np.floor_divide, "remainder_int": np.remainder, "where": np.where,
+}  # fmt: skip
+
+
+class NumpyMachine(Machine):
+    """Values are NumPy arrays. `fma` rounds twice (NumPy has no fused form): up to 1 ULP more error than a kernel."""
+
+    def emit(self, op: str, *operands: Any) -> Any:
+        with np.errstate(all="ignore"):
+            if op == "fma":
+                return operands[0] * operands[1] + operands[2]
+            if op == "mul_high":
+                a, b = (np.asarray(x, np.uint32).astype(np.uint64) for x in operands)
+                return ((a * b) >> np.uint64(32)).astype(np.uint32)
+            like = next(x.dtype for x in reversed(operands) if isinstance(x, np.ndarray | np.generic))
+            return _NUMPY[op](*(x if isinstance(x, np.ndarray | np.generic) else np.asarray(x, like) for x in operands))
+
+    def const(self, value: bool | int | float, d: dtype) -> Any:
+        return np.asarray(value, d.numpy)
+
+    def cast(self, x: Any, d: dtype) -> Any:
+        with np.errstate(all="ignore"):
+            return np.asarray(x).astype(d.numpy)
+
+    def bitcast(self, x: Any, d: dtype) -> Any:
+        return np.asarray(x).view(d.numpy)
+
+    def dtype(self, x: Any) -> dtype:
+        return dtypes.from_numpy_dtype(np.asarray(x).dtype)
+
+    def libm(self, name: str, *x: Any) -> Any:
+        spelled = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "atan2": "arctan2", "pow": "power"}.get(name, name)
+        with np.errstate(all="ignore"):
+            f = getattr(np, spelled, None) or np.vectorize(getattr(math, name), otypes=[np.asarray(x[0]).dtype])
+            return f(*x)

@@ -1,0 +1,220 @@
+"""The primitive: one record that everything else is derived from; its registry; and `bind`, the way every one is called.
+
+    operand  ::= tensor | number                 positional; what an interpreter's values are, plus Python numbers
+    params   ::= keyword arguments, static and hashable (ints, strings, dtypes, tuples of these)
+    bind     ::= primitive operand* param* -> the answer of the interpreter in force
+
+Operands of one primitive are strict: tensors among them have equal dtypes (except where a record says otherwise, as
+`where`'s condition and `gather`'s index), and a Python number is read in that dtype. Promotion is done above, by the
+methods that users call. Elementwise primitives broadcast as NumPy does; whoever differentiates undoes it once.
+
+An interpreter is an object with `process(primitive, operands, params)`. The base interpreter runs things eagerly (it is
+installed by `flame.tensor`); tracing a graph and following a captured one are others, pushed for a while on one thread.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from flame.dtypes import dtype
+
+Number = bool | int | float
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What is known of an array without its values."""
+
+    shape: tuple[int, ...]
+    dtype: dtype
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
+
+    def __str__(self) -> str:
+        return f"{self.dtype.name}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """How one element of an elementwise primitive is computed inside a kernel.
+
+    `define(m, *operands)` builds it from a machine's basic operations (`flame.ops.machine.Machine`): the same function
+    makes NumPy, LLVM IR and Triton source. None means that the primitive's own name is a basic operation of every machine.
+    `triton` is an optional Triton spelling that is at least as accurate, with {0}, {1}, ... for the operands.
+    """
+
+    define: Callable[..., Any] | None = None
+    triton: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """The cotangent of one operand: `apply(g, y, *operands, **params)`.
+
+    In the function it is made from, a parameter whose name begins with an underscore is used for its shape and dtype only,
+    so that its values need not be kept for the backward pass: `lambda g, _y, _a, b: g * b` keeps `b` alone.
+    """
+
+    apply: Callable[..., Any]
+    saves_output: bool
+    saves_operands: tuple[bool, ...] | bool  #: one flag an operand, or one for all of a variadic primitive
+
+    def saves(self, operand: int) -> bool:
+        return self.saves_operands if isinstance(self.saves_operands, bool) else self.saves_operands[operand]
+
+    @classmethod
+    def of(cls, f: Callable[..., Any]) -> Rule:
+        ps = list(inspect.signature(f).parameters.values())
+        positional = [p for p in ps if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        variadic = next((p for p in ps if p.kind is p.VAR_POSITIONAL), None)
+        if len(positional) < 2:
+            raise TypeError("a derivative rule takes (g, y, *operands, **params)")
+        keeps = tuple(not p.name.startswith("_") for p in positional[2:])
+        saved: tuple[bool, ...] | bool = keeps if variadic is None else not variadic.name.startswith("_")
+        return cls(f, not positional[1].name.startswith("_"), saved)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Primitive:
+    """One operation. Identity is the object; `name` is its name in graphs, kernels and messages."""
+
+    name: str
+    #: elementwise | reduce | movement | contract | index | create | random | opaque
+    kind: str
+    #: shape rule: infer(*specs_or_numbers, **params) -> Spec, or a tuple of Specs for several results. Raises what the
+    #: user's call should raise when operands do not fit.
+    infer: Callable[..., Any]
+    #: meaning on NumPy arrays: eager(*arrays_or_numbers, **params) -> array (or tuple)
+    eager: Callable[..., Any]
+    #: one rule an operand (None: no derivative flows there); a single Rule for a variadic primitive, which is then
+    #: also given `operand=i`; None: not differentiable
+    vjp: tuple[Rule | None, ...] | Rule | None = None
+    scalar: Scalar | None = None
+    #: for structural kinds: how a kernel reads it (see flame.ops.access); None with scalar None: an opaque library call
+    lower: Any = None
+    #: the result shares the operand's memory (reshape, permute, slice, expand, ...)
+    view: bool = False
+    #: samples() -> iterator of (operands, params), operands being NumPy arrays and numbers
+    samples: Callable[[], Iterator[tuple[tuple, dict]]] | None = None
+    #: for elementwise primitives whose derivative is needed nowhere (comparisons) or whose record leaves a cell empty on
+    #: purpose: the cell's name -> the reason
+    refused: dict[str, str] = field(default_factory=dict)
+    #: names of the Tensor methods and functions that come from this record as they are ("" means none)
+    method: str = ""
+    doc: str = ""
+
+    def __call__(self, *operands: Any, **params: Any) -> Any:
+        return bind(self, *operands, **params)
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def __reduce__(self) -> tuple:
+        return (registered, (self.name,))
+
+    def rule(self, operand: int) -> Rule | None:
+        """The derivative rule of one operand, or None."""
+        if isinstance(self.vjp, tuple):
+            return self.vjp[operand] if operand < len(self.vjp) else None
+        return self.vjp
+
+
+REGISTRY: dict[str, Primitive] = {}
+
+
+def registered(name: str) -> Primitive:
+    return REGISTRY[name]
+
+
+def register(
+    name: str,
+    *,
+    kind: str,
+    infer: Callable[..., Any],
+    eager: Callable[..., Any],
+    vjp: Sequence[Callable[..., Any] | None] | Callable[..., Any] | None = None,
+    **cells: Any,
+) -> Primitive:
+    """Make a primitive and enter it in the registry; `vjp` is given as plain functions."""
+    if name in REGISTRY:
+        raise ValueError(f"primitive {name!r} is registered twice")
+    rules: tuple[Rule | None, ...] | Rule | None
+    if vjp is None:
+        rules = None
+    elif callable(vjp):
+        rules = Rule.of(vjp)
+    else:
+        rules = tuple(None if f is None else Rule.of(f) for f in vjp)
+    p = REGISTRY[name] = Primitive(name, kind, infer, eager, rules, **cells)
+    return p
+
+
+class Interpreter(Protocol):
+    def process(self, primitive: Primitive, operands: tuple, params: dict) -> Any: ...
+
+
+class _Force(threading.local):
+    """The interpreter in force on this thread; None: the base interpreter."""
+
+    interpreter: Interpreter | None = None
+
+
+force = _Force()
+_base: Interpreter | None = None
+
+
+def install_base_interpreter(interpreter: Interpreter) -> None:
+    """Called once, by the module that owns eager tensors."""
+    global _base
+    _base = interpreter
+
+
+def bind(primitive: Primitive, *operands: Any, **params: Any) -> Any:
+    """Apply a primitive under the interpreter in force."""
+    return (force.interpreter or _base).process(primitive, operands, params)  # type: ignore[union-attr]
+
+
+@contextmanager
+def interpreting(interpreter: Interpreter | None) -> Iterator[None]:
+    """Put `interpreter` in force on this thread (None: the base interpreter)."""
+    before = force.interpreter
+    force.interpreter = interpreter
+    try:
+        yield
+    finally:
+        force.interpreter = before
+
+
+def broadcast_shapes(*shapes: tuple[int, ...], op: str = "broadcast_shapes") -> tuple[int, ...]:
+    """The shape that all broadcast to. Raises RuntimeError (PyTorch's words) where they do not fit."""
+    first = shapes[0]
+    if all(s == first for s in shapes):
+        return first
+    n = max(map(len, shapes))
+    out = [1] * n
+    for s in shapes:
+        for i, d in enumerate(s, n - len(s)):
+            if d != 1 and out[i] != d:
+                if out[i] != 1:
+                    raise RuntimeError(
+                        f"{op}: the size of tensor a ({out[i]}) must match the size of tensor b ({d}) at non-singleton "
+                        f"dimension {i}; the shapes were {', '.join(map(str, map(list, shapes)))}"
+                    )
+                out[i] = d
+    return tuple(out)
