@@ -1,0 +1,73 @@
+"""What every test may rely on: a kernel cache of its own, verification after every pass, fixed seeds, and the second oracle.
+
+Options: `--update-golden` rewrites the golden files instead of comparing with them. Tests marked `oracle` get PyTorch by
+the fixture `torch`; where it is not installed they are skipped, and say so.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+# Before the first import of flame, which reads its knobs once. What the caller has set is left as it is.
+_cache = tempfile.TemporaryDirectory(prefix="flame-tests-")
+os.environ.setdefault("FLAME_CACHE_DIR", _cache.name)
+os.environ.setdefault("FLAME_VERIFY", "1")
+
+import hypothesis  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+WITHOUT_TORCH = "the second oracle is not installed: pip install 'flame-jit[oracle]'"
+
+hypothesis.settings.register_profile(
+    "flame",
+    deadline=None,  # a shared machine's clock says nothing about an example
+    derandomize=True,  # the same examples on every machine
+    database=None,
+    max_examples=50,
+)
+hypothesis.settings.load_profile("flame")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="rewrite golden files instead of comparing with them")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if find_spec("torch") is None:
+        for item in items:
+            if item.get_closest_marker("oracle"):
+                item.add_marker(pytest.mark.skip(reason=WITHOUT_TORCH))
+
+
+def pytest_sessionfinish() -> None:
+    _cache.cleanup()
+
+
+@pytest.fixture
+def update_golden(request: pytest.FixtureRequest) -> bool:
+    """True when golden files are to be rewritten."""
+    return request.config.getoption("--update-golden")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """The same numbers on every run."""
+    return np.random.default_rng(20240229)
+
+
+@pytest.fixture(scope="session")
+def torch() -> Iterator[ModuleType]:
+    """PyTorch, for tests marked `oracle`."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield torch
+    torch.set_num_threads(threads)
