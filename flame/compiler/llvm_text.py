@@ -1,0 +1,283 @@
+"""LLVM IR as text: one function being written, its loops, and the module around it.
+
+    function.emit(text) -> "%t7"     one instruction with a result
+    function.do(text)                one without
+    function.loop(...)               a counted loop with carried values, tested before its first round
+    module(functions, globals)       the text, with the declarations that the functions called for
+
+An i64 is an `Int`: a Python int where it is known when code is made, else the name of an SSA value; `add`, `mul`, ... fold the
+known ones. Lines are kept in a tree: `slot()` leaves a place at the present position into which `into(slot)` writes later, so
+that what does not change in a loop is written before it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from flame.dtypes import dtype
+
+Int = int | str
+
+#: how a dtype is held in registers; float16 is LLVM's half, bfloat16 its bits
+SCALAR = {
+    "bool": "i1", "uint8": "i8", "int8": "i8", "uint16": "i16", "int16": "i16", "uint32": "i32", "int32": "i32",
+    "uint64": "i64", "int64": "i64", "float16": "half", "bfloat16": "i16", "float32": "float", "float64": "double",
+}  # fmt: skip
+#: the suffix of an overloaded intrinsic
+SUFFIX = {"i1": "i1", "i8": "i8", "i16": "i16", "i32": "i32", "i64": "i64", "half": "f16", "float": "f32", "double": "f64"}
+
+
+def element(d: dtype) -> str:
+    """The register type of one element."""
+    return SCALAR[d.name]
+
+
+def memory_element(d: dtype) -> str:
+    """The type of one element in memory: bool is a byte."""
+    return "i8" if d.name == "bool" else SCALAR[d.name]
+
+
+def wide(t: str, lanes: int) -> str:
+    """The type of `lanes` elements of type `t`; one lane is a scalar."""
+    return t if lanes == 1 else f"<{lanes} x {t}>"
+
+
+def suffix(t: str, lanes: int) -> str:
+    return SUFFIX[t] if lanes == 1 else f"v{lanes}{SUFFIX[t]}"
+
+
+def literal(value: bool | int | float, d: dtype) -> str:
+    """A scalar constant as LLVM writes it. Integers wrap into the dtype."""
+    if d.name == "bool":
+        return "true" if value else "false"
+    if d.name == "bfloat16":
+        (bits,) = struct.unpack("<H", d.numpy.type(value).tobytes())
+        return str(bits)
+    if d.kind == "f":
+        if d.itemsize < 8:  # exact when widened: the text of a float or half constant is that of the double it equals
+            value = float(d.numpy.type(value))
+        hexadecimal = f"{struct.unpack('<Q', struct.pack('<d', float(value)))[0]:016X}"
+        return f"0x{hexadecimal}" if d.itemsize > 2 else _half(d.numpy.type(value).tobytes())
+    return str(int(value) & ((1 << 8 * d.itemsize) - 1))
+
+
+def _half(two_bytes: bytes) -> str:
+    return f"0xH{struct.unpack('<H', two_bytes)[0]:04X}"
+
+
+def repeat(text: str, t: str, lanes: int) -> str:
+    """A constant vector with equal lanes."""
+    return text if lanes == 1 else "<" + ", ".join([f"{t} {text}"] * lanes) + ">"
+
+
+def vector(values: Sequence[int | str], t: str) -> str:
+    """A constant vector."""
+    return "<" + ", ".join(f"{t} {v}" for v in values) + ">"
+
+
+Lines = list  # of str | Lines
+
+
+class Function:
+    """One function being written."""
+
+    def __init__(self, name: str, parameters: Sequence[tuple[str, str]], *, attributes: str = "nounwind", linkage: str = ""):
+        self.name = name
+        signature = ", ".join(f"{t} %{n}" for t, n in parameters)
+        self.head = f"define {linkage + ' ' if linkage else ''}void @{name}({signature}) {attributes} {{"
+        self.declarations: set[str] = set()
+        self.externals: set[str] = set()
+        self._lines: Lines = ["entry:"]
+        self._sink: Lines = self._lines
+        self._count = 0
+        self.block = "entry"
+
+    # -- lines
+
+    def emit(self, text: str) -> str:
+        self._count += 1
+        name = f"%t{self._count}"
+        self._sink.append(f"  {name} = {text}")
+        return name
+
+    def do(self, text: str) -> None:
+        self._sink.append("  " + text)
+
+    def comment(self, text: str) -> None:
+        self._sink.append("  ; " + text.replace("\n", " "))
+
+    def slot(self) -> Lines:
+        """A place here, to be written to later."""
+        place: Lines = []
+        self._sink.append(place)
+        return place
+
+    @contextmanager
+    def into(self, place: Lines) -> Iterator[None]:
+        """Write straight-line code to `place`, which must dominate its uses."""
+        before, self._sink = self._sink, place
+        try:
+            yield
+        finally:
+            self._sink = before
+
+    def text(self) -> str:
+        out: list[str] = []
+        stack: list[Iterator] = [iter(self._lines)]
+        while stack:
+            for line in stack[-1]:
+                if isinstance(line, str):
+                    out.append(line)
+                else:
+                    stack.append(iter(line))
+                    break
+            else:
+                stack.pop()
+        return "\n".join([self.head, *out, "  ret void", "}"])
+
+    # -- blocks
+
+    def _label(self, hint: str) -> str:
+        self._count += 1
+        return f"{hint}{self._count}"
+
+    def start(self, label: str) -> None:
+        self._sink.append(f"{label}:")
+        self.block = label
+
+    def loop(
+        self,
+        low: Int,
+        high: Int,
+        step: Int,
+        carried: Sequence[tuple[str, str]],
+        body: Callable[[str, list[str]], Sequence[str]],
+    ) -> list[str]:
+        """for (i = low; i < high; i += step) carried = body(i, carried). `carried` are (type, first value); gives the last."""
+        head, inside, after = self._label("head"), self._label("body"), self._label("after")
+        before = self.block
+        self.do(f"br label %{head}")
+        self.start(head)
+        phis = self.slot()
+        self._count += 1
+        i = f"%i{self._count}"
+        names = []
+        for _ in carried:
+            self._count += 1
+            names.append(f"%c{self._count}")
+        more = self.emit(f"icmp slt i64 {i}, {high}")
+        self.do(f"br i1 {more}, label %{inside}, label %{after}")
+        self.start(inside)
+        new = body(i, list(names))
+        following = self.emit(f"add nsw i64 {i}, {step}")
+        end = self.block
+        self.do(f"br label %{head}")
+        phis.append(f"  {i} = phi i64 [{low}, %{before}], [{following}, %{end}]")
+        for name, (t, first), value in zip(names, carried, new, strict=True):
+            phis.append(f"  {name} = phi {t} [{first}, %{before}], [{value}, %{end}]")
+        self.start(after)
+        return names
+
+    def when(self, condition: str, body: Callable[[], None]) -> None:
+        """if (condition) body()"""
+        yes, after = self._label("then"), self._label("after")
+        self.do(f"br i1 {condition}, label %{yes}, label %{after}")
+        self.start(yes)
+        body()
+        self.do(f"br label %{after}")
+        self.start(after)
+
+    # -- integers
+
+    def add(self, a: Int, b: Int) -> Int:
+        if isinstance(a, int) and isinstance(b, int):
+            return a + b
+        if a == 0:
+            return b
+        return a if b == 0 else self.emit(f"add nsw i64 {a}, {b}")
+
+    def sub(self, a: Int, b: Int) -> Int:
+        if isinstance(a, int) and isinstance(b, int):
+            return a - b
+        return a if b == 0 else self.emit(f"sub nsw i64 {a}, {b}")
+
+    def mul(self, a: Int, b: Int) -> Int:
+        if isinstance(a, int) and isinstance(b, int):
+            return a * b
+        if a == 0 or b == 0:
+            return 0
+        if a == 1:
+            return b
+        return a if b == 1 else self.emit(f"mul nsw i64 {a}, {b}")
+
+    def div(self, a: Int, b: Int) -> Int:
+        """a // b for a >= 0, b > 0."""
+        if isinstance(a, int) and isinstance(b, int):
+            return a // b
+        return a if b == 1 else self.emit(f"udiv i64 {a}, {b}")
+
+    def rem(self, a: Int, b: Int) -> Int:
+        """a % b for a >= 0, b > 0."""
+        if isinstance(a, int) and isinstance(b, int):
+            return a % b
+        return 0 if b == 1 else self.emit(f"urem i64 {a}, {b}")
+
+    def least(self, a: Int, b: Int) -> Int:
+        if isinstance(a, int) and isinstance(b, int):
+            return min(a, b)
+        return self.call("i64", "llvm.smin.i64", [("i64", a), ("i64", b)])
+
+    def most(self, a: Int, b: Int) -> Int:
+        if isinstance(a, int) and isinstance(b, int):
+            return max(a, b)
+        return self.call("i64", "llvm.smax.i64", [("i64", a), ("i64", b)])
+
+    # -- memory and calls
+
+    def address(self, base: str, index: Int, t: str) -> str:
+        return base if index == 0 else self.emit(f"getelementptr {t}, ptr {base}, i64 {index}")
+
+    def load(self, t: str, pointer: str, align: int, flags: str = "") -> str:
+        return self.emit(f"load {t}, ptr {pointer}, align {align}{flags}")
+
+    def store(self, t: str, value: str, pointer: str, align: int, flags: str = "") -> None:
+        self.do(f"store {t} {value}, ptr {pointer}, align {align}{flags}")
+
+    def scratch(self, t: str, count: int) -> str:
+        """Aligned stack memory for `count` elements, made once at the function's entry."""
+        self._count += 1
+        name = f"%s{self._count}"
+        self._lines.insert(1, f"  {name} = alloca [{count} x {t}], align 64")
+        return name
+
+    def call(self, result: str, name: str, arguments: Sequence[tuple[str, Int]], flags: str = "") -> str:
+        """Call an intrinsic or a C function, declaring it."""
+        types = ", ".join(t for t, _ in arguments)
+        self.declarations.add(f"declare {result} @{name}({types})")
+        text = f"call {flags + ' ' if flags else ''}{result} @{name}({', '.join(f'{t} {v}' for t, v in arguments)})"
+        if result == "void":
+            self.do(text)
+            return ""
+        return self.emit(text)
+
+    def splat(self, value: str, t: str, lanes: int) -> str:
+        """A vector whose lanes are all `value`."""
+        if lanes == 1:
+            return value
+        if not value.startswith("%"):
+            return repeat(value, t, lanes)
+        v = wide(t, lanes)
+        x = self.emit(f"insertelement {v} poison, {t} {value}, i64 0")
+        return self.emit(f"shufflevector {v} {x}, {v} poison, <{lanes} x i32> zeroinitializer")
+
+    def shuffle(self, t: str, lanes: int, a: str, b: str, order: Sequence[int]) -> str:
+        v = wide(t, lanes)
+        return self.emit(f"shufflevector {v} {a}, {v} {b}, {vector(order, 'i32')}")
+
+
+def module(functions: Sequence[Function], constants: Sequence[str] = ()) -> str:
+    """The module of these functions. Equal functions give equal text."""
+    declarations = sorted(set().union(*(f.declarations for f in functions)))
+    return "\n".join([*declarations, *constants, *(f.text() for f in functions)]) + "\n"
