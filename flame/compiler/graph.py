@@ -159,7 +159,8 @@ class Builder:
         self.graph = graph or Graph()
         self.note = ""
         self.source = ""
-        self._count = sum(1 for _ in self.graph.values())
+        taken = (v.name[1:] for v in self.graph.values() if v.name[:1] == "v" and v.name[1:].isdigit())
+        self._count = max(map(int, taken), default=-1) + 1
 
     def input(self, spec: Spec, name: str = "") -> Value:
         v = Value(spec, None, len(self.graph.inputs), name or f"a{len(self.graph.inputs)}")
