@@ -526,8 +526,7 @@ def _divide(e: E, d: E, bounds: Bounds) -> tuple[E, E]:
     if d == 1:
         return e, ZERO
     if e.const is not None and d.const is not None:
-        q, r = divmod(e.const, d.const)
-        return ex(q), ex(r)
+        return ex(e.const // d.const), ex(e.const % d.const)
     whole, rest = _split(e, d)
     k = _quotient(rest, d, bounds)  # e = q*d + r with 0 <= r < d
     if k is not None:
