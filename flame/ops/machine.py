@@ -34,7 +34,9 @@ BASIC: dict[str, int] = {
 }  # fmt: skip
 COMPARISONS = frozenset({"eq", "ne", "lt", "le", "gt", "ge"})
 #: float64 functions that a machine takes from its platform's mathematics library (`libm(name, *x)`), and Triton from tl
-LIBM = frozenset("exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh erf erfc pow atan2 lgamma".split())
+LIBM = frozenset(
+    "exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh erf erfc pow atan2 fmod lgamma".split()
+)
 
 
 class Machine:

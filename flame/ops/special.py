@@ -1,0 +1,102 @@
+"""Eager meanings of the functions that NumPy has not: erf, erfc, lgamma, digamma, trigamma, sigmoid.
+
+float64 goes through the C library where it has the function; float32 is computed by the same definitions as in kernels, a
+block at a time so that the intermediate arrays stay in cache. Operands are NumPy arrays of float32 or float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from flame.ops import vector_math
+from flame.ops.machine import NumpyMachine
+
+_BLOCK = 8192
+_machine = NumpyMachine()
+
+
+def _in_blocks(define: Callable[..., Any], x: np.ndarray) -> np.ndarray:
+    flat = np.ascontiguousarray(x).reshape(-1)
+    out = np.empty_like(flat)
+    for i in range(0, flat.size, _BLOCK):
+        out[i : i + _BLOCK] = define(_machine, flat[i : i + _BLOCK])
+    return out.reshape(np.shape(x))
+
+
+def _library(f: Callable[[float], float], x: np.ndarray) -> np.ndarray:
+    return np.asarray(np.frompyfunc(f, 1, 1)(x), x.dtype) if x.size else np.empty(x.shape, x.dtype)
+
+
+def _lgamma(x: float) -> float:
+    try:
+        return math.lgamma(x)
+    except (ValueError, OverflowError):  # poles, and results beyond float64
+        return math.inf
+
+
+def erf(x: np.ndarray) -> np.ndarray:
+    return _in_blocks(vector_math.erf, x) if x.dtype == np.float32 else _library(math.erf, x)
+
+
+def erfc(x: np.ndarray) -> np.ndarray:
+    return _in_blocks(vector_math.erfc, x) if x.dtype == np.float32 else _library(math.erfc, x)
+
+
+def lgamma(x: np.ndarray) -> np.ndarray:
+    return _library(_lgamma, x)
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    e = np.exp(-np.abs(x))
+    return np.where(x < 0, e, x.dtype.type(1)) / (e + x.dtype.type(1))
+
+
+#: B(2k) of the asymptotic series, and how far arguments are shifted up before it is used
+_BERNOULLI = (1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66, -691 / 2730, 7 / 6)
+_SHIFT = 10
+
+
+def digamma(x: np.ndarray) -> np.ndarray:
+    """The derivative of lgamma: reflection below 0, recurrence up to 10, then the asymptotic series. At 0 -/+inf, at poles NaN."""
+    x = np.asarray(x)
+    z = x.astype(np.float64)
+    low = z <= 0
+    up = np.where(low, 1 - z, z)
+    below = np.zeros_like(up)
+    for _ in range(_SHIFT):
+        step = up < _SHIFT
+        below += np.where(step, 1 / np.where(step, up, 1), 0)
+        up = np.where(step, up + 1, up)
+    square = 1 / (up * up)
+    series = np.zeros_like(up)
+    for k in range(len(_BERNOULLI), 0, -1):
+        series = (series + _BERNOULLI[k - 1] / (2 * k)) * square
+    value = np.log(up) - 0.5 / up - series - below
+    # the fraction alone goes into the tangent, which keeps it accurate far from 0
+    value = np.where(low, value - math.pi / np.tan(math.pi * (z - np.rint(z))), value)
+    value = np.where(low & (z == np.rint(z)), np.where(z == 0, np.copysign(np.inf, -z), np.nan), value)
+    return value.astype(x.dtype)
+
+
+def trigamma(x: np.ndarray) -> np.ndarray:
+    """The derivative of digamma, in the same three steps."""
+    x = np.asarray(x)
+    z = x.astype(np.float64)
+    low = z <= 0
+    up = np.where(low, 1 - z, z)
+    below = np.zeros_like(up)
+    for _ in range(_SHIFT):
+        step = up < _SHIFT
+        below += np.where(step, 1 / np.where(step, up * up, 1), 0)
+        up = np.where(step, up + 1, up)
+    square = 1 / (up * up)
+    series = np.zeros_like(up)
+    for k in range(len(_BERNOULLI), 0, -1):
+        series = (series + _BERNOULLI[k - 1]) * square
+    value = 1 / up + 0.5 * square + series / up + below
+    reflected = (math.pi / np.sin(math.pi * (z - np.rint(z)))) ** 2 - value
+    return np.where(low, reflected, value).astype(x.dtype)
