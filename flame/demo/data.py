@@ -7,6 +7,7 @@ library carries for `help()`: about half a megabyte, there wherever Python is.
 from __future__ import annotations
 
 import pydoc_data.topics
+import re
 from dataclasses import dataclass
 from importlib import import_module
 
@@ -60,9 +61,10 @@ def digits(seed: int = 0, held_out: int = 360) -> Images:
 
 
 def python_topics() -> Text:
-    """The language reference as `help()` has it, in the order of its topics' names."""
+    """The language reference as `help()` has it, in the order of its topics' names, without indentation and rulers."""
     topics = pydoc_data.topics.topics
     text = "\n\n".join(topics[name].strip() for name in sorted(topics)).translate(_PLAIN)
+    text = re.sub(r"\n([*=~^-])\1{3,}(?=\n)", "", re.sub(r" {2,}", " ", re.sub(r"\n +", "\n", text)))
     text = "".join(c for c in text if c == "\n" or " " <= c <= "~")
     characters = "".join(sorted(set(text)))
     table = np.zeros(128, np.int64)

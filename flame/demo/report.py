@@ -24,7 +24,7 @@ def rows(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
         "eager steps/s",
         "compiled steps/s",
         "speed-up",
-        "seconds to first compiled step",
+        "first compiled step",
         "kernels",
         "largest loss difference",
     ]
@@ -37,7 +37,7 @@ def rows(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
                 f"{1 / o.eager.step_seconds:.1f}",
                 f"{1 / o.compiled.step_seconds:.1f}",
                 f"{o.speedup:.2f}x",
-                "never" if first is None else f"{first:.2f}",
+                "never" if first is None else f"{first:.2f} s",
                 str(len(o.compiled.kernels)),
                 f"{o.largest_loss_difference:.1e}",
             ]

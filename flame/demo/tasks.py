@@ -60,13 +60,13 @@ def digits_task(quick: bool, seed: int = 0) -> Task:
 def text_task(quick: bool, seed: int = 0) -> Task:
     """The Python reference's English, character by character, by a GPT."""
     text = python_topics()
-    size, context = (8, 64) if quick else (16, 96)
+    size, context = (16, 48) if quick else (16, 64)
     vocabulary = len(text.characters)
 
     def model() -> CharGPT:
         if quick:
             return CharGPT(vocabulary, context, width=64, heads=4, layers=2)
-        return CharGPT(vocabulary, context, width=128, heads=4, layers=4)
+        return CharGPT(vocabulary, context, width=128, heads=4, layers=3)
 
     def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
         starts = np.random.default_rng((seed, step)).integers(0, len(text.codes) - context, size)
