@@ -1,0 +1,225 @@
+"""The CPU that this process runs on, described for the compiler; and kernels made ready to be called on it.
+
+    host()            CpuTarget, what `to_llvm` writes code for
+    target()          Target, what fusion and scheduling look at
+    load(kernel)      NativeKernel: compiled once in a process and, through the disk cache, once on a machine
+
+A kernel is known by its `digest`, so kernels that differ in names alone are one. On disk an entry is a line of JSON (phases and
+sizes, as expressions over the kernel's symbols) and the object code. Its key also covers the compiler's own source files, so
+that a changed compiler never meets what an older one left.
+"""
+
+from __future__ import annotations
+
+import ast
+import ctypes
+import functools
+import hashlib
+import json
+import os
+import platform
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from flame.compiler.index_math import E, evaluate, ex, show, var
+from flame.compiler.kernel import Kernel, canonical, digest
+from flame.compiler.schedule_cpu import CpuSchedule, choose_cpu
+from flame.compiler.target import Target
+from flame.compiler.target_cpu import CpuTarget, LlvmSource
+from flame.compiler.to_llvm import to_llvm
+from flame.errors import CompileError
+from flame.runtime import cache, llvm_jit, threads
+from flame.runtime.cache import DiskCache
+
+#: An estimated total below this is not spread over threads: waking one costs as much.
+PARALLEL_MICROSECONDS: Final = 50.0
+
+
+@functools.cache
+def host() -> CpuTarget:
+    """This machine's CPU, with what LLVM and the operating system say of it."""
+    name, features = llvm_jit.host_cpu()
+    wide = "avx512f" in features and "avx512vl" in features
+    lanes = 16 if wide else 8 if "avx2" in features else 4
+    many = wide or platform.machine().lower() in ("aarch64", "arm64", "riscv64")
+    return CpuTarget(
+        triple=llvm_jit.host_triple(),
+        name=name,
+        features=features,
+        lanes_f32=lanes,
+        registers=32 if many else 16,
+        l1=_cache_bytes(1) or 32 << 10,
+        l2=_cache_bytes(2) or 512 << 10,
+    )
+
+
+@functools.cache
+def _host_target(units: int) -> Target:
+    cpu = host()
+    return Target("cpu", arch=cpu.name, lanes=cpu.lanes_f32, units=units, cache=cpu.l2, features=cpu.features)
+
+
+def target() -> Target:
+    """This machine as fusion and scheduling see it, with the threads that the pool has now."""
+    return _host_target(threads.get_num_threads())
+
+
+def _cache_bytes(level: int) -> int:
+    """Bytes of a core's data cache of that level, or 0 where nobody says."""
+    for index in range(8):
+        about = Path(f"/sys/devices/system/cpu/cpu0/cache/index{index}")
+        try:
+            if (about / "type").read_text().strip() != "Instruction" and int((about / "level").read_text()) == level:
+                text = (about / "size").read_text().strip()
+                return int(text.rstrip("KM")) * {"K": 1 << 10, "M": 1 << 20}.get(text[-1], 1)
+        except (OSError, ValueError):
+            break
+    if platform.system() == "Darwin":
+        value = ctypes.c_int64()
+        size = ctypes.c_size_t(8)
+        for name in (f"hw.perflevel0.l{level}{'d' * (level == 1)}cachesize", f"hw.l{level}{'d' * (level == 1)}cachesize"):
+            if ctypes.CDLL(None).sysctlbyname(name.encode(), ctypes.byref(value), ctypes.byref(size), None, 0) == 0:
+                return value.value
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class NativePhase:
+    """One function of a kernel in memory: `function(bufs, syms, begin, end)` runs those of its chunks."""
+
+    function: int
+    chunks: E
+    microseconds: float
+
+    def count(self, symbols: Mapping[str, int]) -> int:
+        """How many chunks there are."""
+        return int(evaluate(self.chunks, symbols))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class NativeKernel:
+    """A kernel (under canonical names) that can be called."""
+
+    kernel: Kernel
+    cpu: CpuTarget
+    schedule: CpuSchedule
+    phases: tuple[NativePhase, ...]
+    workspace_bytes: E
+
+    def workspace(self, symbols: Mapping[str, int]) -> int:
+        return int(evaluate(self.workspace_bytes, symbols))
+
+    @property
+    def source(self) -> LlvmSource:
+        """The LLVM IR that it was made from, written again."""
+        return to_llvm(self.kernel, self.schedule, self.cpu)
+
+    @property
+    def asm(self) -> str:
+        """Its machine code as text."""
+        s = self.source
+        return llvm_jit.assembly(s.text, self.cpu, passes=s.passes, codegen=s.codegen, what=self.kernel.name)
+
+
+_loaded: dict[tuple[str, CpuSchedule, CpuTarget], NativeKernel] = {}
+_lock = threading.RLock()
+
+
+def _forget_lock() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_lock)
+
+
+def load(
+    kernel: Kernel, cpu: CpuTarget | None = None, schedule: CpuSchedule | None = None, store: DiskCache | None = None
+) -> NativeKernel:
+    """The kernel, compiled and in memory. Raises CompileError, naming the kernel, where that fails."""
+    cpu = cpu or host()
+    plain = canonical(kernel)[0]
+    schedule = schedule or choose_cpu(plain, cpu)
+    known = (digest(kernel), schedule, cpu)
+    with _lock:
+        got = _loaded.get(known)
+        if got is None:
+            got = _loaded[known] = _load(plain, kernel.name, cpu, schedule, known[0], store or cache.shared())
+    return got
+
+
+def _load(kernel: Kernel, called: str, cpu: CpuTarget, schedule: CpuSchedule, what: str, store: DiskCache) -> NativeKernel:
+    name = cache.key("kernel", what, repr(schedule), llvm_jit.fingerprint(cpu), llvm_jit.version(), _compiler_fingerprint())
+    entry = store.get(name)
+    made = _decoded(entry) if entry is not None else None
+    if made is None:
+        source = to_llvm(kernel, schedule, cpu)
+        obj = llvm_jit.compile_object(source.text, cpu, passes=source.passes, codegen=source.codegen, what=f"kernel {called}")
+        about = [(p.entry, p.chunks, p.microseconds) for p in source.phases]
+        made = about, source.workspace_bytes, obj
+        store.put(name, _encoded(*made))
+    about, workspace, obj = made
+    code = llvm_jit.link(obj, [entry for entry, _, _ in about], what=f"kernel {called}")
+    phases = tuple(NativePhase(code[entry], chunks, us) for entry, chunks, us in about)
+    return NativeKernel(kernel, cpu, schedule, phases, workspace)
+
+
+def _encoded(about: list[tuple[str, E, float]], workspace: E, obj: bytes) -> bytes:
+    facts = {"phases": [[entry, show(chunks), us] for entry, chunks, us in about], "workspace": show(workspace)}
+    return json.dumps(facts).encode() + b"\n" + obj
+
+
+def _decoded(entry: bytes) -> tuple[list[tuple[str, E, float]], E, bytes] | None:
+    """The reverse, or None for what this version does not understand."""
+    head, _, obj = entry.partition(b"\n")
+    try:
+        facts = json.loads(head)
+        about = [(str(name), _expression(chunks), float(us)) for name, chunks, us in facts["phases"]]
+        return about, _expression(facts["workspace"]), obj
+    except (ValueError, KeyError, TypeError, SyntaxError):
+        return None
+
+
+def _expression(text: str) -> E:
+    """What `show` wrote."""
+
+    def read(node: ast.expr) -> Any:
+        match node:
+            case ast.Constant(value=int(n)):
+                return ex(n)
+            case ast.Name(id=name):
+                return var(name)
+            case ast.UnaryOp(op=ast.USub(), operand=x):
+                return -read(x)
+            case ast.BinOp(left=a, op=op, right=b):
+                x, y = read(a), read(b)
+                match op:
+                    case ast.Add():
+                        return x + y
+                    case ast.Sub():
+                        return x - y
+                    case ast.Mult():
+                        return x * y
+                    case ast.FloorDiv():
+                        return x // y
+                    case ast.Mod():
+                        return x % y
+        raise ValueError(f"not an integer expression: {text!r}")
+
+    return read(ast.parse(text, mode="eval").body)
+
+
+@functools.cache
+def _compiler_fingerprint() -> str:
+    """A hash of the source files that decide what code a kernel becomes; where there are none to read, of nothing seen before."""
+    root = Path(cache.__file__).parent.parent
+    files = sorted([*root.glob("dtypes.py"), *root.glob("primitive.py"), *root.glob("ops/*.py"), *root.glob("compiler/*.py")])
+    h = hashlib.sha256(b"" if files else os.urandom(32))
+    for path in files:
+        h.update(path.name.encode())
+        h.update(path.read_bytes())
+    return h.hexdigest()

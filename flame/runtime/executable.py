@@ -1,0 +1,261 @@
+"""A program that can be called: arrays in, fresh arrays out.
+
+    run = Executable(program)                       every distinct kernel is compiled once
+    results = run(arrays)                           in the order of the program's inputs and outputs
+
+    executable ::= stage*             stage ::= native (a plan: consecutive kernels, one native call)
+                                              | call (a primitive's eager function on arrays)
+                                              | interpreted (a kernel by its definition in NumPy)
+
+A call makes its outputs, takes an arena for the temps and the kernels' scratch memory, and goes through the stages with one
+list of arrays, inputs then outputs. Nothing is kept between calls but code and plans, so any number of threads may call at
+once. A program that is one native stage costs one builtin call, with the interpreter lock let go while it runs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any, Literal
+
+import numpy as np
+
+from flame.compiler.interpret import interpret
+from flame.compiler.program import Argument, CallStep, Decision, KernelStep, Program, Step
+from flame.compiler.target_cpu import CpuTarget
+from flame.errors import CompileError, Refused
+from flame.primitive import Number, Spec
+from flame.runtime import cpu, llvm_jit, memory, threads
+from flame.runtime.cpu import PARALLEL_MICROSECONDS, NativeKernel
+from flame.runtime.entry import NativeStep, Plan, entry
+from flame.runtime.memory import ALIGNMENT, Block
+
+Backend = Literal["llvm", "interpret"]
+BACKENDS: tuple[Backend, ...] = ("llvm", "interpret")
+Arrays = list[np.ndarray]
+Stage = Callable[[Arrays, Block], None]
+
+
+class Executable:
+    """`program`, ready to run on this machine's CPU.
+
+    `backend` "llvm" compiles kernels, "interpret" evaluates them in NumPy and needs nothing installed. `library` says whether
+    kernel steps that a library may run instead are run so. `decisions` are what was decided here and why; `kernels` the
+    compiled kernels, by step. Raises CompileError, naming the kernel and the user's line, where one cannot be compiled.
+    """
+
+    def __init__(
+        self, program: Program, *, backend: Backend = "llvm", library: bool = True, target: CpuTarget | None = None
+    ):
+        if backend not in BACKENDS:
+            raise ValueError(f"backend {backend!r}: expected one of {', '.join(BACKENDS)}")
+        if backend == "llvm":
+            llvm_jit.require()
+        self.program = program
+        self.backend = backend
+        self.decisions: list[Decision] = []
+        self.kernels: dict[int, NativeKernel] = {}
+        slots = program.slots
+        self._inputs = [slots[s].spec for s in program.inputs]
+        owned = [s for s in program.output_slots if slots[s].kind == "output"]
+        self._arrays = [*self._inputs, *(slots[s].spec for s in owned)]
+        #: slot -> its place among the call's arrays, for slots that are not temps
+        self._place = {s: i for i, s in reversed([*enumerate([*program.inputs, *owned])])}
+        self._makers = [memory.shared.maker(slots[s].spec.shape, slots[s].spec.dtype.numpy) for s in owned]
+        #: where each result is: (its place, whether it is an input, whose array stays the caller's)
+        n = len(self._inputs)
+        self._results = [(self._place[s], self._place[s] < n) for s in program.outputs]
+        self._simple = self._results == [(n + i, False) for i in range(len(owned))]
+        self._scratch = -(-program.arena_bytes // ALIGNMENT) * ALIGNMENT
+        self._arena_bytes = self._scratch
+
+        runs = [(i, s, self._how(i, s, library, target)) for i, s in enumerate(program.steps)]
+        self._stages: list[Stage] = []
+        plans: list[Plan] = []
+        for native, group in groupby(runs, key=lambda run: isinstance(run[2], NativeKernel)):
+            if native:
+                plan = Plan(self._arrays, [n for _, s, k in group for n in self._native_steps(s, k)])
+                plans.append(plan)
+                self._stages.append(self._native_stage(plan))
+            else:
+                self._stages.extend(stage for _, _, stage in group)
+        self._parallel = any(p.parallel for p in plans)
+        self._enter = entry().enter if plans else None
+        self._plans = plans
+        #: the one plan of a program that is a single native stage
+        self._only = plans[0] if len(self._stages) == len(plans) == 1 and self._enter is not None else None
+
+    def __call__(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Run it. Inputs that are not contiguous or not aligned are copied; results share memory with nothing else, but
+        results that are one value are one array.
+
+        Raises TypeError or RuntimeError where an input is not what the program was compiled for.
+        """
+        if len(arrays) != len(self._inputs):
+            raise TypeError(f"{self.program.name} takes {len(self._inputs)} arrays, got {len(arrays)}")
+        outputs = [make() for make in self._makers]
+        if self._parallel and threads.shared.wanting:
+            threads.shared.start()
+        if self._only is None:
+            all_arrays = self._run([*arrays, *outputs])
+        else:
+            size = self._arena_bytes
+            block = memory.shared.take_arena(size) if size else None
+            try:
+                wrong = self._enter(self._only.address, 0 if block is None else block.address, *arrays, *outputs)  # type: ignore[misc]
+            finally:
+                if block is not None:
+                    memory.shared.give_arena(block)
+            if wrong is None and self._simple:
+                return outputs
+            all_arrays = [*arrays, *outputs] if wrong is None else self._run([*arrays, *outputs])
+        return [all_arrays[i].copy() if given else all_arrays[i] for i, given in self._results]
+
+    def __repr__(self) -> str:
+        return f"Executable({self.program.name}, {len(self._stages)} stages on {self.backend!r})"
+
+    def _run(self, arrays: Arrays) -> Arrays:
+        """All stages, on arrays that may need to be made fit first."""
+        for i, spec in enumerate(self._inputs):
+            arrays[i] = fitted(arrays[i], spec, f"{self.program.name}: input {i}")
+        block = memory.shared.take_arena(max(self._arena_bytes, 1))
+        try:
+            for stage in self._stages:
+                stage(arrays, block)
+        finally:
+            memory.shared.give_arena(block)
+        return arrays
+
+    # ---- how steps become stages
+
+    def _how(self, index: int, step: Step, library: bool, target: CpuTarget | None) -> NativeKernel | Stage:
+        if isinstance(step, CallStep):
+            return self._call_stage(step)
+        if step.library is not None and library:
+            self._decide("library", step, "a large contraction on plain operands is run by NumPy's BLAS")
+            return self._call_stage(step.library)
+        if self.backend == "interpret":
+            return self._interpreted_stage(step)
+        try:
+            kernel = self.kernels[index] = cpu.load(step.kernel, target)
+        except Refused as reason:
+            self._decide("interpreted", step, f"it was refused by the native backend: {reason}")
+            return self._interpreted_stage(step)
+        except CompileError as error:
+            raise CompileError(f"{error} (from {', '.join(step.notes) or 'no known line'})") from error
+        return kernel
+
+    def _decide(self, verdict: str, step: KernelStep, reason: str) -> None:
+        self.decisions.append(Decision(verdict, step.kernel.name, reason))
+
+    def _native_steps(self, step: KernelStep, kernel: NativeKernel) -> list[NativeStep]:
+        """A kernel's phases. The values of its symbols stand in its own order, under its own (not the canonical) names."""
+        values = tuple(step.symbols[name] for name in step.kernel.symbols)
+        plain = dict(zip(kernel.kernel.symbols, values))
+        places = [self._where(step.buffers[b]) for b in step.kernel.buffers]
+        workspace = kernel.workspace(plain)
+        if workspace:
+            places.append(-1 - self._scratch)
+            self._arena_bytes = max(self._arena_bytes, self._scratch + workspace)
+        found = []
+        for phase in kernel.phases:
+            chunks = phase.count(plain)
+            parallel = chunks > 1 and not 0 < phase.microseconds < PARALLEL_MICROSECONDS
+            found.append(NativeStep(phase.function, tuple(places), chunks, parallel, values))
+        return found
+
+    def _where(self, slot: int) -> int:
+        s = self.program.slots[slot]
+        return -1 - s.offset if s.kind == "temp" else self._place[slot]
+
+    def _native_stage(self, plan: Plan) -> Stage:
+        code = entry()
+
+        def run(arrays: Arrays, block: Block) -> None:
+            if code.enter is not None:
+                wrong = code.enter(plan.address, block.address, *arrays)
+                assert wrong is None, f"{self.program.name}: array {wrong} does not fit its plan"
+            else:
+                pointers = (ctypes.c_void_p * max(len(arrays), 1))(*(a.ctypes.data for a in arrays))
+                code.run(plan.address, block.address, ctypes.addressof(pointers))
+
+        return run
+
+    def _reader(self, slot: int) -> Callable[[Arrays, Block], np.ndarray]:
+        """How a stage finds a slot's array."""
+        s = self.program.slots[slot]
+        if s.kind != "temp":
+            place = self._place[slot]
+            return lambda arrays, block: arrays[place]
+        shape, dtype, offset = s.spec.shape, s.spec.dtype.numpy, s.offset
+        return lambda arrays, block: np.ndarray(shape, dtype, block.bytes, offset)
+
+    def _interpreted_stage(self, step: KernelStep) -> Stage:
+        readers = {b: self._reader(s) for b, s in step.buffers.items()}
+
+        def run(arrays: Arrays, block: Block) -> None:
+            interpret(step.kernel, {b: read(arrays, block) for b, read in readers.items()}, step.symbols)
+
+        return run
+
+    def _call_stage(self, step: CallStep) -> Stage:
+        primitive, params = step.node.primitive, step.node.params
+        operands = [self._operand(a) for a in step.arguments]
+        results = [None if s < 0 else self._reader(s) for s in step.outputs]
+        specs = [v.spec for v in step.node.outputs]
+        blas = primitive.name == "matmul" and not params and specs[0].dtype.name in ("float32", "float64")
+
+        def run(arrays: Arrays, block: Block) -> None:
+            given = [read(arrays, block) for read in operands]
+            try:
+                if blas and results[0] is not None:
+                    np.matmul(*given, out=results[0](arrays, block))
+                    return
+                with np.errstate(all="ignore"):
+                    made = primitive.eager(*given, **params)
+            except Exception as error:
+                error.add_note(f"in {self.program.name}: {step}" + (f"  # {step.node.source}" if step.node.source else ""))
+                raise
+            for spec, result, array in zip(specs, results, made if isinstance(made, tuple) else (made,)):
+                array = np.asarray(array)
+                if array.shape != spec.shape or array.dtype != spec.dtype.numpy:
+                    raise CompileError(
+                        f"{primitive.name} was to make {spec} and made {array.dtype}{list(array.shape)}: its shape rule and its "
+                        f"eager function disagree"
+                    )
+                if result is not None:
+                    np.copyto(result(arrays, block), array, casting="no")
+
+        return run
+
+    def _operand(self, argument: Argument | Number) -> Callable[[Arrays, Block], Any]:
+        if not isinstance(argument, Argument):
+            return lambda arrays, block: argument
+        read = self._reader(argument.slot)
+        if not argument.views:
+            return read
+
+        def viewed(arrays: Arrays, block: Block) -> np.ndarray:
+            array = read(arrays, block)
+            for primitive, params in argument.views:
+                array = primitive.eager(array, **params)
+            return array
+
+        return viewed
+
+
+def fitted(array: Any, spec: Spec, what: str) -> np.ndarray:
+    """`array` as kernels read it: a plain ndarray, contiguous and aligned; copied only where it is not.
+
+    Raises TypeError where it is no array, RuntimeError where it is not of `spec`.
+    """
+    if not isinstance(array, np.ndarray | np.generic):
+        raise TypeError(f"{what} must be an array, not {type(array).__name__}")
+    if array.shape != spec.shape or array.dtype != spec.dtype.numpy:
+        raise RuntimeError(f"{what} must be {spec}, got {array.dtype}[{', '.join(map(str, array.shape))}]")
+    plain = np.asarray(array)
+    if not (plain.flags.c_contiguous and plain.flags.aligned):
+        plain = np.array(plain, order="C", copy=True)
+    # An equal dtype may be another object (one that was unpickled); plans know dtypes by address.
+    return plain if plain.dtype is spec.dtype.numpy else plain.view(spec.dtype.numpy)

@@ -1,0 +1,196 @@
+"""LLVM IR text -> object code -> addresses, in this process.
+
+    compile_object(text, cpu)         bytes of a relocatable object
+    cached_object(text, cpu)          the same, from the disk cache where it has it
+    link(object, symbols, imports)    Linked: addresses, valid as long as the process lives
+
+Code is position independent in the small code model; JITLink makes the stubs for far calls, and unlike the older MCJIT it
+reports symbols that are missing instead of jumping to nothing. Linked libraries are never unloaded: a thread may still be in
+one, and a function pointer that outlives its library is a crash without a message.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import sys
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from flame.compiler.target_cpu import CpuTarget
+from flame.errors import CompileError, MissingTargetError
+from flame.runtime import cache
+from flame.runtime.cache import DiskCache
+
+try:
+    import llvmlite
+    import llvmlite.binding as llvm
+except ImportError:  # the interpreting backend works without
+    llvmlite = llvm = None
+
+_lock = threading.RLock()
+_machines: dict[tuple[CpuTarget, int], Any] = {}
+_linker: Any = None
+_kept: list[Any] = []
+_serial: Final = itertools.count()
+
+
+def _forget_lock() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # a forked child would wait for ever for a lock that another thread held
+    os.register_at_fork(after_in_child=_forget_lock)
+
+
+@dataclass(frozen=True, slots=True)
+class Linked:
+    """Where the exported symbols of one object are."""
+
+    addresses: Mapping[str, int]
+
+    def __getitem__(self, symbol: str) -> int:
+        return self.addresses[symbol]
+
+
+def available() -> bool:
+    return llvm is not None
+
+
+def require() -> None:
+    """Make LLVM ready, once. Raises MissingTargetError where llvmlite is not installed."""
+    global _linker
+    if llvm is None:
+        raise MissingTargetError("the 'llvm' backend needs the package llvmlite: pip install llvmlite")
+    with _lock:
+        if _linker is None:
+            llvm.initialize_native_target()
+            llvm.initialize_native_asmprinter()
+            # The linker's own machine only names the platform: objects come to it compiled.
+            _linker = llvm.create_lljit_compiler(_host_machine(), use_jit_link=sys.platform != "win32", suppress_errors=True)
+
+
+def version() -> str:
+    """What object code depends on besides its text and its target."""
+    return f"llvmlite {llvmlite.__version__} llvm {'.'.join(map(str, llvm.llvm_version_info))}" if llvm is not None else "none"
+
+
+def _host_machine() -> Any:
+    return llvm.Target.from_default_triple().create_target_machine(reloc="pic", codemodel="small", jit=True)
+
+
+def _machine(cpu: CpuTarget, codegen: int) -> Any:
+    """LLVM's description of the target, made once for each level."""
+    got = _machines.get((cpu, codegen))
+    if got is None:
+        features = [f"+{f}" for f in sorted(cpu.features)]
+        if cpu.name and cpu.triple == llvm.get_default_triple():
+            # A CPU's name implies features that a virtual machine may have taken away.
+            features += [f"-{f}" for f, has in sorted(_host_features().items()) if not has and f not in cpu.features]
+        got = _machines[cpu, codegen] = llvm.Target.from_triple(cpu.triple).create_target_machine(
+            cpu=cpu.name, features=",".join(features), opt=codegen, reloc="pic", codemodel="small", jit=True
+        )
+    return got
+
+
+def compile_object(text: str, cpu: CpuTarget, *, passes: int = 0, codegen: int = 2, what: str = "module") -> bytes:
+    """Object code of LLVM IR text. `passes` is the level of the pass pipeline (0: none), `codegen` of instruction selection.
+
+    Raises CompileError, naming `what`, where LLVM refuses the text.
+    """
+    with _lock:
+        machine, module = _prepared(text, cpu, passes, codegen, what)
+        return machine.emit_object(module)
+
+
+def assembly(text: str, cpu: CpuTarget, *, passes: int = 0, codegen: int = 2, what: str = "module") -> str:
+    """The same for people to read."""
+    with _lock:
+        machine, module = _prepared(text, cpu, passes, codegen, what)
+        return machine.emit_assembly(module)
+
+
+def cached_object(
+    text: str, cpu: CpuTarget, *, passes: int = 0, codegen: int = 2, what: str = "module", store: DiskCache | None = None
+) -> bytes:
+    """`compile_object`, or its result from the disk."""
+    store = store or cache.shared()
+    name = cache.key("object", text, fingerprint(cpu), f"{passes} {codegen}", version())
+    found = store.get(name)
+    if found is None:
+        found = compile_object(text, cpu, passes=passes, codegen=codegen, what=what)
+        store.put(name, found)
+    return found
+
+
+def host_triple() -> str:
+    require()
+    return llvm.get_default_triple()
+
+
+def host_cpu() -> tuple[str, frozenset[str]]:
+    """LLVM's name of this CPU, and the features that it has and the operating system lets be used."""
+    require()
+    return llvm.get_host_cpu_name(), frozenset(f for f, has in _host_features().items() if has)
+
+
+@functools.cache
+def _host_features() -> dict[str, bool]:
+    try:
+        return dict(llvm.get_host_cpu_features())
+    except RuntimeError:  # LLVM cannot tell on this platform
+        return {}
+
+
+def baseline() -> CpuTarget:
+    """This machine's architecture without anything that some of its CPUs lack."""
+    require()
+    return CpuTarget(llvm.get_default_triple(), "")
+
+
+def fingerprint(cpu: CpuTarget) -> str:
+    """All of a CPU description, in the same words in every process."""
+    facts = (cpu.triple, cpu.name, *sorted(cpu.features), cpu.lanes_f32, cpu.registers, cpu.l1, cpu.l2)
+    return " ".join(map(str, facts))
+
+
+def _prepared(text: str, cpu: CpuTarget, passes: int, codegen: int, what: str) -> tuple[Any, Any]:
+    require()
+    machine = _machine(cpu, codegen)
+    try:
+        module = llvm.parse_assembly(text)
+        module.triple = cpu.triple
+        module.data_layout = str(machine.target_data)
+        module.verify()
+    except RuntimeError as error:
+        raise CompileError(f"{what}: LLVM refuses the generated code: {str(error).strip()}") from error
+    if passes > 0:
+        options = llvm.create_pipeline_tuning_options(speed_level=passes)
+        options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = passes > 1
+        builder = llvm.create_pass_builder(machine, options)
+        builder.getModulePassManager().run(module, builder)
+    return machine, module
+
+
+def link(obj: bytes, symbols: Iterable[str], imports: Mapping[str, int] | None = None, what: str = "module") -> Linked:
+    """Load an object and give the addresses of `symbols`. Undefined symbols are looked for in `imports`, then in the process.
+
+    Raises CompileError where one is missing.
+    """
+    with _lock:
+        require()
+        library = llvm.JITLibraryBuilder().add_object_img(obj).add_current_process()
+        for name in symbols:
+            library.export_symbol(name)
+        for name, address in (imports or {}).items():
+            library.import_symbol(name, address)
+        try:
+            tracker = library.link(_linker, f"flame.{next(_serial)}")
+        except RuntimeError as error:
+            raise CompileError(f"{what}: the compiled code cannot be loaded: {str(error).strip()}") from error
+        _kept.append(tracker)
+        return Linked({name: tracker[name] for name in symbols})
