@@ -30,7 +30,6 @@ from flame.compiler.schedule_cpu import CpuSchedule, choose_cpu
 from flame.compiler.target import Target
 from flame.compiler.target_cpu import CpuTarget, LlvmSource
 from flame.compiler.to_llvm import to_llvm
-from flame.errors import CompileError
 from flame.runtime import cache, llvm_jit, threads
 from flame.runtime.cache import DiskCache
 
@@ -215,7 +214,7 @@ def _expression(text: str) -> E:
 
 @functools.cache
 def _compiler_fingerprint() -> str:
-    """A hash of the source files that decide what code a kernel becomes; where there are none to read, of nothing seen before."""
+    """A hash of the source files that decide what code a kernel becomes; without such files, of nothing seen before."""
     root = Path(cache.__file__).parent.parent
     files = sorted([*root.glob("dtypes.py"), *root.glob("primitive.py"), *root.glob("ops/*.py"), *root.glob("compiler/*.py")])
     h = hashlib.sha256(b"" if files else os.urandom(32))

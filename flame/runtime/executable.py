@@ -221,8 +221,7 @@ class Executable:
                 array = np.asarray(array)
                 if array.shape != spec.shape or array.dtype != spec.dtype.numpy:
                     raise CompileError(
-                        f"{primitive.name} was to make {spec} and made {array.dtype}{list(array.shape)}: its shape rule and its "
-                        f"eager function disagree"
+                        f"{primitive.name}: its shape rule gives {spec}, its eager function gave {array.dtype}{list(array.shape)}"
                     )
                 if result is not None:
                     np.copyto(result(arrays, block), array, casting="no")
