@@ -160,7 +160,7 @@ class DiskCache:
             found = []
             now = time.time()
             for folder in _listed(self.folder):
-                for entry in _listed(folder) if folder.is_dir(follow_symlinks=False) else ():
+                for entry in _listed(folder.path) if folder.is_dir(follow_symlinks=False) else ():
                     try:
                         state = entry.stat(follow_symlinks=False)
                     except FileNotFoundError:
@@ -185,7 +185,7 @@ def _is_private(state: os.stat_result) -> bool:
     return not hasattr(os, "geteuid") or (state.st_uid == os.geteuid() and not state.st_mode & 0o022)
 
 
-def _listed(folder: os.PathLike | str) -> list[os.DirEntry]:
+def _listed(folder: Path | str) -> list[os.DirEntry]:
     try:
         with os.scandir(folder) as entries:
             return list(entries)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from itertools import groupby
 from typing import Any, Literal
 
 import numpy as np
@@ -70,16 +69,24 @@ class Executable:
         self._scratch = -(-program.arena_bytes // ALIGNMENT) * ALIGNMENT
         self._arena_bytes = self._scratch
 
-        runs = [(i, s, self._how(i, s, library, target)) for i, s in enumerate(program.steps)]
         self._stages: list[Stage] = []
         plans: list[Plan] = []
-        for native, group in groupby(runs, key=lambda run: isinstance(run[2], NativeKernel)):
-            if native:
-                plan = Plan(self._arrays, [n for _, s, k in group for n in self._native_steps(s, k)])
-                plans.append(plan)
-                self._stages.append(self._native_stage(plan))
+        pending: list[NativeStep] = []
+
+        def finish_native() -> None:
+            if pending:
+                plans.append(Plan(self._arrays, pending))
+                self._stages.append(self._native_stage(plans[-1]))
+                pending.clear()
+
+        for i, step in enumerate(program.steps):
+            how = self._how(i, step, library, target)
+            if isinstance(how, list):
+                pending += how
             else:
-                self._stages.extend(stage for _, _, stage in group)
+                finish_native()
+                self._stages.append(how)
+        finish_native()
         self._parallel = any(p.parallel for p in plans)
         self._enter = entry().enter if plans else None
         self._plans = plans
@@ -129,7 +136,7 @@ class Executable:
 
     # ---- how steps become stages
 
-    def _how(self, index: int, step: Step, library: bool, target: CpuTarget | None) -> NativeKernel | Stage:
+    def _how(self, index: int, step: Step, library: bool, target: CpuTarget | None) -> list[NativeStep] | Stage:
         if isinstance(step, CallStep):
             return self._call_stage(step)
         if step.library is not None and library:
@@ -144,7 +151,7 @@ class Executable:
             return self._interpreted_stage(step)
         except CompileError as error:
             raise CompileError(f"{error} (from {', '.join(step.notes) or 'no known line'})") from error
-        return kernel
+        return self._native_steps(step, kernel)
 
     def _decide(self, verdict: str, step: KernelStep, reason: str) -> None:
         self.decisions.append(Decision(verdict, step.kernel.name, reason))
@@ -210,7 +217,7 @@ class Executable:
             given = [read(arrays, block) for read in operands]
             try:
                 if blas and results[0] is not None:
-                    np.matmul(*given, out=results[0](arrays, block))
+                    np.matmul(given[0], given[1], out=results[0](arrays, block))
                     return
                 with np.errstate(all="ignore"):
                     made = primitive.eager(*given, **params)
@@ -221,7 +228,7 @@ class Executable:
                 array = np.asarray(array)
                 if array.shape != spec.shape or array.dtype != spec.dtype.numpy:
                     raise CompileError(
-                        f"{primitive.name}: its shape rule gives {spec}, its eager function gave {array.dtype}{list(array.shape)}"
+                        f"{primitive.name}: the shape rule gives {spec}, the eager function gave {array.dtype}{list(array.shape)}"
                     )
                 if result is not None:
                     np.copyto(result(arrays, block), array, casting="no")
