@@ -84,6 +84,7 @@ def partition(joint: Graph, inputs: int, results: int, gradients: Sequence[int |
             outputs.append(v)
         residuals.append(place[v])
     forward = eliminate_dead(Graph(list(primal), forward_nodes, outputs, joint.name))
+    done = set(forward.nodes)
     backward = _copied(kept, cotangents, [*redone, *backward_nodes], joint.outputs[results:], f"{joint.name}_backward")
     return Joint(
         forward,
@@ -91,7 +92,7 @@ def partition(joint: Graph, inputs: int, results: int, gradients: Sequence[int |
         results,
         tuple(residuals),
         tuple(None if g is None else g - results for g in gradients),
-        _explained(kept, redone, place, results),
+        _explained(kept, [n for n in redone if n in done], place, results),
     )
 
 

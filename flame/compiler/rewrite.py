@@ -53,6 +53,7 @@ class Rewriter:
         self._commutative = commutative
         self._made: dict[Hashable, tuple[Value, ...]] = {}
         self._taken: set[str] = set()
+        self._unnamed: set[Value] = set()
         self._count = 0
 
     def apply(self, primitive: str | Primitive, *operands: Operand, **params: Any) -> Value:
@@ -63,6 +64,7 @@ class Rewriter:
             return found[0]
         node = Node(p, operands, params, (), self.note, self.source)
         node.outputs = tuple(Value(s, node, i, self._fresh()) for i, s in enumerate(infer(p, operands, params)))
+        self._unnamed.update(node.outputs)
         return self._settle(key, node)[0]
 
     def input(self, v: Value) -> None:
@@ -78,7 +80,11 @@ class Rewriter:
             return found
         node = Node(n.primitive, operands, n.params, (), n.note, n.source)
         node.outputs = tuple(Value(o.spec, node, o.index, o.name) for o in n.outputs)
-        return self._settle(key, node)
+        self._unnamed.clear()
+        got = self._settle(key, node)
+        if got[0] in self._unnamed:  # made just now in place of the node's result
+            got[0].name = n.output.name
+        return got
 
     def reserve(self, names: Iterable[str]) -> None:
         """Keep names from being given to values that equations make."""

@@ -1,0 +1,177 @@
+"""Where temps live: lifetimes over the order of the steps, and offsets in one arena.
+
+A temp is alive from the step that writes it first to the step that uses it last, both included; two that are alive together
+never share memory. The steps are walked once: what dies is given back, neighbouring holes are joined, and a new temp takes
+the smallest hole that holds it (which is also the memory touched most recently, more often than not). `in_place`, run before,
+lets a pointwise kernel write over an operand that dies with it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from dataclasses import replace
+
+from flame.compiler.index_math import E, names
+from flame.compiler.kernel import Contract, Kernel, Load, Reduce, Store, domain
+from flame.compiler.program import Argument, CallStep, KernelStep, Program, Step
+
+ALIGNMENT = 64  # bytes: a cache line, and the widest vector
+
+
+def aligned(n: int) -> int:
+    return -(-n // ALIGNMENT) * ALIGNMENT
+
+
+def lifetimes(program: Program) -> dict[int, tuple[int, int]]:
+    """For each temp that a step uses, the numbers of the first and last step that does."""
+    out: dict[int, tuple[int, int]] = {}
+    for k, step in enumerate(program.steps):
+        for i in (*step.writes, *step.reads):
+            if program.slots[i].kind == "temp":
+                out[i] = out.get(i, (k, k))[0], k
+    return out
+
+
+def plan(program: Program) -> Program:
+    """The program with an offset for every temp."""
+    live = lifetimes(program)
+    born: list[list[int]] = [[] for _ in program.steps]
+    dying: list[list[int]] = [[] for _ in program.steps]
+    for i, (first, last) in live.items():
+        if program.slots[i].bytes:
+            born[first].append(i)
+            dying[last].append(i)
+    arena = _Arena()
+    offset: dict[int, int] = {}
+    for k in range(len(program.steps)):
+        for i in sorted(born[k], key=lambda i: -program.slots[i].bytes):
+            offset[i] = arena.take(aligned(program.slots[i].bytes))
+        for i in dying[k]:
+            arena.give_back(offset[i], aligned(program.slots[i].bytes))
+    slots = tuple(replace(s, offset=offset.get(i, 0)) if s.kind == "temp" else s for i, s in enumerate(program.slots))
+    return replace(program, slots=slots, arena_bytes=arena.size)
+
+
+class _Arena:
+    """Memory with holes: `size` so far, and the holes by place and by size."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._at: dict[int, int] = {}  # where a hole begins -> its size
+        self._until: dict[int, int] = {}  # where a hole ends -> where it begins
+        self._by_size: list[tuple[int, int]] = []  # (size, begin), sorted
+
+    def take(self, n: int) -> int:
+        k = bisect_left(self._by_size, (n, -1))
+        if k < len(self._by_size):
+            size, begin = self._by_size[k]
+            self._drop(begin, size)
+            if size > n:
+                self._add(begin + n, size - n)
+            return begin
+        begin = self._until.get(self.size, self.size)  # grow the hole at the end, if there is one
+        if begin < self.size:
+            self._drop(begin, self.size - begin)
+        self.size = begin + n
+        return begin
+
+    def give_back(self, begin: int, n: int) -> None:
+        if begin in self._until:
+            before = self._until[begin]
+            n += begin - before
+            self._drop(before, begin - before)
+            begin = before
+        if begin + n in self._at:
+            after = self._at[begin + n]
+            self._drop(begin + n, after)
+            n += after
+        self._add(begin, n)
+
+    def _add(self, begin: int, n: int) -> None:
+        self._at[begin] = n
+        self._until[begin + n] = begin
+        insort(self._by_size, (n, begin))
+
+    def _drop(self, begin: int, n: int) -> None:
+        del self._at[begin], self._until[begin + n]
+        del self._by_size[bisect_left(self._by_size, (n, begin))]
+
+
+def in_place(program: Program) -> Program:
+    """The program with kernels that write over a temp which dies with them, where that is safe.
+
+    Safe is a kernel without reductions whose stores all run over the same axes (so that one loop does everything), for a
+    pair of buffers of equal dtype and shape, if every load of the one has the index of the only store of the other.
+    """
+    live = lifetimes(program)
+    same: dict[int, int] = {}  # a slot that is gone -> the slot whose memory it has
+    steps: list[Step] = []
+    for k, step in enumerate(program.steps):
+        if isinstance(step, KernelStep) and step.library is None:
+            for old, new in pairs_in_place(step.kernel):
+                i, j = same.get(step.buffers[old], step.buffers[old]), step.buffers[new]
+                if program.slots[i].kind == program.slots[j].kind == "temp" and live[i][1] == k and live[j][0] == k:
+                    buffers = {b: s for b, s in step.buffers.items() if b != new}
+                    step = replace(step, kernel=_joined(step.kernel, old, new), buffers=buffers)
+                    same[j] = i
+                    live[i] = live[i][0], live[j][1]
+        steps.append(step)
+    return program if not same else _renumbered(program, steps, same)
+
+
+def pairs_in_place(kernel: Kernel) -> list[tuple[str, str]]:
+    """Pairs (buffer read, buffer written) of a kernel that may be one buffer, each buffer in one pair at most."""
+    stores = kernel.stores
+    if any(isinstance(s, Reduce | Contract) for s in kernel.statements) or len({domain(kernel, s) for s in stores}) != 1:
+        return []
+    loads: dict[str, set[tuple[E, ...]]] = {}
+    for s in kernel.statements:
+        if isinstance(s, Load):
+            loads.setdefault(s.buffer, set()).add(s.index)
+    pairs: list[tuple[str, str]] = []
+    for s in stores:
+        out = kernel.buffers[s.buffer]
+        if out.role != "out" or s.mask or any(n[0] == "%" for e in s.index for n in names(e)):
+            continue
+        if sum(t.buffer == s.buffer for t in stores) != 1:
+            continue
+        for b, indices in loads.items():
+            old = kernel.buffers[b]
+            if old.role == "in" and indices == {s.index} and (old.dtype, old.shape) == (out.dtype, out.shape):
+                if all(b != taken for taken, _ in pairs):
+                    pairs.append((b, s.buffer))
+                    break
+    return pairs
+
+
+def _joined(kernel: Kernel, old: str, new: str) -> Kernel:
+    """The kernel with what it stored in `new` stored over `old`."""
+    buffers = {b: replace(x, role="inout") if b == old else x for b, x in kernel.buffers.items() if b != new}
+    statements = (replace(s, buffer=old) if isinstance(s, Store) and s.buffer == new else s for s in kernel.statements)
+    return Kernel(kernel.name, buffers, kernel.axes, kernel.symbols, statements, kernel.values)
+
+
+def _renumbered(program: Program, steps: list[Step], same: dict[int, int]) -> Program:
+    """The program with the slots in `same` gone."""
+    kept = [i for i in range(len(program.slots)) if i not in same]
+    number = {i: k for k, i in enumerate(kept)}
+    number |= {j: number[i] for j, i in same.items()}
+
+    def call(c: CallStep) -> CallStep:
+        arguments = tuple(replace(x, slot=number[x.slot]) if isinstance(x, Argument) else x for x in c.arguments)
+        return replace(c, arguments=arguments, outputs=tuple(number[i] if i >= 0 else i for i in c.outputs))
+
+    moved: list[Step] = []
+    for s in steps:
+        if isinstance(s, CallStep):
+            moved.append(call(s))
+        else:
+            buffers = {b: number[i] for b, i in s.buffers.items()}
+            moved.append(replace(s, buffers=buffers, library=None if s.library is None else call(s.library)))
+    return replace(
+        program,
+        slots=tuple(program.slots[i] for i in kept),
+        steps=tuple(moved),
+        inputs=tuple(number[i] for i in program.inputs),
+        outputs=tuple(number[i] for i in program.outputs),
+    )
