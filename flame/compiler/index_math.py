@@ -431,20 +431,26 @@ def implied(e: E, hyps: Iterable[Cond], bounds: Bounds) -> bool:
 
 
 def _implied(e: E, given: list[E], bounds: Bounds, depth: int) -> bool:
+    """Takes multiples of hypotheses off `e`, each so that one monomial goes away, until the bounds alone suffice."""
     if nonneg(e, bounds):
         return True
-    for h in given:
-        if nonneg(e - h, bounds):
-            return True
-        shared = dict(h.terms)
-        for m, c in e.terms:  # p*e - q*h without the monomial m; e is an integer, so that p*e > -p suffices
-            q = shared.get(m, 0)
-            if m and q * c > 0 and q != c:
-                g = math.gcd(c, q)
-                if nonneg(abs(q // g) * e - abs(c // g) * h + (abs(q // g) - 1), bounds):
-                    return True
-    if any(nonneg(e - h - k, bounds) for i, h in enumerate(given) for k in given[i + 1 :]):
-        return True
+    for i, h in enumerate(given):
+        lead = next((t for t in h.terms if t[0]), None)
+        if lead is None:
+            continue
+        for m, c in e.terms:
+            factors = list(m)
+            if c * lead[1] <= 0 or any(m.count(a) < lead[0].count(a) for a in lead[0]):
+                continue
+            for a in lead[0]:
+                factors.remove(a)
+            if not all(bounds.fixed(a) and nonneg(E({(a,): 1}), bounds) for a in factors):
+                continue
+            g = math.gcd(c, lead[1])
+            p, q = abs(lead[1]) // g, abs(c) // g  # e is an integer, so that p*e > -p suffices
+            left = e * p - E({tuple(factors): q}) * h + (p - 1)
+            if _implied(left, given[:i] + given[i + 1 :], bounds, depth - 1) if depth else nonneg(left, bounds):
+                return True
     if depth:
         for m, c in e.terms:  # look through one division: k + c*(x // d) >= 0
             a = m[0] if len(m) == 1 else None

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from flame.compiler.index_math import E, evaluate
-from flame.compiler.kernel import Const, Contract, IndexOf, Kernel, Load, Op, Reduce, Store
+from flame.compiler.kernel import Const, Contract, IndexOf, Kernel, Load, Op, Reduce, Store, identity
 from flame.dtypes import dtype
 from flame.ops.access import Cond
 from flame.ops.machine import BASIC, NumpyMachine
@@ -54,22 +54,6 @@ def interpret(
                 case Store():
                     run.store(s)
     return buffers
-
-
-def identity(op: str, d: dtype) -> Any:
-    """What a reduction of no elements gives: the neutral element of its monoid, as a NumPy scalar."""
-    match op:
-        case "sum" | "any" | "argmax" | "argmin":
-            return d.numpy.type(0)
-        case "prod" | "all":
-            return d.numpy.type(1)
-        case "max" | "min":
-            if d.kind == "f":
-                return d.numpy.type(-math.inf if op == "max" else math.inf)
-            if d.kind == "b":
-                return np.bool_(op == "min")
-            return d.numpy.type(np.iinfo(d.numpy).min if op == "max" else np.iinfo(d.numpy).max)
-    raise ValueError(f"no reduction is named {op!r}")
 
 
 class _Run:

@@ -25,6 +25,7 @@ contiguous, row-major, and do not overlap, except that an "inout" buffer is read
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -182,6 +183,25 @@ class Kernel:
 
     def __repr__(self) -> str:
         return f"<kernel {self.name}: {len(self.statements)} statements over {', '.join(self.axes) or 'no axes'}>"
+
+
+def identity(op: str, d: dtype) -> bool | int | float:
+    """What a reduction of no elements gives: the neutral element of its monoid (arg reductions: index 0)."""
+    match op:
+        case "sum" | "prod" | "any" | "all":
+            neutral = int(op in ("prod", "all"))
+            return float(neutral) if d.kind == "f" else bool(neutral) if d.kind == "b" else neutral
+        case "max" | "min":
+            if d.kind == "f":
+                return -math.inf if op == "max" else math.inf
+            if d.kind == "b":
+                return op == "min"
+            bits = 8 * d.itemsize
+            low, high = (0, 2**bits - 1) if d.kind == "u" else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+            return low if op == "max" else high
+        case "argmax" | "argmin":
+            return 0
+    raise ValueError(f"no reduction is named {op!r}")
 
 
 # ---- reading a kernel
