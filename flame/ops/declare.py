@@ -165,7 +165,7 @@ def draw(r: np.random.Generator, d: dtype, shape: tuple[int, ...], low: float = 
 
 
 def operands(takes: str, *ranges: tuple[float, float]) -> Callable[[], Iterator[tuple[tuple, dict]]]:
-    """Samples of an elementwise primitive with an operand in each range: every dtype, shapes that broadcast, 0-d, empty, odd."""
+    """Samples of an elementwise primitive with an operand in each range: every dtype, shapes that broadcast, 0-d, empty."""
 
     def samples() -> Iterator[tuple[tuple, dict]]:
         r = draws(takes + repr(ranges))

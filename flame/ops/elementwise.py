@@ -32,9 +32,9 @@ from flame.ops.declare import (
     elementwise,
     infer_elementwise,
     is_narrow,
+    quiet,
 )
 from flame.ops.declare import operands as sampled
-from flame.ops.declare import quiet
 from flame.primitive import Scalar, Spec, broadcast_shapes, register
 
 _STEP = "its result does not vary smoothly with its operands"

@@ -61,7 +61,7 @@ _SHIFT = 10
 
 
 def digamma(x: np.ndarray) -> np.ndarray:
-    """The derivative of lgamma: reflection below 0, recurrence up to 10, then the asymptotic series. At 0 -/+inf, at poles NaN."""
+    """The derivative of lgamma: reflection below 0, recurrence up to 10, then the asymptotic series. NaN at the poles but 0."""
     x = np.asarray(x)
     z = x.astype(np.float64)
     low = z <= 0
