@@ -296,7 +296,12 @@ def arrays_are_readable() -> bool:
     """Whether this interpreter's objects and NumPy's arrays lie in memory as `flame_enter` reads them."""
     if sys.implementation.name != "cpython" or ctypes.sizeof(ctypes.c_void_p) != 8:
         return False
-    trials: list[np.ndarray] = [np.zeros((3, 5), np.float32), np.zeros((), np.int64), np.zeros((2, 4, 6), np.bool_)[:, ::2], np.zeros((0, 7))]
+    trials: list[np.ndarray] = [
+        np.zeros((3, 5), np.float32),
+        np.zeros((), np.int64),
+        np.zeros((4, 6), bool)[::2],
+        np.zeros((0, 7)),
+    ]
     return all(_reads(a) for a in trials)
 
 

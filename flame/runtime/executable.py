@@ -44,9 +44,7 @@ class Executable:
     compiled kernels, by step. Raises CompileError, naming the kernel and the user's line, where one cannot be compiled.
     """
 
-    def __init__(
-        self, program: Program, *, backend: Backend = "llvm", library: bool = True, target: CpuTarget | None = None
-    ):
+    def __init__(self, program: Program, *, backend: Backend = "llvm", library: bool = True, target: CpuTarget | None = None):
         if backend not in BACKENDS:
             raise ValueError(f"backend {backend!r}: expected one of {', '.join(BACKENDS)}")
         if backend == "llvm":
@@ -227,9 +225,8 @@ class Executable:
             for spec, result, array in zip(specs, results, made if isinstance(made, tuple) else (made,)):
                 array = np.asarray(array)
                 if array.shape != spec.shape or array.dtype != spec.dtype.numpy:
-                    raise CompileError(
-                        f"{primitive.name}: the shape rule gives {spec}, the eager function gave {array.dtype}{list(array.shape)}"
-                    )
+                    made_instead = f"{array.dtype}{list(array.shape)}"
+                    raise CompileError(f"{primitive.name}: its shape rule gives {spec}, its eager function {made_instead}")
                 if result is not None:
                     np.copyto(result(arrays, block), array, casting="no")
 
