@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import os
 import platform
 import sys
 from importlib import metadata
 
+from flame.errors import MissingTargetError
 from flame.knobs import knobs
+from flame.runtime import cache, cpu
 
 #: distributions that flame uses, and what each is for
 PACKAGES = {
@@ -36,9 +39,11 @@ def facts() -> list[tuple[str, str]]:
         ("Python", f"{platform.python_implementation()} {platform.python_version()}, {sys.executable}"),
         ("system", f"{platform.system()} {platform.release()}, {platform.machine()}"),
         ("processor", f"{processor()}, {knobs.num_threads} of {os.cpu_count()} CPUs in use"),
+        ("vectors", vectors()),
     ]
     found += [(name, f"{version(name) or 'not installed'}: {use}") for name, use in PACKAGES.items()]
-    return found
+    found.append(("CUDA driver", ctypes.util.find_library("cuda") or "not found"))
+    return [*found, ("kernel cache", kernel_cache())]
 
 
 def processor() -> str:
@@ -49,3 +54,24 @@ def processor() -> str:
     except OSError:
         names = []
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def vectors() -> str:
+    """What native kernels are written for."""
+    try:
+        host = cpu.host()
+    except MissingTargetError as missing:
+        return str(missing)
+    return (
+        f"{host.name or host.triple}: {host.lanes_f32} float32 in a register, {host.registers} registers, "
+        f"caches of {host.l1 >> 10} and {host.l2 >> 10} KiB a core"
+    )
+
+
+def kernel_cache() -> str:
+    """Where compiled kernels are kept, how many, and why not where they are not."""
+    store = cache.shared()
+    if store.disabled:
+        return f"off: {store.disabled}"
+    files = [entry for entry in store.folder.rglob("*") if entry.is_file()] if store.folder.is_dir() else []
+    return f"{store.folder}: {len(files)} files, {sum(f.stat().st_size for f in files) / 1e6:.1f} MB"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import linecache
 import re
 import subprocess
 import sys
@@ -132,3 +133,31 @@ def test_links_between_the_documents_lead_somewhere() -> None:
     for page in [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"]:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{name(page)} links to {target}, which is not there"
+
+
+def test_the_readme_example_runs(capsys: pytest.CaptureFixture) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    [example] = re.findall(r"```python\n(.*?)```", readme, flags=re.S)
+    source = readme_source(example)
+    exec(compile(example, source, "exec"), {"__name__": "__readme__"})
+    out = capsys.readouterr().out
+    losses = [float(line.split()[1]) for line in out.splitlines()[:5]]
+    assert losses == sorted(losses, reverse=True) and len(set(losses)) == 5
+    assert "@triton.jit" in out
+
+
+def readme_source(text: str) -> str:
+    """A file name under which tracebacks and the compiler find the lines of `text`."""
+    source = "<README.md>"
+    linecache.cache[source] = (len(text), None, text.splitlines(keepends=True), source)
+    return source
+
+
+def test_lines_of_code_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "flame").mkdir()
+    (tmp_path / "flame" / "a.py").write_text(
+        '"""Words\nand words."""\n\nx = """text\nthat is code"""  # and a word\n# a word\n'
+    )
+    command = [sys.executable, ROOT / "scripts" / "lines.py", tmp_path]
+    got = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert got.stdout.splitlines()[-1].split() == ["total", "1", "2", "3"]
