@@ -15,6 +15,7 @@ a division by the constant 0, which shape arithmetic on empty arrays makes, give
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 import threading
@@ -27,27 +28,25 @@ from flame.ops.access import Cond
 
 
 @dataclass(frozen=True, slots=True)
-class Div:
+class _Division:
+    numerator: E
+    divisor: E
+    key: str = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", f"~({self.numerator}) {type(self).__name__} ({self.divisor})")
+
+
+class Div(_Division):
     """numerator // divisor, rounded down."""
 
-    numerator: E
-    divisor: E
-    key: str = field(init=False, compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "key", f"~({self.numerator}) // ({self.divisor})")
+    __slots__ = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Mod:
+class Mod(_Division):
     """numerator % divisor, in [0, divisor)."""
 
-    numerator: E
-    divisor: E
-    key: str = field(init=False, compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "key", f"~({self.numerator}) % ({self.divisor})")
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +68,14 @@ def _atom_key(a: Atom) -> str:
     return a if isinstance(a, str) else a.key
 
 
-def _term_key(term: tuple[Monomial, int]) -> tuple:
-    return (-len(term[0]), tuple(_atom_key(a) for a in term[0]))
+def _quotient_of(m: Monomial, by: Iterable[Atom]) -> Monomial | None:
+    """The monomial `m` without the factors `by`; None if it does not have them all."""
+    left = list(m)
+    for a in by:
+        if a not in left:
+            return None
+        left.remove(a)
+    return tuple(left)
 
 
 class E:
@@ -84,7 +89,7 @@ class E:
     def __new__(cls, terms: Mapping[Monomial, int]) -> E:
         kept = [t for t in terms.items() if t[1]]
         if len(kept) > 1:
-            kept.sort(key=_term_key)
+            kept.sort(key=lambda t: (-len(t[0]), tuple(map(_atom_key, t[0]))))
         key = tuple(kept)
         known = _interned.get(key)
         if known is not None:
@@ -93,9 +98,7 @@ class E:
             known = _interned.get(key)
             if known is None:
                 known = object.__new__(cls)
-                known.terms = key
-                known._text = None
-                known._names = None
+                known.terms, known._text, known._names = key, None, None
                 _interned[key] = known
             return known
 
@@ -205,7 +208,7 @@ class Bounds:
         self.axes = {a: ex(e) for a, e in (axes or {}).items()}
         self.symbols = dict(symbols or {})
         self.values = {
-            v: (None if lo is None else ex(lo), None if hi is None else ex(hi)) for v, (lo, hi) in (values or {}).items()
+            v: (lo if lo is None else ex(lo), hi if hi is None else ex(hi)) for v, (lo, hi) in (values or {}).items()
         }
         self._memo: dict[tuple, Any] = {}
 
@@ -222,6 +225,7 @@ NOTHING = Bounds()
 def _remembered(function: Any) -> Any:
     """Keep the answers of `function(e, .., bounds)` in `bounds`; nothing is kept where nothing is known."""
 
+    @functools.wraps(function)
     def call(*arguments: Any) -> Any:
         bounds: Bounds = arguments[-1]
         if bounds is NOTHING:
@@ -232,8 +236,6 @@ def _remembered(function: Any) -> Any:
             memo[key] = function(*arguments)
         return memo[key]
 
-    call.__doc__ = function.__doc__
-    call.__name__ = function.__name__
     return call
 
 
@@ -281,10 +283,9 @@ def subst(e: E, env: Mapping[str, E | int]) -> E:
                 t = t * env.get(a, var(a))
             elif isinstance(a, Val):
                 t = t * env.get(a.key, E({(a,): 1}))
-            elif isinstance(a, Div):
-                t = t * (subst(a.numerator, env) // subst(a.divisor, env))
             else:
-                t = t * (subst(a.numerator, env) % subst(a.divisor, env))
+                x, d = subst(a.numerator, env), subst(a.divisor, env)
+                t = t * (x // d if isinstance(a, Div) else x % d)
         out = out + t
     return out
 
@@ -325,7 +326,7 @@ def show(e: E, env: Mapping[str, str] | None = None) -> str:
         return text if alone else f"({text})"
 
     out = ""
-    for m, c in e.terms:
+    for m, c in sorted(e.terms, key=lambda t: t[1] < 0):
         alone = len(m) == 1 and (c == 1 or (c == -1 and out != ""))
         parts = [spell(a, alone) for a in m]
         if abs(c) != 1 or not parts:
@@ -373,11 +374,9 @@ def _range(a: Atom, bounds: Bounds) -> tuple[E | None, E | None]:
     lo, hi = extreme(a.numerator, -1, bounds), extreme(a.numerator, 1, bounds)
     positive = lo is not None and nonneg(lo, bounds)
     if isinstance(a, Mod):
-        most = extreme(a.divisor, 1, bounds)
-        most = None if most is None else most - 1
-        if positive and hi is not None and (most is None or nonneg(most - hi, bounds)):
-            most = hi
-        return ZERO, most
+        d = extreme(a.divisor, 1, bounds)
+        small = positive and hi is not None and (d is None or nonneg(d - 1 - hi, bounds))
+        return ZERO, hi if small else None if d is None else d - 1
     if all(bounds.fixed(x) for x in atoms(a.divisor)):  # floor division is monotone in its numerator
         return None if lo is None else lo // a.divisor, None if hi is None else hi // a.divisor
     return (ZERO, hi) if positive else (None, None)
@@ -435,25 +434,23 @@ def _implied(e: E, given: list[E], bounds: Bounds, depth: int) -> bool:
     if nonneg(e, bounds):
         return True
     for i, h in enumerate(given):
-        lead = next((t for t in h.terms if t[0]), None)
-        if lead is None:
+        if h.const is not None:
             continue
+        lead, by = h.terms[0]
         for m, c in e.terms:
-            factors = list(m)
-            if c * lead[1] <= 0 or any(m.count(a) < lead[0].count(a) for a in lead[0]):
+            factors = _quotient_of(m, lead)
+            if factors is None or c * by <= 0:
                 continue
-            for a in lead[0]:
-                factors.remove(a)
             if not all(bounds.fixed(a) and nonneg(E({(a,): 1}), bounds) for a in factors):
                 continue
-            g = math.gcd(c, lead[1])
-            p, q = abs(lead[1]) // g, abs(c) // g  # e is an integer, so that p*e > -p suffices
-            left = e * p - E({tuple(factors): q}) * h + (p - 1)
+            g = math.gcd(c, by)
+            p, q = abs(by) // g, abs(c) // g  # e is an integer, so that p*e > -p suffices
+            left = e * p - E({factors: q}) * h + (p - 1)
             if _implied(left, given[:i] + given[i + 1 :], bounds, depth - 1) if depth else nonneg(left, bounds):
                 return True
     if depth:
         for m, c in e.terms:  # look through one division: k + c*(x // d) >= 0
-            a = m[0] if len(m) == 1 else None
+            a = m[0] if len(m) == 1 else ""
             if isinstance(a, Div) and a.divisor.const and abs(c) == 1:
                 rest = (e - E({m: c})) * a.divisor
                 inner = rest + a.numerator if c == 1 else rest + a.divisor - 1 - a.numerator
@@ -467,37 +464,24 @@ def simplify_conds(conds: Iterable[Cond], bounds: Bounds) -> tuple[Cond, ...] | 
     kept: list[Cond] = []
     for c in conds:
         e = simplify(c.expr, bounds)
-        g = math.gcd(*(k for m, k in e.terms if m))
-        last = dict(e.terms).get((), 0)
-        if c.kind == "ge":
-            if g > 1:
-                e = E({m: k // g for m, k in e.terms})
-            if nonneg(e, bounds):
-                continue
-            if nonneg(-e - 1, bounds):
-                return None
-        else:
-            if e.const == 0:
-                continue
-            if (g > 1 and last % g) or nonneg(e - 1, bounds) or nonneg(-e - 1, bounds):
-                return None
-            if g > 1:
-                e = E({m: k // g for m, k in e.terms})
-            if e.terms[0][1] < 0:
-                e = -e
-        if (new := Cond(e, c.kind)) not in kept:
+        g = math.gcd(*(k for m, k in e.terms if m)) or 1
+        if c.kind == "eq" and dict(e.terms).get((), 0) % g:
+            return None
+        e = E({m: k // g for m, k in e.terms})
+        if c.kind == "eq" and e.terms and e.terms[0][1] < 0:
+            e = -e
+        if nonneg(-e - 1, bounds) or (c.kind == "eq" and nonneg(e - 1, bounds)):
+            return None
+        new = Cond(e, c.kind)
+        if not (nonneg(e, bounds) if c.kind == "ge" else e == 0) and new not in kept:
             kept.append(new)
-    for i, c in enumerate(kept):
-        for d in kept[i + 1 :]:
-            if c.kind == d.kind == "ge" and nonneg(-(c.expr + d.expr) - 1, bounds):
-                return None
-    i = 0
-    while i < len(kept):
-        others = kept[:i] + kept[i + 1 :]
-        if kept[i].kind == "ge" and others and implied(kept[i].expr, others, bounds):
+    lower = [c.expr for c in kept if c.kind == "ge"]
+    if any(nonneg(-(e + h) - 1, bounds) for i, e in enumerate(lower) for h in lower[i + 1 :]):
+        return None
+    for c in tuple(kept):
+        others = [d for d in kept if d is not c]
+        if c.kind == "ge" and others and implied(c.expr, others, bounds):
             kept = others
-        else:
-            i += 1
     return tuple(kept)
 
 
@@ -569,11 +553,9 @@ def _split(e: E, d: E) -> tuple[E, E]:
     lead, by = d.terms[0]
     quotient = ZERO
     for m, c in e.terms:
-        if c % by == 0 and all(m.count(a) >= lead.count(a) for a in lead):
-            left = list(m)
-            for a in lead:
-                left.remove(a)
-            quotient = quotient + E({tuple(left): c // by})
+        left = _quotient_of(m, lead)
+        if c % by == 0 and left is not None:
+            quotient = quotient + E({left: c // by})
     return quotient, e - quotient * d
 
 
@@ -627,26 +609,13 @@ def _recombined(terms: dict[Monomial, int], bounds: Bounds) -> E:
 def _partner(terms: dict[Monomial, int], rest: list[Atom], c: int, a: Mod, bounds: Bounds) -> tuple[Monomial, E] | None:
     """The monomial that together with c * rest * a makes c * rest * whole, and that whole."""
     for n, k in terms.items():
-        others = list(n)
-        for x in rest:
-            if x not in others:
-                break
-            others.remove(x)
-        else:
-            for b in others:
-                if not isinstance(b, Div | Mod) or E({n: k}) != ex(c) * a.divisor * _product([*rest, b]):
-                    continue
-                above = _divide(a.numerator, a.divisor, bounds)[0]
-                if isinstance(b, Div):
-                    if E({(b,): 1}) is above:
-                        return n, a.numerator
-                elif b.numerator is above:
-                    return n, _divide(a.numerator, a.divisor * b.divisor, bounds)[1]
+        for b in _quotient_of(n, rest) or ():
+            if not isinstance(b, Div | Mod) or E({n: k}) != E({tuple(sorted((*rest, b), key=_atom_key)): c}) * a.divisor:
+                continue
+            above = _divide(a.numerator, a.divisor, bounds)[0]
+            if isinstance(b, Div):
+                if E({(b,): 1}) is above:
+                    return n, a.numerator
+            elif b.numerator is above:
+                return n, _divide(a.numerator, a.divisor * b.divisor, bounds)[1]
     return None
-
-
-def _product(factors: Iterable[Atom]) -> E:
-    out = ONE
-    for a in factors:
-        out = out * E({(a,): 1})
-    return out
