@@ -14,7 +14,7 @@ from flame import dtypes
 from flame.compiler.llvm_text import Function, element, literal, repeat, suffix, wide
 from flame.compiler.target_cpu import CpuTarget
 from flame.dtypes import bfloat16, bool_, dtype, float16, float32, float64, int32, int64, uint32
-from flame.ops.machine import LIBM, Machine
+from flame.ops.machine import BASIC, LIBM, Machine
 from flame.primitive import REGISTRY
 
 
@@ -77,10 +77,12 @@ class LlvmMachine(Machine):
             return self.cast(operands[0], d)
         if op == "bitcast":
             return self.bitcast(operands[0], d)
-        known = REGISTRY.get(op)
-        if known is not None and known.scalar is not None and known.scalar.define is not None:
-            return known.scalar.define(self, *operands)
-        return self.emit(op, *operands)
+        if op in BASIC:
+            return self.emit(op, *operands)
+        scalar = REGISTRY[op].scalar
+        if scalar is None or scalar.define is None:
+            raise NotImplementedError(f"{op} has no scalar definition")
+        return scalar.define(self, *operands)
 
     def emit(self, op: str, *operands: Any) -> Value:
         if op == "where":

@@ -274,7 +274,7 @@ class Function:
 
     def shuffle(self, t: str, lanes: int, a: str, b: str, order: Sequence[int]) -> str:
         v = wide(t, lanes)
-        return self.emit(f"shufflevector {v} {a}, {v} {b}, {vector(order, 'i32')}")
+        return self.emit(f"shufflevector {v} {a}, {v} {b}, <{len(order)} x i32> {vector(order, 'i32')}")
 
 
 def module(functions: Sequence[Function], constants: Sequence[str] = ()) -> str:

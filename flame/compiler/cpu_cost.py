@@ -1,0 +1,97 @@
+"""What statements cost on a CPU, roughly: vector instructions an element, and so microseconds a nest.
+
+The figures only decide how work is cut into chunks, how far loops are unrolled and what is kept rather than computed again.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from flame.compiler.index_math import E, evaluate
+from flame.compiler.kernel import Const, Contract, IndexOf, Kernel, Load, Op, Reduce, Store, reads
+from flame.compiler.target_cpu import CpuTarget
+from flame.dtypes import by_name, dtype
+from flame.ops.machine import BASIC, COMPARISONS, Machine
+from flame.primitive import REGISTRY
+
+_SLOW = {"div": 5, "sqrt": 6, "floor_divide_int": 20, "remainder_int": 20}
+_LIBRARY_CALL = 60  #: a C function a lane
+EXPENSIVE = 8  #: from here on, a value that another sweep reads is kept rather than computed again
+
+
+class _Counter(Machine):
+    """Values are dtypes; counts operations."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def emit(self, op: str, *operands: Any) -> dtype:
+        self.count += _SLOW.get(op, 1)
+        like = next(d for d in reversed(operands) if isinstance(d, dtype))
+        return by_name("bool") if op in COMPARISONS else like
+
+    def const(self, value: bool | int | float, d: dtype) -> dtype:
+        return d
+
+    def cast(self, x: dtype, d: dtype) -> dtype:
+        self.count += 1
+        return d
+
+    def bitcast(self, x: dtype, d: dtype) -> dtype:
+        return d
+
+    def dtype(self, x: dtype) -> dtype:
+        return x
+
+    def libm(self, name: str, *x: dtype) -> dtype:
+        self.count += _LIBRARY_CALL
+        return x[0]
+
+
+@lru_cache(maxsize=4096)
+def op_cost(op: str, kinds: tuple[dtype, ...]) -> int:
+    """Vector instructions of an `Op`."""
+    if op in BASIC:
+        return _SLOW.get(op, 1)
+    p = REGISTRY.get(op)
+    if p is None or p.scalar is None or p.scalar.define is None:
+        return 1
+    counter = _Counter()
+    p.scalar.define(counter, *kinds)
+    return counter.count
+
+
+def statement_cost(kernel: Kernel, name: str) -> int:
+    """Vector instructions of one statement."""
+    match kernel.definitions[name]:
+        case Const():
+            return 0
+        case IndexOf():
+            return 1
+        case Load():
+            return 2
+        case Op() as s:
+            return op_cost(s.op, tuple(kernel.definitions[v].dtype for v in s.operands))
+    return 1
+
+
+def cone(kernel: Kernel, s: Reduce | Contract | Store) -> list[str]:
+    """The values computed for a sink: everything below it down to other reductions."""
+    found: dict[str, None] = {}
+    todo = list(reads(s))
+    while todo:
+        v = todo.pop()
+        if v in found or isinstance(kernel.definitions[v], Reduce | Contract):
+            continue
+        found[v] = None
+        todo += reads(kernel.definitions[v])
+    return list(found)
+
+
+def microseconds(kernel: Kernel, sinks: list[Reduce | Contract | Store], walked: E, target: CpuTarget) -> float:
+    """An estimate for sinks that are run over `walked` points together, on one core (symbols at their least)."""
+    values = dict.fromkeys(v for s in sinks for v in cone(kernel, s))
+    work = sum(statement_cost(kernel, v) for v in values) + 2 * len(sinks)
+    points = int(evaluate(walked, kernel.symbols))
+    return points * work / target.lanes_f32 * 1e-3 * 0.5

@@ -1,0 +1,79 @@
+"""Kernel IR -> LLVM IR: the entry of the CPU renderer.
+
+    to_llvm(kernel, schedule, cpu) -> LlvmSource        pure: the same arguments give the same text
+
+A kernel is cut into nests (`nests.plan`), each of which becomes one phase: rows and columns by `llvm_rows`, contractions by
+`llvm_contract`. What a nest computes for a later one stands in workspace, and to both it is a buffer like any other.
+"""
+
+from __future__ import annotations
+
+from flame.compiler.graph import identifier
+from flame.compiler.index_math import E, ex, var
+from flame.compiler.kernel import Buffer, Contract, Kernel, Load, Reduce, Statement, Store
+from flame.compiler.llvm_rows import RowWriter, begin
+from flame.compiler.llvm_text import Function, module
+from flame.compiler.nests import Nest, Sweep, plan
+from flame.compiler.schedule_cpu import CpuSchedule
+from flame.compiler.target_cpu import CpuTarget, LlvmSource, Phase
+
+
+def to_llvm(kernel: Kernel, schedule: CpuSchedule, cpu: CpuTarget) -> LlvmSource:
+    """Render a verified kernel for a CPU."""
+    name = identifier(kernel.name)
+    nests = plan(kernel)
+    parts, places, workspace = keep_between(kernel, nests)
+    functions: list[Function] = []
+    constants: list[str] = []
+    phases: list[Phase] = []
+    notes: list[str] = []
+    for i, (part, nest) in enumerate(parts):
+        entry_name = name if len(parts) == 1 else f"{name}_{i}"
+        entry = begin(entry_name, part, places, cpu, len(kernel.buffers))
+        writer = RowWriter(part, nest, schedule, cpu, entry)
+        phases.append(writer.write(entry_name))
+        functions.append(entry.function)
+        constants += writer.point.globals()
+        notes.append(f"{entry_name}: {writer.describe()}")
+    externals = set().union(*(f.externals for f in functions)) if functions else set()
+    return LlvmSource(
+        text=f"; {kernel.name}\n" + module(functions, constants),
+        phases=tuple(phases),
+        parameters=(*kernel.buffers, *kernel.symbols),
+        workspace_bytes=workspace,
+        externals=tuple(sorted(externals)),
+        notes=tuple(notes),
+    )
+
+
+def keep_between(kernel: Kernel, nests: list[Nest]) -> tuple[list[tuple[Kernel, Nest]], dict[str, E], E]:
+    """Each nest with the kernel as it sees it: a reduction of an earlier nest is a load from workspace, and one that a later
+    nest reads is stored there. Gives also the new buffers' offsets in workspace, in bytes, and its size."""
+    buffers, places, offset = dict(kernel.buffers), {}, ex(0)
+    index: dict[str, tuple[E, ...]] = {}
+    made: dict[str, int] = {}
+    for i, nest in enumerate(nests):
+        for r in nest.keep:
+            d, buffer = kernel.definitions[r].dtype, f"kept_{r}"
+            index[r] = tuple(var(a) for a in nest.outer)
+            made[r] = i
+            buffers[buffer] = Buffer(buffer, d, tuple(kernel.axes[a] for a in nest.outer), "inout")
+            places[buffer] = offset
+            size = ex(d.itemsize)
+            for a in nest.outer:
+                size = size * kernel.axes[a]
+            offset = offset + (size + 63) // 64 * 64
+        if nest.keep:
+            nest.sweeps.append(Sweep((), stores=[Store(f"kept_{r}", index[r], r) for r in nest.keep]))
+    if not made:
+        return [(kernel, nest) for nest in nests], {}, offset
+    parts = []
+    for i, nest in enumerate(nests):
+        statements: list[Statement] = []
+        for s in kernel.statements:
+            if isinstance(s, Reduce | Contract) and made.get(s.name, i) < i:
+                statements.append(Load(s.name, f"kept_{s.name}", index[s.name], (), 0, s.dtype))
+            else:
+                statements.append(s)
+        parts.append((Kernel(kernel.name, buffers, kernel.axes, kernel.symbols, statements, kernel.values), nest))
+    return parts, places, offset
