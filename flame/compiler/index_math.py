@@ -106,9 +106,7 @@ class E:
     def const(self) -> int | None:
         """Its value if it is a constant, else None."""
         t = self.terms
-        if not t:
-            return 0
-        return t[0][1] if len(t) == 1 and not t[0][0] else None
+        return 0 if not t else t[0][1] if len(t) == 1 and not t[0][0] else None
 
     def __hash__(self) -> int:
         c = self.const
