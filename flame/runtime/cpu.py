@@ -151,6 +151,16 @@ def load(
     return got
 
 
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What compiling a kernel gives: all that is needed to link it, here or in another process."""
+
+    phases: list[tuple[str, E, float]]
+    workspace: E
+    externals: list[str]
+    obj: bytes
+
+
 def _load(kernel: Kernel, called: str, cpu: CpuTarget, schedule: CpuSchedule, what: str, store: DiskCache) -> NativeKernel:
     name = cache.key("kernel", what, repr(schedule), llvm_jit.fingerprint(cpu), llvm_jit.version(), _compiler_fingerprint())
     entry = store.get(name)
@@ -158,27 +168,30 @@ def _load(kernel: Kernel, called: str, cpu: CpuTarget, schedule: CpuSchedule, wh
     if made is None:
         source = to_llvm(kernel, schedule, cpu)
         obj = llvm_jit.compile_object(source.text, cpu, passes=source.passes, codegen=source.codegen, what=f"kernel {called}")
-        about = [(p.entry, p.chunks, p.microseconds) for p in source.phases]
-        made = about, source.workspace_bytes, obj
-        store.put(name, _encoded(*made))
-    about, workspace, obj = made
-    code = llvm_jit.link(obj, [entry for entry, _, _ in about], what=f"kernel {called}")
-    phases = tuple(NativePhase(code[entry], chunks, us) for entry, chunks, us in about)
-    return NativeKernel(kernel, cpu, schedule, phases, workspace)
+        phases = [(p.entry, p.chunks, p.microseconds) for p in source.phases]
+        made = _Made(phases, source.workspace_bytes, list(source.externals), obj)
+        store.put(name, _encoded(made))
+    code = llvm_jit.link(made.obj, [p[0] for p in made.phases], externals=made.externals, what=f"kernel {called}")
+    functions = tuple(NativePhase(code[entry], chunks, us) for entry, chunks, us in made.phases)
+    return NativeKernel(kernel, cpu, schedule, functions, made.workspace)
 
 
-def _encoded(about: list[tuple[str, E, float]], workspace: E, obj: bytes) -> bytes:
-    facts = {"phases": [[entry, show(chunks), us] for entry, chunks, us in about], "workspace": show(workspace)}
-    return json.dumps(facts).encode() + b"\n" + obj
+def _encoded(made: _Made) -> bytes:
+    facts = {
+        "phases": [[entry, show(chunks), us] for entry, chunks, us in made.phases],
+        "workspace": show(made.workspace),
+        "externals": made.externals,
+    }
+    return json.dumps(facts).encode() + b"\n" + made.obj
 
 
-def _decoded(entry: bytes) -> tuple[list[tuple[str, E, float]], E, bytes] | None:
+def _decoded(entry: bytes) -> _Made | None:
     """The reverse, or None for what this version does not understand."""
     head, _, obj = entry.partition(b"\n")
     try:
         facts = json.loads(head)
-        about = [(str(name), _expression(chunks), float(us)) for name, chunks, us in facts["phases"]]
-        return about, _expression(facts["workspace"]), obj
+        phases = [(str(name), _expression(chunks), float(us)) for name, chunks, us in facts["phases"]]
+        return _Made(phases, _expression(facts["workspace"]), [str(n) for n in facts["externals"]], obj)
     except (ValueError, KeyError, TypeError, SyntaxError):
         return None
 

@@ -176,10 +176,17 @@ def _prepared(text: str, cpu: CpuTarget, passes: int, codegen: int, what: str) -
     return machine, module
 
 
-def link(obj: bytes, symbols: Iterable[str], imports: Mapping[str, int] | None = None, what: str = "module") -> Linked:
+def link(
+    obj: bytes,
+    symbols: Iterable[str],
+    imports: Mapping[str, int] | None = None,
+    *,
+    externals: Iterable[str] = (),
+    what: str = "module",
+) -> Linked:
     """Load an object and give the addresses of `symbols`. Undefined symbols are looked for in `imports`, then in the process.
 
-    Raises CompileError where one is missing.
+    Raises CompileError where one is missing; LLVM does not say which, so `externals` are the ones to be looked at then.
     """
     with _lock:
         require()
@@ -191,6 +198,8 @@ def link(obj: bytes, symbols: Iterable[str], imports: Mapping[str, int] | None =
         try:
             tracker = library.link(_linker, f"flame.{next(_serial)}")
         except RuntimeError as error:
-            raise CompileError(f"{what}: the compiled code cannot be loaded: {str(error).strip()}") from error
+            missing = [n for n in externals if not llvm.address_of_symbol(n) and n not in (imports or {})]
+            why = f"this process has no {', '.join(missing)}" if missing else str(error).strip()
+            raise CompileError(f"{what}: the compiled code cannot be loaded: {why}") from error
         _kept.append(tracker)
         return Linked({name: tracker[name] for name in symbols})

@@ -1,0 +1,549 @@
+"""The machine room: devices, memory that is handed out again, native code, the thread pool, and the native entry."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from flame import dtypes
+from flame.compiler.target_cpu import CpuTarget
+from flame.errors import CompileError, MissingTargetError
+from flame.primitive import Spec
+from flame.runtime import cpu, entry, llvm_jit, threads
+from flame.runtime.device import as_device, device, require
+from flame.runtime.entry import NativeStep, Plan
+from flame.runtime.memory import SMALL, Allocator, size_class
+from flame.runtime.threads import Pool
+
+# ---- devices
+
+
+@pytest.mark.parametrize(
+    "made, type, index, text",
+    [
+        (device("cpu"), "cpu", None, "cpu"),
+        (device("cpu:0"), "cpu", 0, "cpu:0"),
+        (device("cuda"), "cuda", None, "cuda"),
+        (device("cuda:3"), "cuda", 3, "cuda:3"),
+        (device("cuda", 1), "cuda", 1, "cuda:1"),
+        (device(type="cuda", index=0), "cuda", 0, "cuda:0"),
+        (device(2), "cuda", 2, "cuda:2"),
+        (device(device("cuda:1")), "cuda", 1, "cuda:1"),
+    ],
+)
+def test_a_device_is_a_type_and_an_index(made: device, type: str, index: int | None, text: str) -> None:
+    assert (made.type, made.index, str(made)) == (type, index, text)
+    assert eval(repr(made)) == made and hash(eval(repr(made))) == hash(made)
+    assert pickle.loads(pickle.dumps(made)) == made
+
+
+def test_devices_are_equal_by_name_alone() -> None:
+    assert device("cpu") != device("cpu:0") and device("cuda:0") != device("cuda:1") and device("cpu") != "cpu"
+    assert len({device("cpu"), device("cpu"), device("cuda")}) == 2
+    with pytest.raises(AttributeError, match="not writable"):
+        device("cpu").type = "cuda"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "text", ["gpu", "", "CPU", "cpu:", "cuda:-1", "cuda:x", "cuda:01", "cuda:1:2", "cpu:1", ":0", "c 1"]
+)
+def test_a_wrong_device_string_is_an_error(text: str) -> None:
+    with pytest.raises(RuntimeError):
+        device(text)
+
+
+@pytest.mark.parametrize("arguments", [(1.5,), (None,), (True,), ("cpu", "0"), (device("cpu"), 0), (1, 1)])
+def test_a_wrong_device_argument_is_a_type_error(arguments: tuple) -> None:
+    with pytest.raises(TypeError):
+        device(*arguments)
+
+
+def test_cuda_is_refused_when_it_is_used() -> None:
+    assert require(None) == require("cpu") == device("cpu")
+    assert as_device("cuda").type == "cuda"
+    with pytest.raises(MissingTargetError, match="no CUDA runtime"):
+        require("cuda:0")
+
+
+# ---- memory
+
+FLOAT = np.dtype(np.float32)
+
+
+@pytest.fixture
+def allocator() -> Allocator:
+    return Allocator()
+
+
+def test_a_block_comes_back_when_the_last_view_of_it_is_gone(allocator: Allocator) -> None:
+    a = allocator.empty((100, 200), FLOAT)
+    address = a.ctypes.data
+    views: list = [a[3:], a.T[::2], a.view(np.int32)[1], memoryview(a), np.asarray(a), a.reshape(-1)[5:7], a.__dlpack__()]
+    views.append(np.frombuffer(views[3], np.uint8))
+    del a
+    while views:
+        assert allocator.statistics().cached == 0
+        other = allocator.empty((100, 200), FLOAT)
+        assert other.ctypes.data != address
+        del other
+        allocator.release()
+        views.pop(0)
+    gc.collect()
+    assert allocator.statistics().live == 0
+    assert allocator.empty((100, 200), FLOAT).ctypes.data == address
+
+
+@pytest.mark.parametrize("name", dtypes.BY_NAME)
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 5), (0, 7), (17, 1025), (1 << 16,)])
+def test_arrays_are_what_numpy_would_make(allocator: Allocator, name: str, shape: tuple[int, ...]) -> None:
+    d = dtypes.by_name(name).numpy
+    a = allocator.empty(shape, d)
+    assert type(a) is np.ndarray and a.shape == shape and a.dtype is d
+    assert a.flags.c_contiguous and a.flags.aligned and a.flags.writeable
+    if a.nbytes >= SMALL:
+        assert a.ctypes.data % 64 == 0
+    a[...] = 1
+    assert (a == np.ones(shape, d)).all()
+
+
+def test_live_arrays_never_share_memory(allocator: Allocator, rng: np.random.Generator) -> None:
+    alive: list[tuple[int, np.ndarray]] = []
+    for i in range(2000):
+        if alive and rng.random() < 0.5:
+            alive.pop(int(rng.integers(len(alive))))
+        else:
+            a = allocator.empty((int(rng.integers(1, 60_000)),), np.dtype(np.int64 if i % 2 else np.int16))
+            a[...] = i % 30_000
+            alive.append((i % 30_000, a))
+        for value, a in alive[-3:]:
+            assert a[0] == a[-1] == value
+    assert all((a == value).all() for value, a in alive)
+    s = allocator.statistics()
+    assert s.live == sum(size_class(a.nbytes) for _, a in alive if a.nbytes >= SMALL)
+    assert s.reuses > 200 and s.peak >= s.live
+
+
+def test_a_size_class_wastes_at_most_a_quarter() -> None:
+    for n in [1, 63, 64, 65, *range(SMALL, 4 * SMALL, 97), (1 << 30) + 1, 5 << 32]:
+        assert n <= size_class(n) <= max(64, n + n // 4) and size_class(size_class(n)) == size_class(n)
+
+
+def test_what_lies_unused_is_bounded() -> None:
+    allocator = Allocator(spare=1 << 20)
+    for i in range(200):  # ever new sizes, each used once
+        allocator.empty((SMALL + 5000 * i,), np.dtype(np.uint8))
+    s = allocator.statistics()
+    assert s.cached <= (1 << 20) + 2 * s.peak
+    allocator.release()
+    assert allocator.statistics().cached == 0 == allocator.statistics().live
+
+
+def test_no_memory_means_trying_again_without_what_is_cached(allocator: Allocator, monkeypatch: pytest.MonkeyPatch) -> None:
+    allocator.empty((1 << 20,), FLOAT)
+    assert allocator.statistics().cached
+    real, refused = np.empty, []
+
+    def scarce(*a: object, **k: object) -> np.ndarray:
+        if allocator.statistics().cached:
+            refused.append(a)
+            raise MemoryError
+        return real(*a, **k)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(np, "empty", scarce)
+    assert allocator.empty((1 << 21,), FLOAT).shape == (1 << 21,)
+    assert refused
+    monkeypatch.undo()
+    with pytest.raises(MemoryError):
+        allocator.empty((1 << 60,), np.dtype(np.uint8))
+
+
+def test_threads_allocate_at_the_same_time(allocator: Allocator) -> None:
+    def work(seed: int) -> bool:
+        rng = np.random.default_rng(seed)
+        kept = []
+        for _ in range(300):
+            a = allocator.empty((int(rng.integers(SMALL, 2 * SMALL)),), np.dtype(np.uint8))
+            a[...] = seed
+            kept.append(a)
+            if len(kept) > 5:
+                if not (kept.pop(0) == seed).all():
+                    return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(4)))
+    assert allocator.statistics().live == 0
+
+
+def test_an_arena_serves_one_call_at_a_time(allocator: Allocator) -> None:
+    a = allocator.take_arena(1000)
+    b = allocator.take_arena(1000)
+    assert a is not b and a.size >= 1000 and a.address % 64 == 0
+    allocator.give_arena(a)
+    assert allocator.take_arena(10) is a
+    allocator.give_arena(a)
+    c = allocator.take_arena(1 << 20)
+    assert c.size >= 1 << 20 and c is not a
+
+
+# ---- native code
+
+COUNT = """
+define void @count(ptr %bufs, ptr %syms, i64 %begin, i64 %end) {  ; adds 1 to bufs[0][c] for every chunk c
+entry:
+  %p = load ptr, ptr %bufs
+  br label %head
+head:
+  %c = phi i64 [%begin, %entry], [%next, %body]
+  %more = icmp slt i64 %c, %end
+  br i1 %more, label %body, label %leave
+body:
+  %q = getelementptr i32, ptr %p, i64 %c
+  %old = atomicrmw add ptr %q, i32 1 seq_cst
+  %next = add i64 %c, 1
+  br label %head
+leave:
+  ret void
+}
+define void @fill(ptr %bufs, ptr %syms, i64 %begin, i64 %end) {   ; bufs[1][0] = bufs[0][0] + syms[0] + syms[1]
+  %p = load ptr, ptr %bufs
+  %q.p = getelementptr ptr, ptr %bufs, i64 1
+  %q = load ptr, ptr %q.p
+  %x = load i64, ptr %p
+  %a = load i64, ptr %syms
+  %b.p = getelementptr i64, ptr %syms, i64 1
+  %b = load i64, ptr %b.p
+  %xa = add i64 %x, %a
+  %xab = add i64 %xa, %b
+  store i64 %xab, ptr %q
+  ret void
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def code() -> llvm_jit.Linked:
+    return llvm_jit.link(llvm_jit.compile_object(COUNT, llvm_jit.baseline()), ["count", "fill"])
+
+
+def test_wrong_text_is_a_compile_error_that_names_its_kernel() -> None:
+    with pytest.raises(CompileError, match="kernel softmax.*LLVM refuses"):
+        llvm_jit.compile_object("define void @f() { ret i32 0 }", llvm_jit.baseline(), what="kernel softmax")
+    with pytest.raises(CompileError, match="LLVM refuses"):
+        llvm_jit.compile_object("nonsense", llvm_jit.baseline())
+
+
+def test_a_missing_symbol_is_an_error_and_not_a_crash() -> None:
+    text = "declare void @flame_no_such_function()\ndefine void @f() {\n call void @flame_no_such_function()\n ret void\n}"
+    obj = llvm_jit.compile_object(text, llvm_jit.baseline())
+    with pytest.raises(CompileError, match="kernel f.*has no flame_no_such_function"):
+        llvm_jit.link(obj, ["f"], externals=["sin", "flame_no_such_function"], what="kernel f")
+    with pytest.raises(CompileError):
+        llvm_jit.link(obj, ["g"])
+    assert llvm_jit.link(obj, ["f"], {"flame_no_such_function": 1234})["f"]
+
+
+@pytest.mark.parametrize("passes", [0, 1, 2, 3])
+@pytest.mark.parametrize("codegen", [0, 1, 2, 3])
+def test_every_level_of_optimisation_gives_the_same_code(passes: int, codegen: int) -> None:
+    text = "define double @f(double %x) {\n %y = call double @sin(double %x)\n ret double %y\n}\ndeclare double @sin(double)"
+    obj = llvm_jit.compile_object(text, cpu.host(), passes=passes, codegen=codegen)
+    f = ctypes.CFUNCTYPE(ctypes.c_double, ctypes.c_double)(llvm_jit.link(obj, ["f"])["f"])
+    assert f(0.5) == float(np.sin(0.5))
+
+
+def test_objects_are_kept_on_disk_by_everything_that_they_depend_on(tmp_path: object) -> None:
+    store = cpu.DiskCache(tmp_path)  # type: ignore[arg-type]
+    base = llvm_jit.baseline()
+    first = llvm_jit.cached_object(COUNT, base, store=store)
+    assert store.hits == 0
+    assert llvm_jit.cached_object(COUNT, base, store=store) == first
+    assert store.hits == 1
+    for text, target, level in ((COUNT + "\n", base, 2), (COUNT, cpu.host(), 2), (COUNT, base, 0)):
+        llvm_jit.cached_object(text, target, codegen=level, store=store)
+    assert store.hits == 1
+
+
+def test_the_host_is_described() -> None:
+    host = cpu.host()
+    assert host.triple and host.lanes_f32 in (4, 8, 16) and host.registers in (16, 32)
+    assert 8 << 10 <= host.l1 < host.l2 <= 64 << 20
+    assert cpu.target().kind == "cpu" and cpu.target().units == threads.get_num_threads()
+    assert llvm_jit.fingerprint(host) == llvm_jit.fingerprint(CpuTarget(**{f: getattr(host, f) for f in host.__slots__}))
+
+
+# ---- threads
+
+Call = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4, ctypes.c_int64)
+
+
+class Counter:
+    """Chunks counted by a pool."""
+
+    def __init__(self, pool: Pool, code: llvm_jit.Linked, size: int = 64):
+        self.counts = np.zeros(size, np.int32)
+        self._bufs = (ctypes.c_void_p * 1)(self.counts.ctypes.data)
+        self._call = Call(pool.parallel_for)
+        self._pool, self._code = pool, code
+
+    def run(self, chunks: int) -> None:
+        self._call(self._pool.address, self._code["count"], ctypes.addressof(self._bufs), None, chunks)
+
+
+WAITING = [k for k in ("futex", "pthread") if k == threads.waiting_kind() or (k == "pthread" and os.name == "posix")]
+
+
+@pytest.fixture(params=[(k, n) for k in WAITING for n in (2, 5)], ids=lambda p: f"{p[0]}-{p[1]}")
+def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
+    made = Pool(request.param[1], request.param[0])
+    made.start()
+    yield made
+    made.close()
+
+
+def test_every_chunk_runs_exactly_once(pool: Pool, code: llvm_jit.Linked) -> None:
+    counter = Counter(pool, code)
+    jobs = [0, 1, 2, 3, 7, 64] * 100
+    for i, chunks in enumerate(jobs):
+        counter.run(chunks)
+        if i % 100 == 50:
+            time.sleep(0.005)  # workers fall asleep, and are woken
+    assert [*counter.counts] == [sum(c > i for c in jobs) for i in range(64)]
+
+
+def test_callers_at_the_same_time_do_not_disturb_each_other(pool: Pool, code: llvm_jit.Linked) -> None:
+    def work(_: int) -> bool:
+        counter = Counter(pool, code)
+        for _ in range(300):
+            counter.run(64)
+        return bool((counter.counts == 300).all())
+
+    with ThreadPoolExecutor(4) as callers:
+        assert all(callers.map(work, range(4)))
+
+
+def test_the_number_of_threads_changes_between_jobs(pool: Pool, code: llvm_jit.Linked) -> None:
+    counter = Counter(pool, code)
+    total = 0
+    for n in (1, 3, 2, 1, 4):
+        pool.resize(n)
+        assert pool.threads == n and pool.wanting == (n > 1)
+        counter.run(64)  # before the workers are there
+        pool.start()
+        for _ in range(20):
+            counter.run(64)
+        total += 21
+    assert (counter.counts == total).all()
+
+
+def test_a_closed_pool_still_runs_everything(pool: Pool, code: llvm_jit.Linked) -> None:
+    pool.close()
+    pool.resize(3)
+    assert not pool.wanting
+    counter = Counter(pool, code)
+    counter.run(64)
+    assert (counter.counts == 1).all()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_a_forked_child_starts_workers_of_its_own(pool: Pool, code: llvm_jit.Linked) -> None:
+    counter = Counter(pool, code)
+    counter.run(64)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            counter.run(64)
+            if pool.wanting:
+                pool.start()
+                for _ in range(50):
+                    counter.run(64)
+                status = int(not (counter.counts == 52).all())
+        finally:
+            os._exit(status)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.01)
+    else:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+        pytest.fail("the child hangs")
+    assert status == 0
+    counter.run(64)
+    assert (counter.counts == 2).all()
+
+
+def test_where_threads_cannot_be_had_the_caller_does_all(code: llvm_jit.Linked) -> None:
+    pool = Pool(4, "none")
+    assert pool.threads == 1 and not pool.wanting and "pthreads" in pool.serial_reason
+    counter = Counter(pool, code)
+    counter.run(64)
+    assert (counter.counts == 1).all()
+
+
+def test_the_process_ends_while_workers_sleep_and_while_a_daemon_computes() -> None:
+    script = """
+import ctypes, threading, time, numpy as np
+from flame.runtime import llvm_jit, threads
+text = '''COUNT'''
+code = llvm_jit.link(llvm_jit.compile_object(text, llvm_jit.baseline()), ["count"])
+threads.set_num_threads(3)
+pool = threads.shared
+pool.start()
+counts = np.zeros(64, np.int32)
+bufs = (ctypes.c_void_p * 1)(counts.ctypes.data)
+call = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4, ctypes.c_int64)(pool.parallel_for)
+def forever():
+    while True:
+        call(pool.address, code["count"], ctypes.addressof(bufs), None, 64)
+threading.Thread(target=forever, daemon=True).start()
+time.sleep(0.05)
+print("leaving", counts[0] > 0, flush=True)
+""".replace("COUNT", COUNT)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60)
+    assert done.returncode == 0 and done.stdout.split() == [b"leaving", b"True"], done.stderr.decode()
+
+
+def test_set_num_threads_says_what_it_wants() -> None:
+    before = threads.get_num_threads()
+    try:
+        threads.set_num_threads(3)
+        assert threads.get_num_threads() == 3
+        for wrong in (0, -1):
+            with pytest.raises(RuntimeError, match="positive"):
+                threads.set_num_threads(wrong)
+        for kind in (1.0, "2", None, True):
+            with pytest.raises(TypeError, match="expects an int"):
+                threads.set_num_threads(kind)  # type: ignore[arg-type]
+        assert threads.get_num_threads() == 3
+    finally:
+        threads.set_num_threads(before)
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64", "riscv64", "s390x"])
+@pytest.mark.parametrize("waiting", ["futex", "pthread", "none"])
+def test_the_pool_can_be_compiled_for_other_machines(machine: str, waiting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if waiting == "futex" and machine == "s390x":
+        pytest.skip("its system call numbers are not known, so it waits by pthread")
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    text = threads.pool_text(waiting)
+    assert "$" not in text and "PAUSE" not in text and "FUTEX" not in text
+    llvm_jit.llvm.initialize_all_targets()
+    llvm_jit.llvm.initialize_all_asmprinters()
+    triple = {"x86_64": "x86_64-apple-darwin"}.get(machine, f"{machine}-unknown-linux-gnu")
+    assert llvm_jit.compile_object(text, CpuTarget(triple, ""), what=machine)
+
+
+# ---- the native entry
+
+I64 = dtypes.int64
+
+
+def spec(*shape: int, dtype: dtypes.dtype = I64) -> Spec:
+    return Spec(shape, dtype)
+
+
+def test_a_plan_runs_its_steps_in_order_on_arrays_and_scratch(code: llvm_jit.Linked) -> None:
+    steps = [
+        NativeStep(code["fill"], (0, -1 - 64), 1, symbols=(10, 1)),
+        NativeStep(code["fill"], (-1 - 64, -1), 1, symbols=(200, 0)),
+        NativeStep(code["fill"], (-1, 2), 0, symbols=(999, 999)),  # no chunks: nothing runs
+        NativeStep(code["fill"], (-1, 1), 1, symbols=(3000, 0)),
+    ]
+    plan = Plan([spec(1), spec(1), spec(1)], steps)
+    arena = np.zeros(100, np.uint8)
+    x, y, z = (np.array([v]) for v in (5, 0, 7))
+    functions = entry.entry()
+    assert functions.enter is not None
+    assert functions.enter(plan.address, arena.ctypes.data, x, y, z) is None
+    assert (x[0], y[0], z[0]) == (5, 3216, 7)
+    y[0] = 0
+    pointers = (ctypes.c_void_p * 3)(*(a.ctypes.data for a in (x, y, z)))
+    functions.run(plan.address, arena.ctypes.data, ctypes.addressof(pointers))
+    assert y[0] == 3216
+
+
+def test_arrays_that_do_not_fit_are_told_by_number_and_nothing_runs(code: llvm_jit.Linked) -> None:
+    plan = Plan([spec(2, 3), spec(2, 3)], [NativeStep(code["count"], (1,), 3)])
+    enter = entry.entry().enter
+    assert enter is not None
+    good = np.zeros((2, 3), np.int64)
+
+    class Sub(np.ndarray):
+        pass
+
+    misaligned = np.zeros(49, np.uint8)[1:].view(np.int64).reshape(2, 3)
+    big_endian = np.zeros((2, 3), ">i8")
+    bad: list[object] = [
+        np.zeros((3, 2), np.int64), np.zeros((2, 3), np.float64), np.zeros((2, 3), np.uint64), np.zeros((2, 3, 1), np.int64),
+        np.zeros(6, np.int64), np.zeros((), np.int64), np.zeros((2, 6), np.int64)[:, ::2], np.zeros((3, 2), np.int64).T,
+        good.view(Sub), misaligned, big_endian, 5, None, "x", [1, 2], np.int64(3), memoryview(good),
+    ]  # fmt: skip
+    for wrong in bad:
+        assert enter(plan.address, 0, wrong, good) == 0
+        assert enter(plan.address, 0, good, wrong) == 1
+    assert not good.any()
+    assert enter(plan.address, 0, good, good) is None
+    assert good.view(np.int32).ravel()[:3].tolist() == [1, 1, 1]
+
+
+def test_references_are_neither_lost_nor_kept(code: llvm_jit.Linked) -> None:
+    plan = Plan([spec(4)], [NativeStep(code["count"], (0,), 4)])
+    enter = entry.entry().enter
+    assert enter is not None
+    a, bad = np.zeros(4, np.int64), np.zeros(5, np.int64)
+    before = [sys.getrefcount(x) for x in (a, bad, None, I64.numpy)]
+    for _ in range(1000):
+        enter(plan.address, 0, a)
+        enter(plan.address, 0, bad)
+    after = [sys.getrefcount(x) for x in (a, bad, None, I64.numpy)]
+    assert all(abs(x - y) < 50 for x, y in zip(before, after)), (before, after)
+
+
+def test_python_runs_while_a_plan_does(code: llvm_jit.Linked) -> None:
+    """A plan that another thread runs does not hold the interpreter lock."""
+    plan = Plan([spec(1)], [NativeStep(code["count"], (0,), 1)])
+    slow = Plan([spec(1 << 20, dtype=dtypes.int32)], [NativeStep(code["count"], (0,), 1 << 20)] * 40)
+    enter = entry.entry().enter
+    assert enter is not None
+    big, small = np.zeros(1 << 20, np.int32), np.zeros(1, np.int64)
+    started, finished = threading.Event(), threading.Event()
+
+    def work() -> None:
+        started.set()
+        enter(slow.address, 0, big)
+        finished.set()
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    started.wait()
+    turns = 0
+    while not finished.is_set():
+        enter(plan.address, 0, small)
+        turns += 1
+    worker.join()
+    assert turns > 50
+    assert (big == 40).all()
+
+
+def test_the_layout_of_arrays_is_tried_before_it_is_relied_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert entry.arrays_are_readable()
+    for field in ("data", "nd", "dimensions", "descr", "flags"):
+        monkeypatch.setitem(entry._FIELDS, field, entry._FIELDS[field] + 8)
+        assert not entry.arrays_are_readable(), field
+        monkeypatch.undo()
