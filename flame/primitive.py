@@ -73,10 +73,10 @@ class Rule:
 
     apply: Callable[..., Any]
     saves_output: bool
-    saves_operands: tuple[bool, ...] | bool  #: one flag an operand, or one for all of a variadic primitive
+    saves_operands: tuple[bool, ...]  #: one flag an operand; the last stands for all that follow in a variadic primitive
 
     def saves(self, operand: int) -> bool:
-        return self.saves_operands if isinstance(self.saves_operands, bool) else self.saves_operands[operand]
+        return self.saves_operands[min(operand, len(self.saves_operands) - 1)]
 
     @classmethod
     def of(cls, f: Callable[..., Any]) -> Rule:
@@ -86,8 +86,9 @@ class Rule:
         if len(positional) < 2:
             raise TypeError("a derivative rule takes (g, y, *operands, **params)")
         keeps = tuple(not p.name.startswith("_") for p in positional[2:])
-        saved: tuple[bool, ...] | bool = keeps if variadic is None else not variadic.name.startswith("_")
-        return cls(f, not positional[1].name.startswith("_"), saved)
+        if variadic is not None:
+            keeps += (not variadic.name.startswith("_"),)
+        return cls(f, not positional[1].name.startswith("_"), keeps)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -170,9 +171,11 @@ class Interpreter(Protocol):
 
 
 class _Force(threading.local):
-    """The interpreter in force on this thread; None: the base interpreter."""
+    """What is in force on this thread: the interpreter (None: the base interpreter), and whether derivatives are recorded."""
 
-    interpreter: Interpreter | None = None
+    interpreter: Any = None
+    grad: bool = True
+    inference: bool = False
 
 
 force = _Force()
