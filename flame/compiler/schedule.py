@@ -1,0 +1,242 @@
+"""How a kernel is run on a GPU: one frozen record beside the kernel, and the heuristics that choose it.
+
+`choose_gpu(kernel, target, hints)` answers with the schedule that sizes and target suggest; a tuner may hand `to_triton`
+another one. Every schedule gives the same results up to the order of sums (and `precision`). `hints` are likely values of the
+kernel's symbols: they steer sizes of tiles and never correctness, but for `wide` (see there).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from flame.compiler.index_math import E, evaluate, ex, subst
+from flame.compiler.kernel import Contract, Kernel, Load, Reduce, Store, domain, domain_of, flat, numel
+from flame.compiler.target import Target
+from flame.dtypes import bool_, dtype, float32, float64, int8, int32
+
+
+@dataclass(frozen=True, slots=True)
+class GpuSchedule:
+    """Sizes that `to_triton` takes as given. Blocks are powers of two."""
+
+    form: Literal["rows", "dot"] = "rows"
+    #: rows: points of the parallel axes, and lanes of a sweep; a sweep over more points is a loop
+    x_block: int = 1024
+    r_block: int = 1024
+    #: rows: parallel axes in the order in which x walks them (those left out follow in the kernel's order); `columns` get a
+    #: side of the tile of their own, `y_block` long (pointwise kernels only)
+    rows: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    y_block: int = 32
+    #: dot: the tile of the result, how much of the summed axes is taken at a time, rows of tiles that share their columns
+    m_block: int = 64
+    n_block: int = 64
+    k_block: int = 32
+    group: int = 8
+    #: dot: the summed axis that lanes run along, the others being walked one point at a time; empty: all flattened
+    k_lanes: str = ""
+    #: dot: of float32 operands
+    precision: Literal["ieee", "tf32", "tf32x3"] = "ieee"
+    warps: int = 4
+    stages: int = 3
+    #: positions and addresses in 64 bits. Without it the launcher checks `TritonSource.fits`.
+    wide: bool = False
+    #: may a product and a sum be rounded once, where the kernel rounds twice?
+    fp_fusion: bool = False
+
+
+def power_of_two(n: int) -> int:
+    """The least power of two that is no less than n."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def product(extents: object) -> E:
+    out = ex(1)
+    for e in extents:  # type: ignore[attr-defined]
+        out = out * e
+    return out
+
+
+def positions(kernel: Kernel) -> tuple[E, ...]:
+    """What has to be counted: the elements of each buffer, the points of the parallel axes, and those of the reduced ones."""
+    reduced = kernel.reduce_axes
+    spaces = ([a for a in kernel.axes if a not in reduced], reduced)
+    return (*(numel(b) for b in kernel.buffers.values()), *(product(kernel.axes[a] for a in axes) for axes in spaces))
+
+
+def fits_in_32_bits(kernel: Kernel, symbols: Mapping[str, int]) -> bool:
+    """May positions and addresses be held in 32 bits? (With room for the part of a tile that hangs over an edge.)"""
+    return all(evaluate(e, symbols) < 2**31 - 2**20 for e in positions(kernel))
+
+
+# ---- what kind of kernel
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """The axes of a contraction: of the left operand alone, of the right alone, of both, and the summed ones."""
+
+    m: tuple[str, ...]
+    n: tuple[str, ...]
+    batch: tuple[str, ...]
+    k: tuple[str, ...]
+
+
+def sides(kernel: Kernel) -> Sides | None:
+    """The sides of a kernel that is one contraction with what is fused to it, in a form that a tiled matrix product takes;
+    None where it is anything else."""
+    contractions = [s for s in kernel.statements if isinstance(s, Contract)]
+    if len(contractions) != 1 or any(isinstance(s, Reduce) for s in kernel.statements):
+        return None
+    c = contractions[0]
+    left, right = (kernel.definitions[v].dtype for v in c.operands)
+    if left is not right or not _has_dot(left, c.dtype):
+        return None
+    still = {a for a, e in kernel.axes.items() if e == 1}
+    a, b = (kernel.domains[v] - set(c.axes) - still for v in c.operands)
+    stored = frozenset[str]().union(*(domain(kernel, s) for s in kernel.stores)) - still
+    if stored & set(c.axes) or not (a | b) <= stored:
+        return None
+    free = [x for x in kernel.axes if x in stored]
+    return Sides(
+        tuple(x for x in free if x in a and x not in b),
+        tuple(x for x in free if x in b and x not in a),
+        tuple(x for x in free if (x in a) == (x in b)),
+        tuple(x for x in c.axes if x not in still),
+    )
+
+
+def _has_dot(operand: dtype, accumulator: dtype) -> bool:
+    if operand is int8:
+        return accumulator is int32
+    return accumulator is (float64 if operand is float64 else float32) and operand.kind == "f"
+
+
+def unit_stride_axis(kernel: Kernel, s: Load | Store) -> str | None:
+    """The axis along which a load or store runs through memory element by element, if there is one."""
+    address = flat(kernel, s)
+    origin = subst(address, {a: 0 for a in kernel.axes})
+    for a, extent in kernel.axes.items():
+        if extent != 1 and subst(address, {b: (1 if b == a else 0) for b in kernel.axes}) - origin == 1:
+            return a
+    return None
+
+
+# ---- heuristics
+
+
+def choose_gpu(kernel: Kernel, target: Target, hints: Mapping[str, int] | None = None) -> GpuSchedule:
+    """The schedule that sizes and target suggest. Symbols without a hint count as 512, or their lower bound."""
+    env = {n: max(low, 512) for n, low in kernel.symbols.items()} | dict(hints or {})
+    wide = not fits_in_32_bits(kernel, env)
+    found = sides(kernel)
+    if found is not None:
+        size = {side: evaluate(product(kernel.axes[a] for a in getattr(found, side)), env) for side in ("m", "n", "k", "batch")}
+        if min(size["m"], size["n"]) >= 2 and min(size["k"], size["m"] * size["n"]) >= 4:
+            return replace(_choose_dot(kernel, target, found, size), wide=wide)
+    return replace(_choose_rows(kernel, env), wide=wide)
+
+
+def _choose_dot(kernel: Kernel, target: Target, found: Sides, size: dict[str, int]) -> GpuSchedule:
+    contraction = kernel.contraction
+    assert contraction is not None
+    width = kernel.definitions[contraction.operands[0]].dtype.itemsize
+    if width <= 2:
+        tiles = [(128, 256, 64, 8), (128, 128, 64, 8), (64, 128, 64, 4), (64, 64, 64, 4), (32, 64, 64, 4), (32, 32, 64, 4)]
+    elif width == 4:
+        tiles = [(128, 64, 16, 8), (64, 64, 16, 4), (64, 32, 16, 4), (32, 32, 32, 4)]
+    else:
+        tiles = [(64, 64, 16, 8), (64, 32, 16, 4), (32, 32, 16, 4)]
+    # the largest tile that still keeps every multiprocessor busy; no side much longer than what it covers
+    units = max(target.units, 1)
+    for m, n, k, warps in tiles:
+        if size["n"] < size["m"] and n > m:
+            m, n = n, m
+        fits = m <= power_of_two(size["m"]) and n <= power_of_two(size["n"])
+        if fits and -(-size["m"] // m) * -(-size["n"] // n) * size["batch"] >= units:
+            break
+    least = 32 if width == 1 else 16
+    m, n = (max(16, min(side, power_of_two(size[s]))) for side, s in ((m, "m"), (n, "n")))
+    lanes, depth = "", size["k"]
+    if len(found.k) > 1:
+        extents = {a: kernel.axes[a].const or 512 for a in found.k}
+        longest = max(found.k, key=lambda a: extents[a])
+        if extents[longest] >= 16:
+            lanes, depth = longest, extents[longest]
+    k = max(least, min(k, power_of_two(depth)))
+    return GpuSchedule("dot", m_block=m, n_block=n, k_block=k, k_lanes=lanes, warps=warps, stages=3 if width < 8 else 2)
+
+
+def _choose_rows(kernel: Kernel, env: Mapping[str, int]) -> GpuSchedule:
+    swept = {a for a in kernel.reduce_axes if kernel.axes[a] != 1}
+    stored = frozenset[str]().union(*(domain(kernel, s) for s in kernel.stores))
+    parallel = [a for a in kernel.axes if a in stored and a not in swept and kernel.axes[a] != 1]
+    points = evaluate(product(kernel.axes[a] for a in parallel), env)
+    if not swept:
+        return _choose_pointwise(kernel, parallel, points, env)
+    # the longest sweep decides, and along what most bytes run
+    lengths = [
+        evaluate(product(kernel.axes[a] for a in swept.intersection(s.axes)), env)
+        for s in kernel.statements
+        if isinstance(s, Reduce | Contract)
+    ]
+    longest = max(lengths)
+    score = 0
+    for s in kernel.statements:
+        if isinstance(s, Load | Store):
+            a = unit_stride_axis(kernel, s)
+            if a is not None:
+                weight = evaluate(product(kernel.axes[x] for x in domain_of(kernel, s.index)), env)
+                score += weight * kernel.buffers[s.buffer].dtype.itemsize * (1 if a in swept else -1)
+    live = _live_values(kernel)
+    if score < 0 and parallel:  # memory runs along the parallel axes: a column to each lane
+        x = max(1, min(128, power_of_two(points)))
+        r = max(1, min(2048 // x, power_of_two(longest)))
+        return GpuSchedule(x_block=x, r_block=r, warps=4)
+    # registers: values that live at the same time, 4 bytes a lane, 32 * warps threads, about 128 of 255 registers each
+    most = max(1024, 8192 // max(1, live // 3))
+    r = power_of_two(longest)
+    if any(kernel.symbols) or r > most:
+        r = min(r, 1024 if live <= 8 else 512)
+    x = 1 if r >= 512 or points == 1 else max(1, min(1024 // r, power_of_two(points)))
+    tile = x * r
+    return GpuSchedule(x_block=x, r_block=r, warps=max(1, min(16, tile // 512 if tile >= 2048 else 4 if tile > 128 else 1)))
+
+
+def _choose_pointwise(kernel: Kernel, parallel: list[str], points: int, env: Mapping[str, int]) -> GpuSchedule:
+    weights: dict[str, int] = {}
+    for s in kernel.statements:
+        if isinstance(s, Load | Store) and (a := unit_stride_axis(kernel, s)) in parallel:
+            weight = evaluate(product(kernel.axes[x] for x in domain_of(kernel, s.index)), env)
+            weights[a] = weights.get(a, 0) + weight * kernel.buffers[s.buffer].dtype.itemsize
+    ranked = sorted(weights, key=lambda a: (-weights[a], parallel.index(a)))
+    extents = {a: evaluate(kernel.axes[a], env) for a in parallel}
+    if len(ranked) > 1 and weights[ranked[1]] * 4 >= weights[ranked[0]] and all(extents[a] >= 16 for a in ranked[:2]):
+        first, second = sorted(ranked[:2], key=parallel.index)
+        rows = tuple(a for a in parallel if a not in (first, second)) + (first,)
+        return GpuSchedule(x_block=32, y_block=32, rows=rows, columns=(second,), warps=4)
+    live = _live_values(kernel)
+    block = 1024 if points >= 2**18 and live <= 12 else 512 if points >= 2**16 else 256
+    return GpuSchedule(x_block=max(32, min(block, power_of_two(points))), warps=4 if block > 128 and points > 128 else 1)
+
+
+def _live_values(kernel: Kernel) -> int:
+    """How many values are alive at once, at most, if statements are computed in order and what is stored is stored last."""
+    last: dict[str, int] = {}
+    for i, s in enumerate(kernel.statements):
+        used = (s.value,) if isinstance(s, Store) else getattr(s, "operands", ())
+        for v in used:
+            last[v] = i
+    alive, most = 0, 0
+    ends: dict[int, int] = {}
+    for v, i in last.items():
+        ends[i] = ends.get(i, 0) + 1
+    for i, s in enumerate(kernel.statements):
+        if not isinstance(s, Store) and s.name in last and s.dtype is not bool_ and kernel.domains[s.name]:
+            alive += 1
+            most = max(most, alive)
+        alive -= ends.get(i, 0)
+        alive = max(alive, 0)
+    return most

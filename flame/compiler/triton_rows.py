@@ -1,0 +1,417 @@
+"""Triton for everything that is not a tiled contraction: pointwise kernels, and reductions of any nesting.
+
+Axes that no statement reduces are parallel: the grid walks them, `x_block` points a program. The others are SWEPT inside a
+program: a reduction sweeps its axes, a store sweeps the swept axes of its address, and what stands in later stages sweeps
+again. A sweep over few points (no more than `r_block`) is one tile, and its values stay for the next sweep over the same
+axes; a longer one is a loop, and each sweep computes its values anew. Where a sweep needs reductions that vary along some of
+its axes (a mean of row sums), those axes become an outer loop, a point at a time, around the inner sweeps. So every kernel of
+the grammar has a rendering, and the usual ones (a row, a column, a softmax) get the source that one would write by hand.
+
+Masks are applied to values, not to addresses, before they enter a reduction: what a masked lane loads may have become
+anything by then (exp(0) = 1). Maximum and minimum carry NaN by an explicit test.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+from flame.compiler.index_math import E
+from flame.compiler.kernel import Kernel, Reduce, Store, domain, reads, stage
+from flame.compiler.schedule import GpuSchedule, power_of_two
+from flame.compiler.triton_body import NO_DIMS, Body, Dims, Lanes, Scope
+from flame.compiler.triton_text import Text, literal, tl
+from flame.dtypes import bool_, dtype, int32
+from flame.errors import Refused
+
+Axes = frozenset[str]
+
+
+def identity(op: str, d: dtype) -> bool | int | float:
+    """What a reduction starts from."""
+    if op in ("sum", "any"):
+        return 0
+    if op in ("prod", "all"):
+        return 1
+    low = op in ("max", "argmax")
+    if d.kind == "f":
+        return -math.inf if low else math.inf
+    info = np.iinfo(d.numpy)
+    return int(info.min if low else info.max)
+
+
+class Rows:
+    """Writes the body of one kernel. Call `render()` once; `programs` then says how many points the grid
+    covers, and how many of them a program takes, along each of its directions."""
+
+    def __init__(self, kernel: Kernel, schedule: GpuSchedule, body: Body):
+        self.kernel = kernel
+        self.schedule = schedule
+        self.body = body
+        self.stages = stage(kernel)
+        self.swept = frozenset(a for a in kernel.reduce_axes if a not in body.still)
+        self.programs: list[tuple[E, int]] = []
+        self._blocks: dict[Axes, str] = {}
+        self._sweeps = 0
+
+    # ---- which programs
+
+    def render(self) -> None:
+        stored = frozenset().union(*(domain(self.kernel, s) for s in self.kernel.stores))
+        parallel = [a for a in self.kernel.axes if a in stored and a not in self.swept and a not in self.body.still]
+        columns = [a for a in self.schedule.columns if a in parallel]
+        rows = [a for a in self.schedule.rows if a in parallel and a not in columns]
+        rows += [a for a in parallel if a not in rows and a not in columns]
+        if columns and not self.swept:
+            self._two_dimensional(rows, columns)
+        else:
+            self._parallel(rows + columns)
+        self.level(self.kernel.stores, frozenset())
+
+    def _mask(self, name: str, lanes: str, axes: Iterable[str], block: int) -> str:
+        """Write the test that a position is inside, unless blocks of this size fit exactly; its name or nothing."""
+        count = self.body.count(axes)
+        if count.const and count.const % block == 0:
+            return ""
+        mask = self.body.names.fresh(name)
+        self.body.line(f"{mask} = {lanes} < {self.body.size(count)}")
+        return mask
+
+    def _parallel(self, axes: list[str]) -> None:
+        body, block = self.body, self.schedule.x_block
+        swept = any(self._points(s) != 1 for s in self._sets())
+        if not axes:
+            body.scopes[0].tile = ("R_BLOCK",) if swept else ()
+            return
+        self.programs.append((body.count(axes), block))
+        pid = "tl.program_id(0).to(tl.int64)" if body.wide else "tl.program_id(0)"
+        name = body.names.fresh(axes[0] if len(axes) == 1 else "x")
+        if block == 1:
+            body.scopes[0].tile = ("R_BLOCK",) if swept else ()
+            body.line(f"{name} = {pid}")
+            body.place(Lanes(name, tuple(axes)))
+            return
+        body.scopes[0].tile = ("X_BLOCK", "R_BLOCK") if swept else ("X_BLOCK",)
+        body.constant("X_BLOCK", block)
+        column = "[:, None]" if swept else ""
+        lanes = f"tl.arange(0, X_BLOCK){column}"
+        body.line(f"{name} = {pid} * X_BLOCK + {lanes}")
+        body.place(Lanes(name, tuple(axes), 0, self._mask(f"{name}_in", name, axes, block)))
+
+    def _two_dimensional(self, rows: list[str], columns: list[str]) -> None:
+        """A tile with a side along each of two groups of axes, so that memory that runs along either is read in order."""
+        body, schedule = self.body, self.schedule
+        body.scopes[0].tile = ("X_BLOCK", "Y_BLOCK")
+        body.constant("X_BLOCK", schedule.x_block)
+        body.constant("Y_BLOCK", schedule.y_block)
+        across = body.count(columns)
+        self.programs += [(body.count(rows), schedule.x_block), (across, schedule.y_block)]
+        wide = ".to(tl.int64)" if body.wide else ""
+        tile, tiles = body.names.fresh("tile"), body.names.fresh("tiles_across")
+        x = body.names.fresh(rows[0] if len(rows) == 1 else "x")
+        y = body.names.fresh(columns[0] if len(columns) == 1 else "y")
+        body.line(f"{tile} = tl.program_id(0){wide}")
+        body.line(f"{tiles} = tl.cdiv({body.size(across)}, Y_BLOCK)")
+        body.line(f"{x} = {tile} // {tiles} * X_BLOCK + tl.arange(0, X_BLOCK)[:, None]")
+        body.line(f"{y} = {tile} % {tiles} * Y_BLOCK + tl.arange(0, Y_BLOCK)[None, :]")
+        x_in = self._mask(f"{x}_in", x, rows, schedule.x_block)
+        y_in = self._mask(f"{y}_in", y, columns, schedule.y_block)
+        body.place(Lanes(x, tuple(rows), 0, x_in))
+        body.place(Lanes(y, tuple(columns), 1, y_in))
+
+    # ---- what is swept, in which order
+
+    def _sets(self) -> set[Axes]:
+        """The sets of axes that statements sweep."""
+        return {self._axes(s, frozenset()) for s in self.kernel.statements if isinstance(s, Reduce | Store)}
+
+    def _points(self, axes: Axes) -> int | None:
+        return self.body.count(axes).const
+
+    def _axes(self, task: Reduce | Store, bound: Axes) -> Axes:
+        wanted = frozenset(task.axes) if isinstance(task, Reduce) else domain(self.kernel, task)
+        return (wanted & self.swept) - bound
+
+    def _stage(self, task: Reduce | Store) -> int:
+        return max((self.stages[v] for v in reads(task)), default=0)
+
+    def level(self, tasks: Iterable[Store | Reduce], bound: Axes) -> None:
+        """Do `tasks`, where the axes `bound` have one value each, with the reductions they need that do not vary along
+        axes still to be swept; those that do are done inside the sweeps."""
+        tasks = list(tasks)
+        here = [q for q in self._reductions(tasks) if not (self.kernel.domains[q.name] & self.swept) - bound]
+        groups: dict[tuple[int, Axes], list[Store | Reduce]] = {}
+        for t in (*here, *tasks):
+            groups.setdefault((self._stage(t), self._axes(t, bound)), []).append(t)
+        self._delay_stores(groups)
+        for (_, axes), group in sorted(groups.items(), key=lambda g: (g[0][0], not g[0][1], sorted(g[0][1]))):
+            if axes:
+                self.sweep(group, axes, bound)
+            else:
+                self._at_a_point(group)
+
+    def _reductions(self, tasks: Iterable[Store | Reduce]) -> list[Reduce]:
+        """The reductions that `tasks` need and that are not there yet, in the kernel's order."""
+        missing = self.body.missing(v for t in tasks for v in reads(t))
+        done = {t.name for t in tasks if isinstance(t, Reduce)}
+        found = (self.kernel.definitions[v] for v in self.kernel.definitions if v in missing and v not in done)
+        return [s for s in found if isinstance(s, Reduce)]
+
+    def _delay_stores(self, groups: dict[tuple[int, Axes], list[Store | Reduce]]) -> None:
+        """A buffer updated in place is written last of all: a later sweep may read values from it anew. A sweep that would
+        only store is joined with the next one over the same axes."""
+        last = 1 + max((g for g, _ in groups), default=0)
+        for (_, axes), group in list(groups.items()):
+            in_place = [t for t in group if isinstance(t, Store) and self.kernel.buffers[t.buffer].role == "inout"]
+            if in_place:
+                groups.setdefault((last, axes), []).extend(in_place)
+                group[:] = [t for t in group if t not in in_place]
+        for (g, axes), group in sorted(groups.items(), key=lambda i: i[0][0]):
+            later = [h for h, other in groups if other == axes and h > g]
+            if axes and later and all(isinstance(t, Store) for t in group):
+                groups[min(later), axes].extend(group)
+                group.clear()
+            if not group:
+                del groups[g, axes]
+        swept = [self._points(axes) for g, axes in groups if g == last and axes]
+        if len(swept) > 1 and any(n is None or n > self.schedule.r_block for n in swept):
+            raise Refused("buffers are updated in place in sweeps over different axes")
+
+    def _at_a_point(self, group: list[Store | Reduce]) -> None:
+        """Stores that sweep nothing, and reductions over axes of a single point."""
+        self.body.compute(v for t in group for v in reads(t))
+        for t in group:
+            if isinstance(t, Reduce):
+                value, dims = self.body.lookup(t.operands[0])
+                first = t.op in ("argmax", "argmin")
+                self.body.scopes[-1].values[t.name] = (Text.number(0, t.dtype), NO_DIMS) if first else (value, dims)
+        for t in group:
+            if isinstance(t, Store):
+                self.body.store(t)
+
+    # ---- one sweep
+
+    def sweep(self, group: list[Store | Reduce], axes: Axes, bound: Axes) -> None:
+        """Do reductions and stores over the same axes."""
+        body = self.body
+        inner = [q for q in self._reductions(group) if self.kernel.domains[q.name] & axes]
+        outer: Axes = frozenset().union(*(self.kernel.domains[q.name] & axes for q in inner))
+        along = [a for a in self.kernel.axes if a in axes - outer]
+        outside = [a for a in self.kernel.axes if a in outer]
+        reduces = [t for t in group if isinstance(t, Reduce)]
+        points = self._points(frozenset(along))
+        single = points is not None and points <= self.schedule.r_block
+        self._title(group)
+        if single and not outside:
+            self._along(group, along, True, None)
+            return
+        partial = {q.name: self._start(q, along) for q in reduces}
+        if not outside:
+            self._along(group, along, single, partial)
+        else:
+            step = body.names.fresh("step")
+            with body.loop(f"for {step} in range(0, {body.size(body.count(outside))}):"):
+                name = body.names.fresh(outside[0] if len(outside) == 1 else "o")
+                body.line(f"{name} = tl.cast({step}, tl.int{64 if body.wide else 32})")
+                body.place(Lanes(name, tuple(outside)))
+                self.level(inner, bound | outer)
+                self._along(group, along, single, partial)
+        for q in reduces:
+            self._finish(q, partial[q.name], bool(along))
+
+    def _title(self, group: list[Store | Reduce]) -> None:
+        what = [f"{t.op} over {', '.join(t.axes)}" if isinstance(t, Reduce) else f"store {t.buffer}" for t in group]
+        if any(isinstance(t, Reduce) for t in group) or self._sweeps:
+            self.body.comment("; ".join(dict.fromkeys(what)))
+        self._sweeps += 1
+
+    def _block(self, axes: Axes, points: int | None) -> str:
+        """The constant that says how many lanes a sweep over these axes has."""
+        lanes = self.schedule.r_block if points is None else min(power_of_two(points), self.schedule.r_block)
+        known = self._blocks.get(axes)
+        if known is None:
+            taken = [n for n in self._blocks.values() if self.body.constants[n] == lanes]
+            n = len(set(self._blocks.values()))
+            known = taken[0] if taken else self.body.constant("R_BLOCK" if n == 0 else f"R{n}_BLOCK", lanes)
+            self._blocks[axes] = known
+        return known
+
+    def _along(self, group: list[Store | Reduce], along: list[str], single: bool, partial: dict[str, list[str]] | None) -> None:
+        """The lanes of a sweep: one tile, or a loop over tiles; nothing to walk where `along` is empty."""
+        body = self.body
+        if not along:
+            self._work(group, partial, "", body.scopes[-1])
+            return
+        here = body.scopes[-1]
+        axes = frozenset(along)
+        block = self._block(axes, self._points(axes))
+        tile = (*body.tile[:-1], block)
+        arange = f"tl.arange(0, {block})" + ("[None, :]" if len(tile) == 2 else "")
+        hint = along[0] if len(along) == 1 else "r"
+        if single:
+            known = here.inner.get(axes)
+            if known is None:
+                known = here.inner[axes] = Scope(tile=tile)
+                name = body.names.fresh(hint)
+                with body.scope(known):
+                    body.line(f"{name} = {arange}{'.to(tl.int64)' if body.wide else ''}")
+                    mask = self._mask(f"{name}_in", name, along, body.constants[block])
+                    body.place(Lanes(name, tuple(along), len(tile) - 1, mask))
+            self._hoist(group, axes)
+            with body.scope(known):
+                self._work(group, partial, known.lanes[0].mask, here)
+            return
+        self._hoist(group, axes)
+        start, name = body.names.fresh(f"{hint}_start"), body.names.fresh(hint)
+        with body.loop(f"for {start} in range(0, {body.size(body.count(along))}, {block}):") as scope:
+            scope.tile = tile
+            body.line(f"{name} = ({start} + {arange}).to(tl.int64)" if body.wide else f"{name} = {start} + {arange}")
+            mask = self._mask(f"{name}_in", name, along, body.constants[block])
+            body.place(Lanes(name, tuple(along), len(tile) - 1, mask))
+            self._work(group, partial, mask, here)
+
+    def _hoist(self, group: list[Store | Reduce], axes: Axes) -> None:
+        """What does not vary in the sweep is computed before it, unless it needs a reduction that is still to come."""
+        wanted = [v for t in group for v in reads(t)]
+        missing = self.body.missing(wanted)
+        waits: set[str] = set()
+        for v, s in self.kernel.definitions.items():
+            if v in missing and (isinstance(s, Reduce) or not waits.isdisjoint(reads(s))):
+                waits.add(v)
+        self.body.compute(wanted, only=lambda v: v not in waits and not self.kernel.domains[v] & axes)
+
+    def _work(self, group: list[Store | Reduce], partial: dict[str, list[str]] | None, mask: str, outside: Scope) -> None:
+        """One tile's part of a sweep. Values come first and stores last, since a store may change what a value is read from;
+        without accumulators (`partial`) the reductions are done with this tile, and their values belong to `outside`."""
+        body = self.body
+        body.compute(v for t in group for v in reads(t))
+        for t in group:
+            if isinstance(t, Reduce):
+                terms = self._masked(t, mask)
+                if partial is None:
+                    self._reduce(t, [body.spread(text, dims) for text, dims in terms], outside)
+                else:
+                    self._accumulate(t, partial[t.name], [text for text, _ in terms])
+        for t in group:
+            if isinstance(t, Store):
+                body.store(t)
+
+    # ---- reductions
+
+    def _kind(self, q: Reduce) -> dtype:
+        """The dtype that a reduction is carried in."""
+        given = self.kernel.definitions[q.operands[0]].dtype
+        return int32 if given is bool_ else given
+
+    def _masked(self, q: Reduce, mask: str) -> list[tuple[str, Dims]]:
+        """What enters a reduction from one tile, the identity where the tile hangs over: a value, for arg reductions with
+        its place."""
+        body, kind = self.body, self._kind(q)
+        value, dims = body.lookup(q.operands[0])
+        text = value.text if value.value is None else f"tl.full([], {value.text}, {tl(value.dtype)})"
+        if value.dtype is bool_:
+            text = f"{text}.to(tl.int32)"
+        terms = [(text, dims, identity(q.op, kind))]
+        if q.op in ("argmax", "argmin"):
+            terms.append((*self._place_in(q), self._beyond()))
+        if not mask:
+            return [(text, dims) for text, dims, _ in terms]
+        last = frozenset((len(body.tile) - 1,))
+        other = [literal(i, kind) if n == 0 else str(i) for n, (_, _, i) in enumerate(terms)]
+        return [(f"tl.where({mask}, {text}, {o})", dims | last) for (text, dims, _), o in zip(terms, other)]
+
+    def _beyond(self) -> int:
+        return 2**63 - 1 if self.body.wide else 2**31 - 1
+
+    def _place_in(self, q: Reduce) -> tuple[str, Dims]:
+        """The position along the reduced axes, in the order in which the statement names them."""
+        from_here = self.kernel.axes
+        terms: list[str] = []
+        dims = NO_DIMS
+        below = self.body.count(())
+        for a in reversed(q.axes):
+            if a not in self.body.still:
+                text, along = self.body.where_is(a)
+                terms.append(text if below == 1 else f"{text} * {self.body.size(below)}")
+                dims |= along
+            below = below * from_here[a]
+        text = " + ".join(reversed(terms))
+        return (f"({text})" if len(terms) > 1 else text), dims
+
+    def _reduce(self, q: Reduce, terms: list[str], scope: Scope) -> None:
+        """Fold whole tiles along their last dimension, and define the reduction's value in `scope`."""
+        body = self.body
+        axis = len(body.tile) - 1
+        column = "[:, None]" if axis == 1 else ""
+        dims: Dims = frozenset(range(axis))
+        text = terms[0]
+        if q.op in ("argmax", "argmin"):
+            f = body.functions.library("_first_greatest" if q.op == "argmax" else "_first_least")
+            extreme, place = body.names.fresh(f"{q.name}_value"), body.names.fresh(f"{q.name}_place")
+            body.line(f"{extreme}, {place} = tl.reduce(({terms[0]}, {terms[1]}), {axis}, {f})", q.note)
+            body.define(q.name, f"{place}{column}.to(tl.int64)", dims, scope=scope)
+            return
+        match q.op:
+            case "sum":
+                text = f"tl.sum({text}, {axis}){column}"
+            case "prod":
+                text = f"tl.reduce({text}, {axis}, {body.functions.library('_multiply')}){column}"
+            case "any":
+                text = f"tl.max({text}, {axis}){column} != 0"
+            case "all":
+                text = f"tl.min({text}, {axis}){column} != 0"
+            case "max" | "min" if self._kind(q).kind != "f":
+                text = f"tl.{q.op}({text}, {axis}){column}"
+            case "max" | "min":
+                text = f"tl.reduce({text}, {axis}, {body.functions.library(f'_{q.op}imum')}){column}"
+        if q.dtype.kind in "iu" and q.dtype.itemsize < 4:
+            text = f"({text}).to({tl(q.dtype)})"  # the language widens small integers before it folds them
+        body.define(q.name, text, dims, q.note, scope=scope)
+
+    def _start(self, q: Reduce, along: list[str]) -> list[str]:
+        """Write the accumulators of a reduction that takes several tiles: a tile each, or one value for each row."""
+        body, kind = self.body, self._kind(q)
+        tile = (*body.tile[:-1], self._block(frozenset(along), self._points(frozenset(along))) if along else "1")
+        shape = "[]" if tile == ("1",) else f"[{', '.join(tile)}]"
+        part = body.names.fresh(f"{q.name}_part")
+        body.line(f"{part} = tl.full({shape}, {literal(identity(q.op, kind), kind)}, {tl(kind)})")
+        if q.op not in ("argmax", "argmin"):
+            return [part]
+        place = body.names.fresh(f"{q.name}_place")
+        body.line(f"{place} = tl.full({shape}, {self._beyond()}, tl.int{64 if body.wide else 32})")
+        return [part, place]
+
+    def _accumulate(self, q: Reduce, partial: list[str], terms: list[str]) -> None:
+        body, acc, x = self.body, partial[0], terms[0]
+        match q.op:
+            case "sum":
+                text = f"{acc} + {x}"
+            case "prod":
+                text = f"{acc} * {x}"
+            case "any":
+                text = f"tl.maximum({acc}, {x})"
+            case "all":
+                text = f"tl.minimum({acc}, {x})"
+            case "max" | "min" if self._kind(q).kind != "f":
+                text = f"tl.{q.op}imum({acc}, {x})"
+            case "max" | "min":
+                text = f"{body.functions.library(f'_{q.op}imum')}({acc}, {x})"
+            case _:
+                f = body.functions.library("_first_greatest" if q.op == "argmax" else "_first_least")
+                acc, text = ", ".join(partial), f"{f}({', '.join((*partial, *terms))})"
+        body.line(f"{acc} = {text}", q.note)
+
+    def _finish(self, q: Reduce, partial: list[str], tiled: bool) -> None:
+        """Fold what is left of a reduction over several tiles."""
+        if tiled:
+            self._reduce(q, partial, self.body.scopes[-1])
+            return
+        dims = frozenset(range(len(self.body.tile) - 1))
+        if q.op in ("argmax", "argmin"):
+            self.body.define(q.name, f"{partial[1]}.to(tl.int64)", dims)
+        elif q.dtype is bool_:
+            self.body.define(q.name, f"{partial[0]} != 0", dims)
+        else:
+            self.body.scopes[-1].values[q.name] = (Text(partial[0], q.dtype), dims)
