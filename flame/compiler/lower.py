@@ -36,7 +36,7 @@ from flame.compiler.kernel import Buffer, Contract, Kernel, Reduce, Store
 from flame.compiler.writer import NO_GUARD, Guard, Writer, compute_dtype, flatten, single_axis
 from flame.dtypes import dtype
 from flame.errors import Refused
-from flame.ops.access import Choice, Contraction, Index, Read, Reduction
+from flame.ops.access import Choice, Cond, Contraction, Index, Read, Reduction
 from flame.primitive import Number
 
 #: what a reduction over nothing gives
@@ -159,7 +159,7 @@ class _Lowering(Writer):
         if reduction is None:
             self._store(lead, tuple(full))
         else:
-            self.swept = tuple(a for a, (dim, _) in self._place_of.items() if dim in removed)
+            self.swept = tuple(a for a, (dim, _) in self._place_of.items() if dim in removed) or None
             self._store(lead, _at_result_of_reduction(reduction, tuple(full)))
 
     def _follow(self, r: Value) -> None:
@@ -269,6 +269,8 @@ class _Lowering(Writer):
                 args.append(self.const(x, dtypes.bool_ if p.name == "where" and i == 0 else like))
         if p.name == "cast":  # with where, the words that the kernel IR has of its own
             return self.cast(args[0], d, _note(node))
+        if p.name == "bitcast":
+            return self.widen(self.op("bitcast", (self.narrow(args[0], like),), d, _note(node)))
         if p.name == "copy":
             return args[0]
         if node.params:
@@ -289,13 +291,15 @@ class _Lowering(Writer):
             index = self._simplified(choice.index)
             x = node.operands[choice.operand]
             if not own:
-                last = self.value(x, index, guard, d)
+                last = self.value(x, index, both, d)
                 break
             if n == len(read.choices) - 1:
                 last = self._masked(x, index, both, read.fill)
                 if last is not None:
                     break
             picks.append((own, self.value(x, index, both, d)))
+            if len(own) == 1 and own[0].kind == "ge":  # the choices below are for where it does not hold
+                guard = simplify_conds((*guard, Cond(-own[0].expr - 1)), self.bounds) or guard
         if last is None:
             last = self.const(read.fill, d)
         for conds, v in reversed(picks):
@@ -419,14 +423,17 @@ class _Lowering(Writer):
         if axes and all(frozenset(axes) <= self.domains[v] for v in (a, b)):
             domain = (self.domains[a] | self.domains[b]) - frozenset(axes)
             return self.emit(Contract, (a, b), axes, acc, domain=domain, note=_note(node))
-        product = self.op("mul", (self.cast(a, acc), self.cast(b, acc)), acc, _note(node))
+        factors = [
+            self.cast(v, acc) for v, x in ((a, node.operands[0]), (b, node.operands[1])) if isinstance(x, Value) or x != 1
+        ]
+        product = self.op("mul", factors, acc, _note(node)) if len(factors) == 2 else factors[0]
         return self._over(node, "sum", product, axes, acc)
 
     def _factor(self, node: Node, choice: Choice) -> str:
         """One operand's element in the dtype it is stored in, 0 where the conditions do not hold."""
         x = node.operands[choice.operand]
         if not isinstance(x, Value):
-            raise Refused(f"{describe(node)} contracts a number")
+            return self.const(x, node.output.dtype)
         index = self._simplified(choice.index)
         self._split_divided(index)
         conds = simplify_conds(choice.conds, self.bounds)
