@@ -18,7 +18,7 @@ from flame.compiler.graph import Graph, Node, Operand, Value
 from flame.compiler.rewrite import Equation, Rewriter, rebuild
 from flame.dtypes import bool_, dtype
 from flame.ops.declare import as_operand
-from flame.primitive import Number, Spec, broadcast_shapes
+from flame.primitive import Number, Spec
 
 #: f(x, y) is f(y, x) in every bit
 COMMUTATIVE = frozenset("add mul eq ne logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor".split())
@@ -69,8 +69,9 @@ def read(number: Number, d: dtype) -> Number:
     but a number beside a narrow float is computed with in float32, so it must not be more than the element that it was.)"""
     if d.is_narrow_float:
         return float(np.asarray(number, d.numpy))
-    got = as_operand(number, d.numpy)
-    return got if isinstance(got, float | bool) else int(got)
+    if d.kind == "f":
+        return float(number)
+    return np.asarray(as_operand(number, d.numpy)).item()
 
 
 def is_number(x: Operand, number: float) -> bool:
@@ -120,20 +121,19 @@ def fold(rw: Rewriter, n: Node) -> Value | None:
 
 @equation("*")
 def number_operand(rw: Rewriter, n: Node) -> Value | None:
-    """f(x, full(c)) is f(x, c), if x still says what the shape and dtype are."""
+    """f(x, full(c)) is f(x, c), expanded if x is smaller than the result; x must be there to say what the dtype is."""
     if n.primitive.kind != "elementwise" or len(n.operands) < 2:
         return None
     first = 1 if n.primitive.name == "where" else 0  # the condition's dtype is not that of the others
     operands = list(n.operands)
     for i in range(first, len(operands)):
         x = operands[i]
-        if not isinstance(x, Value) or (u := uniform(x)) is None:
-            continue
-        rest = [y for j, y in enumerate(operands) if j != i and isinstance(y, Value)]
-        carried = any(j != i and isinstance(y, Value) and y.dtype is x.dtype for j, y in enumerate(operands) if j >= first)
-        if carried and broadcast_shapes(*(y.shape for y in rest)) == n.output.shape:
-            operands[i] = u
-    return rw.apply(n.primitive, *operands, **n.params) if operands != list(n.operands) else None
+        if isinstance(x, Value) and (u := uniform(x)) is not None:
+            if any(j != i and isinstance(y, Value) and y.dtype is x.dtype for j, y in enumerate(operands) if j >= first):
+                operands[i] = u
+    if all(a is b for a, b in zip(operands, n.operands, strict=True)):
+        return None
+    return as_result(rw, rw.apply(n.primitive, *operands, **n.params), n)
 
 
 def unexpanded(x: Operand) -> Operand:
