@@ -99,8 +99,9 @@ def interpret(module: dict[str, Any], source: TritonSource, arguments: list[Any]
     """Run the kernel of an executed source module on arrays and integers."""
     import triton.language as tl
     from triton.runtime import interpreter
-    from triton.runtime.jit import JITFunction
+    from triton.runtime.jit import JITFunction, mangle_type
 
+    mangle_type(1)  # its first call imports a dialect that wants to find all functions compiled
     kernel = module[source.entry].fn
     given = [_Memory(a) if isinstance(a, np.ndarray) else a for a in arguments]
     places: list[tuple[Any, str, Any]] = []
