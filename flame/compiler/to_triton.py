@@ -105,7 +105,7 @@ def to_triton(kernel: Kernel, schedule: GpuSchedule) -> TritonSource:
     for text in body.functions.texts.values():
         parts += ["", "", text]
     parts += ["", "", "@triton.jit", f"def {entry}({signature}):"]
-    parts += body.lines or ["    pass"]
+    parts += body.finished() or ["    pass"]
     return TritonSource(
         text="\n".join(parts) + "\n",
         entry=entry,

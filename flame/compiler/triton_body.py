@@ -12,11 +12,12 @@ number a row, even of values that are the same in all rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from flame.compiler.index_math import Div, E, Mod, Val, ex, extreme, names, nonneg, simplify, subst
+from flame.compiler.index_math import Bounds, Div, E, Mod, Val, atoms, ex, extreme, names, nonneg, simplify, subst, var
 from flame.compiler.kernel import (
     Const,
     Contract,
@@ -83,6 +84,11 @@ class Body:
         self.uses_libdevice = False
         #: axes with a single point are not walked: their index is 0
         self.still = {a: 0 for a, e in kernel.axes.items() if e == 1}
+        #: lanes that walk several axes -> how many points they have; such an axis -> its place as a function of the lanes
+        self._walks: dict[str, E] = {}
+        self._unwalked: dict[str, E] = {}
+        self._reach: Bounds | None = None
+        self._spare: set[str] = set()  #: names whose lines go if nothing reads them
         self._depth = 1
         self._note = ""
 
@@ -100,6 +106,18 @@ class Body:
         if self.lines and not self.lines[-1].endswith(":"):
             self.lines.append("")
         self.line(f"# {text}")
+
+    def finished(self) -> list[str]:
+        """The lines, without those that only say where an axis is and that nothing reads."""
+        out: list[str] = []
+        used: set[str] = set()
+        for text in reversed(self.lines):
+            name, _, right = text.strip().partition(" = ")
+            if name in self._spare and name not in used:
+                continue
+            used.update(re.findall(r"\w+", right or text))
+            out.append(text)
+        return out[::-1]
 
     @contextmanager
     def loop(self, head: str) -> Iterator[Scope]:
@@ -151,6 +169,10 @@ class Body:
                     found[lanes.name] = lanes
         return list(found.values())
 
+    def walker(self, axes: Sequence[str], hint: str) -> str:
+        """A name for the position of lanes that walk `axes`: that of a single axis, else `hint`."""
+        return self.names.fresh(axes[0] if len(axes) == 1 else f"{hint}_flat" if hint in self.kernel.axes else hint)
+
     def count(self, axes: Iterable[str]) -> E:
         return product(self.kernel.axes[a] for a in axes)
 
@@ -170,12 +192,29 @@ class Body:
         for a in reversed(lanes.axes):
             extent = self.kernel.axes[a]
             text = lanes.name if below == 1 else f"{lanes.name} // {self.size(below)}"
+            place = var(lanes.name) // below
             if a != lanes.axes[0]:
                 text += f" % {self.size(extent)}"
+                place = place % extent
             name = self.names.fresh(a)
             self.line(f"{name} = {text}")
+            self._spare.add(name)
+            self._unwalked[name] = place
             scope.places[a] = (name, lanes.dims)
             below = below * extent
+        self._walks[lanes.name] = below
+        self._reach = None
+
+    def _rejoined(self, e: E) -> E | None:
+        """`e`, an expression in places, as one in the lanes that they come from, if it is one without divisions: x for
+        x // 8 * 8 + x % 8. Triton then sees that neighbours are neighbours in memory."""
+        here = {n: self._unwalked[n] for n in names(e) if n in self._unwalked}
+        if len(here) < 2:
+            return None
+        if self._reach is None:
+            self._reach = Bounds(self._walks, self.kernel.symbols)
+        whole = simplify(subst(e, here), self._reach)
+        return None if any(isinstance(a, Div | Mod) for a in atoms(whole)) else whole
 
     # ---- index expressions
 
@@ -187,7 +226,6 @@ class Body:
 
     def spell_index(self, e: E, env: dict[str, str]) -> str:
         """`e` in Triton. Its division truncates, so it stands for floor division only where that makes no difference."""
-        bounds = self.kernel.bounds
 
         def factor(x: E) -> str:
             text = self.spell_index(x, env)
@@ -200,7 +238,7 @@ class Body:
                 case Val():
                     return env["%" + a.name]
                 case Div() | Mod():
-                    if nonneg(a.numerator, bounds):
+                    if nonneg(a.numerator, self.kernel.bounds):
                         return f"({factor(a.numerator)} {'//' if isinstance(a, Div) else '%'} {factor(a.divisor)})"
                     f = self.functions.library("_floor_divide" if isinstance(a, Div) else "_remainder")
                     return f"{f}({self.spell_index(a.numerator, env)}, {self.spell_index(a.divisor, env)})"
@@ -220,6 +258,7 @@ class Body:
         e = simplify(subst(e, self.still), self.kernel.bounds)
         env: dict[str, str] = {}
         dims = NO_DIMS
+        places: dict[str, E] = {}
         for n in sorted(names(e)):
             if n in self.kernel.symbols:
                 env[n] = f"{self.sizes[n]}.to(tl.int64)" if wide else self.sizes[n]
@@ -236,18 +275,34 @@ class Body:
                     env[n] = text.text
             else:
                 place, along = self.where_is(n)
+                places[n] = var(place)
                 env[n] = f"{place}.to(tl.int64)" if wide and not self.wide else place
             dims |= along
+        whole = self._rejoined(subst(e, places))
+        if whole is not None:
+            e = whole
+            kept = {n: t for n, t in env.items() if n[0] == "%" or n in self.kernel.symbols}
+            env = {n: f"{n}.to(tl.int64)" if wide and not self.wide else n for n in names(e)} | kept
         text = self.spell_index(e, env)
         if text.startswith("(") and text.endswith(")") and text.count("(") == 1:
             text = text[1:-1]
         return text, dims
 
     def conditions(self, mask: Iterable[Cond]) -> list[tuple[str, Dims]]:
+        """Each condition as text, and what it extends along."""
         out = []
         for c in mask:
-            text, dims = self.index(c.expr)
-            out.append((f"({text} {'>=' if c.kind == 'ge' else '=='} 0)", dims))
+            # i - 2 >= 0 is written i >= 2, and 10 - i >= 0 is i <= 10
+            e = simplify(subst(c.expr, self.still), self.kernel.bounds)
+            plus = {m: k for m, k in e.terms if m and k > 0}
+            minus = {m: -k for m, k in e.terms if m and k < 0}
+            last = next((k for m, k in e.terms if not m), 0)
+            if plus:
+                left, sign, right = E(plus), ">=", E(minus) - last
+            else:
+                left, sign, right = E(minus), "<=", ex(last)
+            (a, along), (b, across) = self.index(left), self.index(right)
+            out.append((f"({a} {sign if c.kind == 'ge' else '=='} {b})", along | across))
         return out
 
     # ---- values

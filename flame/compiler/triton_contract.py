@@ -66,14 +66,14 @@ class Dot:
         body, schedule, found = self.body, self.schedule, self.sides
         rows, columns, batch = (body.count(axes) for axes in (found.m, found.n, found.batch))
         self.programs = [(batch, 1), (rows, schedule.m_block), (columns, schedule.n_block)]
-        tile, m, n = (body.names.fresh(x) for x in ("tile", "m", "n"))
+        tile, m, n = body.names.fresh("tile"), body.walker(found.m, "m"), body.walker(found.n, "n")
         tiles_m, tiles_n, first, height = (body.names.fresh(x) for x in ("tiles_m", "tiles_n", "first", "height"))
         wide = ".to(tl.int64)" if body.wide else ""
         body.line(f"{tile} = tl.program_id(0){wide}")
         body.line(f"{tiles_m} = tl.cdiv({body.size(rows)}, M_BLOCK)")
         body.line(f"{tiles_n} = tl.cdiv({body.size(columns)}, N_BLOCK)")
         if found.batch:
-            z = body.names.fresh(found.batch[0] if len(found.batch) == 1 else "z")
+            z = body.walker(found.batch, "z")
             body.line(f"{z} = {tile} // ({tiles_m} * {tiles_n})")
             body.line(f"{tile} = {tile} % ({tiles_m} * {tiles_n})")
             body.place(Lanes(z, found.batch))
@@ -107,7 +107,7 @@ class Dot:
         tiles, step = body.names.fresh("tiles_k"), body.names.fresh("step")
         body.line(f"{tiles} = tl.cdiv({body.size(body.count((lanes,)))}, K_BLOCK)")
         with body.loop(f"for {step} in range(0, {body.size(body.count(others))} * {tiles}):"):
-            outer, start = body.names.fresh(others[0] if len(others) == 1 else "outer"), body.names.fresh("k_start")
+            outer, start = body.walker(others, "outer"), body.names.fresh("k_start")
             body.line(f"{outer} = {step} // {tiles}")
             body.line(f"{start} = {step} % {tiles} * K_BLOCK")
             body.place(Lanes(outer, others))

@@ -87,7 +87,7 @@ class Rows:
             return
         self.programs.append((body.count(axes), block))
         pid = "tl.program_id(0).to(tl.int64)" if body.wide else "tl.program_id(0)"
-        name = body.names.fresh(axes[0] if len(axes) == 1 else "x")
+        name = body.walker(axes, "x")
         if block == 1:
             body.scopes[0].tile = ("R_BLOCK",) if swept else ()
             body.line(f"{name} = {pid}")
@@ -110,8 +110,8 @@ class Rows:
         self.programs += [(body.count(rows), schedule.x_block), (across, schedule.y_block)]
         wide = ".to(tl.int64)" if body.wide else ""
         tile, tiles = body.names.fresh("tile"), body.names.fresh("tiles_across")
-        x = body.names.fresh(rows[0] if len(rows) == 1 else "x")
-        y = body.names.fresh(columns[0] if len(columns) == 1 else "y")
+        x = body.walker(rows, "x")
+        y = body.walker(columns, "y")
         body.line(f"{tile} = tl.program_id(0){wide}")
         body.line(f"{tiles} = tl.cdiv({body.size(across)}, Y_BLOCK)")
         body.line(f"{x} = {tile} // {tiles} * X_BLOCK + tl.arange(0, X_BLOCK)[:, None]")
@@ -213,7 +213,7 @@ class Rows:
         else:
             step = body.names.fresh("step")
             with body.loop(f"for {step} in range(0, {body.size(body.count(outside))}):"):
-                name = body.names.fresh(outside[0] if len(outside) == 1 else "o")
+                name = body.walker(outside, "outer")
                 body.line(f"{name} = tl.cast({step}, tl.int{64 if body.wide else 32})")
                 body.place(Lanes(name, tuple(outside)))
                 self.level(inner, bound | outer)
@@ -249,12 +249,11 @@ class Rows:
         block = self._block(axes, self._points(axes))
         tile = (*body.tile[:-1], block)
         arange = f"tl.arange(0, {block})" + ("[None, :]" if len(tile) == 2 else "")
-        hint = along[0] if len(along) == 1 else "r"
         if single:
             known = here.inner.get(axes)
             if known is None:
                 known = here.inner[axes] = Scope(tile=tile)
-                name = body.names.fresh(hint)
+                name = body.walker(along, "r")
                 with body.scope(known):
                     body.line(f"{name} = {arange}{'.to(tl.int64)' if body.wide else ''}")
                     mask = self._mask(f"{name}_in", name, along, body.constants[block])
@@ -264,7 +263,8 @@ class Rows:
                 self._work(group, partial, known.lanes[0].mask, here)
             return
         self._hoist(group, axes)
-        start, name = body.names.fresh(f"{hint}_start"), body.names.fresh(hint)
+        name = body.walker(along, "r")
+        start = body.names.fresh(f"{name}_start")
         with body.loop(f"for {start} in range(0, {body.size(body.count(along))}, {block}):") as scope:
             scope.tile = tile
             body.line(f"{name} = ({start} + {arange}).to(tl.int64)" if body.wide else f"{name} = {start} + {arange}")

@@ -161,11 +161,27 @@ class Functions:
 
     def __init__(self) -> None:
         self.texts: dict[str, str] = {}
+        self._longer: set[tuple[str, ...]] = set()
 
     def library(self, name: str) -> str:
         """The name of one of the functions above."""
         self.texts.setdefault(name, _LIBRARY[name].strip("\n"))
         return name
+
+    def expression(self, name: str, args: tuple[Text, ...]) -> str:
+        """A primitive that is one operation, written where it is used; nothing for one that is more."""
+        kinds = (name, *(a.dtype.name for a in args))
+        if kinds in self._longer:
+            return ""
+        scalar = REGISTRY[name].scalar
+        machine = TritonMachine(Functions())
+        result = scalar.define(machine, *args) if scalar is not None and scalar.define is not None else None
+        if len(machine.lines) == 1 and not machine.functions.texts and isinstance(result, Text):
+            left, _, right = machine.lines[0].strip().partition(" = ")
+            if left == result.text:
+                return right
+        self._longer.add(kinds)
+        return ""
 
     def primitive(self, name: str, arguments: tuple[dtype, ...]) -> str:
         """The name of the function that an elementwise primitive's definition becomes for operands of these dtypes."""
@@ -271,7 +287,8 @@ def _call(op: str, args: tuple[Text, ...], functions: Functions) -> str:
         return given.format(*(a.alone for a in args))
     if primitive.scalar.define is None:
         return spell(op, args, args[-1].dtype, functions)
-    return f"{functions.primitive(op, tuple(a.dtype for a in args))}({', '.join(a.alone for a in args)})"
+    alone = functions.expression(op, args)
+    return alone or f"{functions.primitive(op, tuple(a.dtype for a in args))}({', '.join(a.alone for a in args)})"
 
 
 class TritonMachine(Machine):
