@@ -1,0 +1,290 @@
+"""Fusion: a graph cut into kernels, with a cost and a reason for every yes and no.
+
+    fuse(graph, target) -> Fused
+
+    choose roots   which values may stand in memory                         flame.compiler.roots
+    settle         every root alone has a kernel, or stays a call
+    join           neighbours become one kernel where it has a form (`flame.compiler.lower` refuses with a reason) and
+                   costs less than the two (`flame.compiler.cost`)
+    batch          small kernels of equal shape that have nothing to do with each other share a launch
+    split          reductions with too few rows for the machine are done in two steps
+
+Neighbours are a group's producers, its consumers, and its siblings: groups that read the same large array. Each pair is
+tried once, and equal pairs are lowered once (`flame.compiler.templates`), so that time is near linear in the graph.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+
+from flame.compiler.cost import rates
+from flame.compiler.graph import Graph, Node, Value
+from flame.compiler.groups import Group, Groups
+from flame.compiler.kernel import Kernel, Load, Op, Reduce, domain, stage
+from flame.compiler.lower import describe, reduced_operand
+from flame.compiler.program import Decision, Fused
+from flame.compiler.roots import Plan, choose_roots
+from flame.compiler.target import Target
+from flame.compiler.templates import Attempt, Templates
+
+#: statements, buffers and chained nodes that one kernel may have
+_STATEMENTS, _BUFFERS, _DEPTH = 256, 32, 120
+#: statements and loads that a contraction's epilogue may have
+_EPILOGUE, _EPILOGUE_LOADS = 80, 10
+#: siblings that are looked at for each array, and the bytes from which reading an array once instead of twice matters
+_SIBLINGS, _WORTH_SHARING = 6, 4096
+#: launches that a kernel's own time may be worth and still be batched; buffers of a batch
+_SMALL, _BATCH_BUFFERS = 10.0, 24
+
+
+def fuse(graph: Graph, target: Target) -> Fused:
+    """Kernels and calls in an order to run in, and every decision with its reason."""
+    templates = Templates(target)
+    plan = _settle(graph, target, templates)
+    fusion = _Fusion(plan, target, templates)
+    fusion.join()
+    fusion.batch()
+    return fusion.fused()
+
+
+def _settle(graph: Graph, target: Target, templates: Templates) -> Plan:
+    """A plan under which every root has a kernel. What a kernel can't hold becomes a call; before that, what a refused root
+    is computed from is given memory of its own."""
+    called: dict[Node, str] = {}
+    stored: dict[Value, None] = {}
+    while True:
+        plan = choose_roots(graph, target, called, stored)
+        changed = False
+        for r in plan.roots:
+            got = templates.lower([r], lambda v: plan.in_memory(v))
+            assert r.node is not None
+            reason = got.refusal or (_waste(got.template.kernel) if got.template and not target.is_gpu else "")
+            if not reason:
+                continue
+            inside = [v for v in r.node.values if not plan.in_memory(v)]
+            if inside and got.refusal:
+                stored.update(dict.fromkeys(inside))
+            else:
+                called[r.node] = reason
+            changed = True
+        if not changed:
+            plan.decisions += [Decision("called", describe(n), why) for n, why in plan.calls.items()]
+            return plan
+
+
+def _waste(kernel: Kernel) -> str:
+    """Why a contraction had better stay a call: most of what it would multiply is masked (a dilated convolution)."""
+    if kernel.contraction is None:
+        return ""
+    holes = {c for s in kernel.statements if isinstance(s, Load) for c in s.mask if c.kind == "eq"}
+    return f"{len(holes)} strides leave holes that a kernel would multiply by 0" if holes else ""
+
+
+class _Fusion:
+    """Groups being joined."""
+
+    def __init__(self, plan: Plan, target: Target, templates: Templates):
+        self.plan = plan
+        self.target = target
+        self.templates = templates
+        self.groups = Groups()
+        self.decisions = plan.decisions
+        self._outputs = set(plan.graph.outputs)
+        self._attempts: dict[Group, Attempt] = {}
+        for n in plan.graph.nodes:
+            if n in plan.calls:
+                self.groups.add(n.outputs, n.values, n)
+            elif n.output in plan.roots:
+                self.groups.add(n.outputs, plan.reads[n.output])
+
+    # ---- one group
+
+    def attempt(self, g: Group) -> Attempt:
+        found = self._attempts.get(g)
+        if found is None:
+            found = self._attempts[g] = self._lower(g.roots)
+        return found
+
+    def _lower(self, roots: Sequence[Value]) -> Attempt:
+        """A group's kernel: roots that nobody else reads are not stored."""
+        here = frozenset(roots)
+        readers = self.groups.readers
+        stored = [r for r in roots if r in self._outputs or any(q not in here for q in readers.get(r, ()))]
+        return self.templates.lower(stored, lambda v: v not in here and self.plan.in_memory(v))
+
+    def _is_fixed(self, g: Group) -> bool:
+        """Groups that take no part: calls, library calls, and arrays without elements."""
+        return g.call is not None or any(r in self.plan.library or r.spec.numel == 0 for r in g.roots)
+
+    # ---- joining neighbours
+
+    def join(self) -> None:
+        work = deque(g for g in self.groups.all() if not self._is_fixed(g))
+        tried: set[tuple[Group, Group]] = set()
+        while work:
+            g = work.popleft()
+            if not g.alive:
+                continue
+            for h, related in self._neighbours(g):
+                a, b = (g, h) if g.rank < h.rank else (h, g)
+                if (a, b) in tried:
+                    continue
+                tried.add((a, b))
+                reason = self._objection(a, b, related)
+                if reason.startswith("saves"):
+                    self.decisions.append(Decision("fused", f"{a} with {b}", reason))
+                    work.appendleft(self._merge(a, b))
+                    break
+                self.decisions.append(Decision("refused", f"{a} with {b}", reason))
+
+    def _merge(self, a: Group, b: Group) -> Group:
+        merged = self.groups.merge(a, b)
+        first = merged.roots[0]
+        depth = self.plan.depth
+        depth[first] = depth[a.roots[0]] + depth[b.roots[0]]
+        return merged
+
+    def _neighbours(self, g: Group) -> list[tuple[Group, bool]]:
+        """Producers and consumers (True), then siblings (False), those that share most first."""
+        groups, shared = self.groups, {}
+        for h in groups.above(g):
+            shared[h] = (True, sum(x.spec.nbytes for r in g.roots for x in groups.reads[r] if groups.of.get(x) is h))
+        for h in groups.below(g):
+            shared[h] = (True, sum(r.spec.nbytes for r in g.roots if any(groups.of[q] is h for q in groups.readers.get(r, ()))))
+        for x in dict.fromkeys(x for r in g.roots for x in sorted(groups.reads[r], key=lambda v: v.name)):
+            if x.spec.nbytes < _WORTH_SHARING:
+                continue
+            others = dict.fromkeys(groups.of[q] for q in groups.readers[x])
+            near = sorted((h for h in others if h is not g), key=lambda h: abs(h.rank - g.rank))[:_SIBLINGS]
+            for h in near:
+                if h not in shared:
+                    shared[h] = (False, x.spec.nbytes)
+        found = [(h, related, size) for h, (related, size) in shared.items() if not self._is_fixed(h)]
+        found.sort(key=lambda f: (not f[1], -f[2], f[0].rank))
+        return [(h, related) for h, related, _ in found]
+
+    def _objection(self, a: Group, b: Group, related: bool) -> str:
+        """Why a and b stay apart; or, beginning with "saves", what joining them is worth."""
+        contractions = sum(r.node.primitive.kind == "contract" for g in (a, b) for r in g.roots if r.node is not None)
+        reductions = any(reduced_operand(r) is not None for g in (a, b) for r in g.roots)
+        if contractions > 1:
+            return "a kernel holds one contraction"
+        if contractions and reductions:
+            return "a kernel holds reductions or a contraction, not both"
+        if self.plan.depth[a.roots[0]] + self.plan.depth[b.roots[0]] > _DEPTH:
+            return f"a chain of more than {_DEPTH} nodes"
+        reason = self.groups.why_not(a, b)
+        if reason:
+            return reason
+        joint = self._lower(sorted((*a.roots, *b.roots), key=self.groups.position.__getitem__))
+        if joint.template is None:
+            return joint.refusal
+        reason = self._unfit(joint.template.kernel)
+        if reason:
+            return reason
+        one, two = self.attempt(a).template, self.attempt(b).template
+        if one is None or two is None:
+            return "one of the two has no kernel"
+        saved = one.cost.time + two.cost.time - joint.template.cost.time
+        if saved <= 0:
+            return f"costs {-saved:.0f} ns more than two kernels"
+        if not related and one.cost.bytes + two.cost.bytes <= joint.template.cost.bytes:
+            return "they share a launch and nothing else"
+        bytes_saved = one.cost.bytes + two.cost.bytes - joint.template.cost.bytes
+        return f"saves {bytes_saved} bytes and {saved:.0f} ns"
+
+    def _unfit(self, kernel: Kernel) -> str:
+        """Why a kernel that has a form is no good."""
+        if len(kernel.statements) > _STATEMENTS:
+            return f"{len(kernel.statements)} statements are more than {_STATEMENTS}"
+        if len(kernel.buffers) > _BUFFERS:
+            return f"{len(kernel.buffers)} buffers are more than {_BUFFERS}"
+        if kernel.contraction is not None:
+            return self._bad_epilogue(kernel)
+        return self._bad_sweeps(kernel)
+
+    def _bad_epilogue(self, kernel: Kernel) -> str:
+        after = kernel.statements[[s is kernel.contraction for s in kernel.statements].index(True) + 1 :]
+        loads = sum(isinstance(s, Load) for s in after)
+        if len(after) > _EPILOGUE or loads > _EPILOGUE_LOADS:
+            return f"an epilogue of {len(after)} statements and {loads} loads holds too many values at once"
+        return ""
+
+    def _bad_sweeps(self, kernel: Kernel) -> str:
+        """A row that is swept again should still be near: rows that are few and long are better walked by two kernels."""
+        swept = frozenset(kernel.reduce_axes)
+        if not swept or not any(swept & domain(kernel, s) for s in kernel.stores):
+            return ""
+        stages = stage(kernel)
+        if not any(stages[s.value] for s in kernel.stores if swept & domain(kernel, s)):
+            return ""
+        row = math.prod(kernel.axes[a].const or 1 for a in swept)
+        rows = math.prod(kernel.axes[a].const or 1 for a in kernel.axes if a not in swept)
+        loads = [s for s in kernel.statements if isinstance(s, Load) and swept & kernel.domains[s.name]]
+        held = row * max(sum(s.dtype.itemsize for s in loads), 1)
+        if self.target.is_gpu:
+            few = rows < self.target.units / 4 and row > 4096
+            return f"{rows} rows of {row}: too few for a second sweep" if few or row > 1 << 17 else ""
+        few = rows < self.target.units and row > 1 << 14
+        far = held > 2 * self.target.cache
+        return f"{rows} rows of {row}: a second sweep would read {held} bytes again" if few or far else ""
+
+    # ---- batching
+
+    def batch(self) -> None:
+        """Join small kernels of equal shape that are independent: the updates of many small parameters."""
+        price = rates(self.target)
+        alike: dict[tuple, list[Group]] = {}
+        for g in self.groups.all():
+            if self._is_fixed(g):
+                continue
+            template = self.attempt(g).template
+            if template is None or template.cost.time - price.launch > _SMALL * price.launch:
+                continue
+            kernel = template.kernel
+            if (
+                any(not isinstance(s, Op) and isinstance(s, Reduce) for s in kernel.statements)
+                or kernel.contraction is not None
+            ):
+                continue
+            alike.setdefault(tuple(e.const for e in kernel.axes.values()), []).append(g)
+        for shape, found in alike.items():
+            if shape and len(found) > 1:
+                self._batch(found)
+
+    def _batch(self, found: list[Group]) -> None:
+        open_batches: list[Group] = []
+        for g in found:
+            for i, h in enumerate(open_batches):
+                if self._fits_batch(h, g):
+                    reason = "equal shapes, and a launch is worth more than either"
+                    self.decisions.append(Decision("fused", f"{h} with {g}", reason))
+                    open_batches[i] = self._merge(h, g)
+                    break
+            else:
+                open_batches = [*open_batches[-3:], g]
+
+    def _fits_batch(self, a: Group, b: Group) -> bool:
+        one, two = self.attempt(a).template, self.attempt(b).template
+        if one is None or two is None or len(one.kernel.buffers) + len(two.kernel.buffers) > _BATCH_BUFFERS:
+            return False
+        if b in self.groups.below(a) or a in self.groups.below(b) or self.groups.why_not(a, b):
+            return False
+        joint = self._lower(sorted((*a.roots, *b.roots), key=self.groups.position.__getitem__))
+        return joint.template is not None and not self._unfit(joint.template.kernel)
+
+    # ---- the answer
+
+    def fused(self) -> Fused:
+        out = Fused(decisions=self.decisions)
+        for g in self.groups.all():
+            if g.call is not None:
+                out.steps.append(g.call)
+                continue
+            got = self.attempt(g)
+            assert got.template is not None, f"{g} lost its kernel: {got.refusal}"
+            library = self.plan.library.get(g.roots[0]) if len(g.roots) == 1 else None
+            out.steps.append((got.template.kernel, got.buffers, library))
+        return out

@@ -1,0 +1,225 @@
+"""Which values of a graph may stand in memory, before anything is grouped: the ROOTS of kernels.
+
+    choose_roots(graph, target) -> Plan
+
+A root is computed by some kernel, and may be stored by it; every other value is computed where it is read, as often as it is
+read. Roots are: results; reductions and contractions; what a library call reads; the end of the pointwise chain that only one
+contraction feeds (its store sinks below the chain, which becomes its epilogue); what a contraction computes its products
+from; and a value that is read more than once and costs more to rebuild than to keep. Being a root is an offer: where a kernel
+turns out to hold a root and all its readers, the root is not stored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from flame import dtypes
+from flame.compiler.cost import operations, rates
+from flame.compiler.graph import Graph, Node, Value
+from flame.compiler.lower import describe
+from flame.compiler.program import Decision
+from flame.compiler.rewrite import eliminate_dead
+from flame.compiler.target import Target
+
+#: nodes and arrays that one root may be computed from: longer chains are cut
+_LONGEST, _WIDEST = 48, 24
+#: multiply-adds from which on a library's matmul is worth leaving the compiled code for
+LIBRARY_WORK = 1 << 20
+
+
+@dataclass(slots=True)
+class Plan:
+    """`roots` in graph order, each with the values in memory that its kernel reads, and the nodes in between.
+
+    `calls` are the nodes that stay calls, with the reason; `library` the contractions that a library runs where it may.
+    """
+
+    graph: Graph
+    roots: dict[Value, None] = field(default_factory=dict)
+    reads: dict[Value, frozenset[Value]] = field(default_factory=dict)
+    depth: dict[Value, int] = field(default_factory=dict)
+    calls: dict[Node, str] = field(default_factory=dict)
+    library: dict[Value, Node] = field(default_factory=dict)
+    decisions: list[Decision] = field(default_factory=list)
+
+    def in_memory(self, v: Value) -> bool:
+        return v.node is None or v in self.roots or v.node in self.calls
+
+
+def choose_roots(graph: Graph, target: Target, called: dict[Node, str], stored: Iterable[Value]) -> Plan:
+    """The plan of a graph. `called` are nodes that no kernel can hold, `stored` values that have to be roots, as was found
+    when their readers were lowered."""
+    plan = Plan(Graph(graph.inputs, eliminate_dead(graph).nodes, graph.outputs, graph.name))
+    users = plan.graph.users()
+    outputs = set(graph.outputs)
+    plan.calls = dict(called)
+    for n in plan.graph.nodes:
+        if n.primitive.scalar is None and n.primitive.lower is None:
+            plan.calls[n] = n.primitive.refused.get("lower") or n.primitive.refused.get("scalar") or "it has no kernel form"
+    wanted = _wanted(plan, target, users, outputs)
+    wanted.update((v, "its reader needs it in memory") for v in stored)
+    _walk(plan, target, users, outputs, wanted)
+    return plan
+
+
+def beneath_views(v: Value) -> Value:
+    """The value that `v` shows through permutations, reshapes and the like."""
+    while v.node is not None and v.node.primitive.view and isinstance(v.node.operands[0], Value):
+        v = v.node.operands[0]
+    return v
+
+
+def _computed(v: Value) -> bool:
+    return v.node is not None and v.node.primitive.kind != "create"
+
+
+def _wanted(plan: Plan, target: Target, users: dict[Value, list[Node]], outputs: set[Value]) -> dict[Value, str]:
+    """Values that are roots whatever they cost, with the reason ("" where it goes without saying)."""
+    wanted: dict[Value, str] = {v: "" for v in outputs if v.node is not None}
+    for n in plan.graph.nodes:
+        kind = n.primitive.kind
+        if n in plan.calls:
+            wanted.update((v, f"{describe(n)} is a call that reads it") for v in n.values if v.node is not None)
+        elif kind == "reduce":
+            wanted[n.output] = ""
+        elif kind == "contract":
+            wanted[n.output] = ""
+            by_library = target.library_matmul and _is_library_matmul(n)
+            if by_library:
+                plan.library[n.output] = n
+            for v in n.values:
+                base = beneath_views(v)
+                if _computed(base):
+                    wanted.setdefault(base, f"{describe(n)} reads it")
+                if by_library and not _library_reads(v):
+                    wanted.setdefault(v, f"{describe(n)} is a library call, which reads no such view")
+        elif kind == "index":
+            for v in n.values:
+                base = beneath_views(v)
+                if _computed(base) and base.spec.numel < n.output.spec.numel:
+                    wanted.setdefault(base, f"{describe(n)} reads its elements more than once")
+    for n in plan.graph.nodes:
+        if n.primitive.kind == "contract" and n not in plan.calls and n.output not in plan.library:
+            end = _end_of_chain(n.output, users, outputs, wanted)
+            if end is not n.output:
+                wanted.setdefault(end, f"the epilogue of {describe(n)} ends here")
+    return wanted
+
+
+def _end_of_chain(v: Value, users: dict[Value, list[Node]], outputs: set[Value], wanted: dict[Value, str]) -> Value:
+    """The last pointwise value in the chain that `v` alone feeds, element for element."""
+    last, at, numel = v, v, v.spec.numel
+    while len(users[at]) == 1 and at not in outputs and (at is v or at not in wanted):
+        n = users[at][0]
+        if len(n.outputs) != 1 or n.output.spec.numel != numel:
+            break
+        if n.primitive.scalar is None and not (n.primitive.view and n.primitive.kind == "movement"):
+            break
+        at = n.output
+        if n.primitive.scalar is not None:
+            last = at
+    return last
+
+
+def _is_library_matmul(n: Node) -> bool:
+    if n.primitive.name != "matmul" or n.output.dtype not in (dtypes.float32, dtypes.float64):
+        return False
+    a, b = n.operands
+    return isinstance(a, Value) and isinstance(b, Value) and n.output.spec.numel * a.shape[-1] >= LIBRARY_WORK
+
+
+def _library_reads(v: Value) -> bool:
+    """Can a matrix library read `v` as a view of memory: strides exist, and one of the last two dimensions has stride 1?"""
+    strides = _strides(v)
+    if strides is None:
+        return False
+    (m, n), (row, column) = v.shape[-2:], strides[-2:]
+    return (column == 1 and (row >= n or m == 1)) or (row == 1 and (column >= m or n == 1))
+
+
+def _strides(v: Value) -> list[int] | None:
+    """The strides of a view in elements of the contiguous value beneath it; None if it is not one without a copy."""
+    node = v.node
+    if node is None or not node.primitive.view or not isinstance(node.operands[0], Value):
+        return [math.prod(v.shape[i + 1 :]) for i in range(v.ndim)]
+    x = node.operands[0]
+    under = _strides(x)
+    if under is None:
+        return None
+    match node.primitive.name:
+        case "permute":
+            return [under[i] for i in node.params["dims"]]
+        case "expand":
+            lead = v.ndim - x.ndim
+            return [0] * lead + [
+                0 if n != v.shape[lead + i] else s for i, (n, s) in enumerate(zip(x.shape, under, strict=True))
+            ]
+        case "reshape":
+            return _reshaped(x.shape, under, v.shape)
+    return None
+
+
+def _reshaped(old: tuple[int, ...], strides: list[int], new: tuple[int, ...]) -> list[int] | None:
+    """Strides after a reshape that copies nothing: each new dimension lies inside a run of old ones that are contiguous."""
+    runs: list[tuple[int, int]] = []  # (size, stride), outermost first, neighbours joined where contiguous
+    for n, s in zip(old, strides, strict=True):
+        if n == 1:
+            continue
+        if runs and runs[-1][1] == s * n:
+            runs[-1] = (runs[-1][0] * n, s)
+        else:
+            runs.append((n, s))
+    out: list[int] = []
+    size, step = runs.pop() if runs else (1, 1)
+    for n in reversed(new):
+        if n == 1:
+            out.append(step)
+            continue
+        if size == 1 and runs:
+            size, step = runs.pop()
+        if size % n:
+            return None
+        out.append(step)
+        size, step = size // n, step * n
+    return out[::-1]
+
+
+def _walk(plan: Plan, target: Target, users: dict[Value, list[Node]], outputs: set[Value], wanted: dict[Value, str]) -> None:
+    """Decide on every value in order, and note what each root reads."""
+    price = rates(target)
+    leaves: dict[Value, frozenset[Value]] = {}
+    between: dict[Value, frozenset[Node]] = {}
+    for n in plan.graph.nodes:
+        if n in plan.calls:
+            continue
+        v = n.output
+        reads: set[Value] = set()
+        nodes: set[Node] = {n}
+        for x in n.values:
+            if plan.in_memory(x):
+                reads.add(x)
+            else:
+                reads |= leaves[x]
+                nodes |= between[x]
+        reason = wanted.get(v)
+        uses = len(users[v])
+        if reason is None and uses > 1 and n.primitive.kind != "create":
+            work = sum(operations(m.primitive, m.output.dtype, len(m.operands)) * m.output.spec.numel for m in nodes
+                       if m.primitive.scalar is not None or m.primitive.kind == "random")  # fmt: skip
+            touched = sum(min(x.spec.nbytes, v.spec.numel * x.dtype.itemsize) for x in reads)
+            rebuild = touched / price.bandwidth + work / price.operations
+            keep = rebuild + uses * v.spec.nbytes / price.bandwidth + price.launch / 2
+            if keep <= uses * rebuild:
+                reason = f"read {uses} times: {keep:.0f} ns to keep, {uses * rebuild:.0f} ns to rebuild each time"
+        if reason is None and (len(nodes) > _LONGEST or len(reads) > _WIDEST):
+            reason = f"computed by {len(nodes)} nodes from {len(reads)} arrays: the chain is cut here"
+        if reason is None:
+            leaves[v], between[v] = frozenset(reads), frozenset(nodes)
+            continue
+        plan.roots[v] = None
+        plan.reads[v] = frozenset(reads)
+        plan.depth[v] = len(nodes)
+        if reason:
+            plan.decisions.append(Decision("stored", describe(v), reason))

@@ -1,0 +1,108 @@
+"""Lowering by example: groups that differ in the names of their values alone are lowered once.
+
+A group's KEY spells the nodes between its roots and memory in one canonical order, values as numbers. Twelve equal layers
+make twelve equal keys, one lowering, and one kernel object with twelve sets of buffers. Refusals are remembered as well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flame.compiler.cost import Cost, cost
+from flame.compiler.graph import Node, Value
+from flame.compiler.kernel import Kernel
+from flame.compiler.lower import lower
+from flame.compiler.rewrite import static_key
+from flame.compiler.target import Target
+from flame.errors import Refused
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A kernel whose buffers are numbered values of a key, and what it costs."""
+
+    kernel: Kernel
+    buffers: dict[str, int]
+    cost: Cost
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A group lowered: its template and the values that its key numbered; or why there is no kernel."""
+
+    template: Template | None
+    values: list[Value]
+    refusal: str = ""
+
+    @property
+    def buffers(self) -> dict[str, Value]:
+        assert self.template is not None
+        return {b: self.values[i] for b, i in self.template.buffers.items()}
+
+
+class Templates:
+    """The lowerings of one compilation."""
+
+    def __init__(self, target: Target):
+        self.target = target
+        self._known: dict[tuple, Template | str] = {}
+        self._signatures: dict[Node, int] = {}
+        self._interned: dict[Any, int] = {}
+
+    def lower(self, stored: Sequence[Value], in_memory: Callable[[Value], bool]) -> Attempt:
+        """The kernel that stores these values, computing from memory."""
+        key, values = self._key(stored, in_memory)
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = self._make(stored, in_memory, values)
+        if isinstance(known, Template):
+            return Attempt(known, values)
+        return Attempt(None, values, re.sub(r"%(\d+)", lambda m: f"%{values[int(m[1])].name}", known))
+
+    def _make(self, stored: Sequence[Value], in_memory: Callable[[Value], bool], values: list[Value]) -> Template | str:
+        number = {v: i for i, v in enumerate(values)}
+        try:
+            made = lower(stored, in_memory)
+        except Refused as refusal:
+            by_name = {v.name: str(i) for v, i in number.items()}
+            return re.sub(r"%(\w+)", lambda m: "%" + by_name.get(m[1], m[1]), str(refusal))
+        return Template(made.kernel, {b: number[v] for b, v in made.buffers.items()}, cost(made.kernel, self.target))
+
+    def _key(self, stored: Sequence[Value], in_memory: Callable[[Value], bool]) -> tuple[tuple, list[Value]]:
+        number: dict[Value, int] = {}
+        spelled: list[tuple] = []
+        roots = frozenset(stored)
+        pending = list(reversed(stored))
+        while pending:
+            v = pending[-1]
+            if v in number:
+                pending.pop()
+                continue
+            node = v.node
+            if node is None or (v not in roots and in_memory(v)):
+                spelled.append((-1, self._intern(v.spec)))
+            else:
+                missing = [x for x in node.operands if isinstance(x, Value) and x not in number]
+                if missing:
+                    pending.extend(reversed(missing))
+                    continue
+                spelled.append((self._signature(node), *(number[x] for x in node.operands if isinstance(x, Value))))
+            number[v] = len(number)
+            pending.pop()
+        return (tuple(spelled), tuple(number[r] for r in stored)), list(number)
+
+    def _signature(self, node: Node) -> int:
+        """A number for everything of a node but its operands that are values."""
+        found = self._signatures.get(node)
+        if found is None:
+            constants = tuple(None if isinstance(x, Value) else static_key(x) for x in node.operands)
+            params = tuple((k, static_key(node.params[k])) for k in sorted(node.params))
+            shape = (node.primitive, constants, params, node.output.spec, node.note, node.source)
+            found = self._signatures[node] = self._intern(shape)
+        return found
+
+    def _intern(self, x: Any) -> int:
+        return self._interned.setdefault(x, len(self._interned))
