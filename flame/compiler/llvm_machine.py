@@ -290,7 +290,7 @@ class LlvmMachine(Machine):
         return Value(self._convert("trunc", chosen, dtypes.int16).text, bfloat16, x.lanes)
 
     def _round_to_odd(self, x: Value) -> Value:
-        """float64 -> float32 such that rounding it once more gives what rounding `x` once gives: truncated, and odd if inexact."""
+        """float64 -> float32, truncated and made odd if inexact: rounding that again gives what rounding `x` once does."""
         y = self._convert("fptrunc", x, float32)
         back = self._convert("fpext", y, float64)
         inexact = self.emit("logical_and", self.emit("ne", back, x), self.emit("eq", x, x))

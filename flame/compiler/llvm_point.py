@@ -480,14 +480,17 @@ class Point:
                 f.store(wide(t, n), text, self._or_sink(same, pointer), align)
                 return
             whole = self.both(same, mask) or ""
-            f.call("void", f"llvm.masked.store.{suffix(t, n)}.p0", [(wide(t, n), text), (f"ptr align {align}", pointer), (wide("i1", n), whole)])  # fmt: skip
+            to = [(wide(t, n), text), (f"ptr align {align}", pointer), (wide("i1", n), whole)]
+            f.call("void", f"llvm.masked.store.{suffix(t, n)}.p0", to)
             return
         pointers = self._pointers(pointer, rest, t)
         guard = self.both(same, mask)
         if guard is not None:
             sink = f.splat(self._or_sink("false", pointer), "ptr", n)
             pointers = f.emit(f"select {wide('i1', n)} {guard}, {wide('ptr', n)} {pointers}, {wide('ptr', n)} {sink}")
-        f.call("void", f"llvm.masked.scatter.{suffix(t, n)}.v{n}p0", [(wide(t, n), text), (f"{wide('ptr', n)} align {align}", pointers), (wide("i1", n), repeat("true", "i1", n))])  # fmt: skip
+        every = repeat("true", "i1", n)
+        scattered = [(wide(t, n), text), (f"{wide('ptr', n)} align {align}", pointers), (wide("i1", n), every)]
+        f.call("void", f"llvm.masked.scatter.{suffix(t, n)}.v{n}p0", scattered)
 
     def _or_sink(self, guard: str | None, pointer: str) -> str:
         """Where a store goes that its mask forbids: stack memory that nobody reads."""

@@ -192,7 +192,7 @@ class RowWriter:
 
     def write(self, entry: str) -> Phase:
         """Write the body of the entry function; gives the phase it is."""
-        kernel, nest, f = self.kernel, self.nest, self.function
+        kernel, nest = self.kernel, self.nest
         sinks = [*nest.reduces, *nest.stores]
         points = ex(1)
         for s in sinks:

@@ -189,6 +189,18 @@ class Function:
         self.do(f"br label %{after}")
         self.start(after)
 
+    def choose(self, condition: str, yes: Callable[[], None], no: Callable[[], None]) -> None:
+        """if (condition) yes() else no()"""
+        first, second, after = self._label("then"), self._label("else"), self._label("after")
+        self.do(f"br i1 {condition}, label %{first}, label %{second}")
+        self.start(first)
+        yes()
+        self.do(f"br label %{after}")
+        self.start(second)
+        no()
+        self.do(f"br label %{after}")
+        self.start(after)
+
     # -- integers
 
     def add(self, a: Int, b: Int) -> Int:

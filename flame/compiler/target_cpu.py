@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flame.compiler.index_math import E, ex, evaluate
+from flame.compiler.index_math import E, evaluate, ex
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class LlvmSource:
-    """A kernel as LLVM IR text. `chunks` and `workspace_bytes` are expressions over the symbols (`.const` where they are fixed)."""
+    """A kernel as LLVM IR text. Chunks and `workspace_bytes` are expressions over the symbols (`.const` where they are fixed)."""
 
     text: str
     phases: tuple[Phase, ...]

@@ -11,6 +11,7 @@ from __future__ import annotations
 from flame.compiler.graph import identifier
 from flame.compiler.index_math import E, ex, var
 from flame.compiler.kernel import Buffer, Contract, Kernel, Load, Reduce, Statement, Store
+from flame.compiler.llvm_contract import ContractWriter, groups_of
 from flame.compiler.llvm_rows import RowWriter, begin
 from flame.compiler.llvm_text import Function, module
 from flame.compiler.nests import Nest, Sweep, plan
@@ -29,6 +30,16 @@ def to_llvm(kernel: Kernel, schedule: CpuSchedule, cpu: CpuTarget) -> LlvmSource
     notes: list[str] = []
     for i, (part, nest) in enumerate(parts):
         entry_name = name if len(parts) == 1 else f"{name}_{i}"
+        groups = groups_of(part, nest, cpu)
+        if groups is not None:
+            tiles = ContractWriter(part, nest, groups, schedule, cpu, entry_name, workspace)
+            made, its_phases, its_constants = tiles.write(places, len(kernel.buffers))
+            functions += made
+            phases += its_phases
+            constants += its_constants
+            workspace = tiles.workspace_end
+            notes.append(f"{entry_name}: {tiles.describe()}")
+            continue
         entry = begin(entry_name, part, places, cpu, len(kernel.buffers))
         writer = RowWriter(part, nest, schedule, cpu, entry)
         phases.append(writer.write(entry_name))

@@ -1,0 +1,625 @@
+"""Contractions as tiles of registers: matrix products, batched ones, and convolutions, with any prologue and epilogue.
+
+The axes of a contraction fall into four groups by the domains of its factors: m (left only), n (right only), batch (both) and k
+(summed). Each group is made one axis (`grouped`), so that everything below speaks of left[batch, m, k] * right[batch, n, k];
+which addresses that means is for index simplification to find out. n holds the result's unit stride.
+
+    phase 0   left packed once:    panels of MR rows,    [batch][panel][k][MR]
+    phase 1   for each block of panels of n (and, where those are few, of rows); a chunk is a run of blocks:
+                for each block of k:   right packed:     [panel][k][NR], small enough to stay in L2 and used at once
+                  for each left panel, for each right panel:   tile += left panel * right panel, in registers
+                  after the last block of k:                   the epilogue, on the tile
+
+Prologues run as elements are packed, once each. Rows and columns beyond the edge are packed as whatever their masked loads
+give; what they lead to is never stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flame.compiler.index_math import E, ex, simplify, subst, var
+from flame.compiler.kernel import Contract, IndexOf, Kernel, Load, Statement, Store
+from flame.compiler.llvm_machine import LlvmMachine, Value
+from flame.compiler.llvm_point import Linear, Point
+from flame.compiler.llvm_rows import begin, product, size, unit_axes
+from flame.compiler.llvm_text import Function, Int, element, suffix, vector, wide
+from flame.compiler.nests import Nest, loads_of
+from flame.compiler.schedule_cpu import CpuSchedule
+from flame.compiler.target_cpu import CpuTarget, Phase
+from flame.dtypes import dtype
+from flame.ops.access import Cond
+
+MOST_CHUNKS = 64  #: of a contraction: each has its own packed block in workspace
+M, N, K, BATCH = "group_m", "group_n", "group_k", "group_b"
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The axes of a contraction by role; `left` and `right` are its factors, exchanged where that serves the result."""
+
+    contract: Contract
+    left: str
+    right: str
+    m: tuple[str, ...]
+    n: tuple[str, ...]
+    k: tuple[str, ...]
+    batch: tuple[str, ...]
+
+
+def groups_of(kernel: Kernel, nest: Nest, target: CpuTarget) -> Groups | None:
+    """The groups, if this nest is one contraction with stores at its points, worth tiles; None: rows serve it better."""
+    if len(nest.reduces) != 1 or not isinstance(nest.reduces[0], Contract):
+        return None
+    c = nest.reduces[0]
+    first = next(s for s in nest.sweeps if s.reduces)
+    if first.stores or any(s.axes for s in nest.sweeps if s is not first):
+        return None
+    left, right = c.operands
+    on_left, on_right = kernel.domains[left], kernel.domains[right]
+    summed = frozenset(c.axes)
+    if not summed or not summed <= on_left & on_right:
+        return None
+
+    def order(axes: frozenset[str]) -> tuple[str, ...]:
+        return tuple(a for a in kernel.axes if a in axes)
+
+    m, n, batch = order(on_left - on_right), order(on_right - on_left), order(on_left & on_right - summed)
+    outputs = [unit_axes(kernel, t) for t in nest.stores]
+    if any(unit & set(m) for unit in outputs) and not any(unit & set(n) for unit in outputs):
+        left, right, m, n = right, left, n, m
+    got = Groups(c, left, right, m, n, order(summed), batch)
+    return got if worth_tiles(kernel, got, target) else None
+
+
+def worth_tiles(kernel: Kernel, g: Groups, target: CpuTarget) -> bool:
+    """Tiles pay for packing only with several rows, a few vectors of columns and some depth."""
+    rows, columns, depth = (size(kernel, product(kernel, axes)) for axes in (g.m, g.n, g.k))
+    if not g.m or not g.n:
+        return False
+    known = all(product(kernel, axes).const is not None for axes in (g.m, g.n, g.k))
+    if not known:
+        return True  # sizes are the least there may be
+    return rows >= 4 and columns >= target.lanes_f32 and depth >= 4 and rows * columns * depth >= 1 << 13
+
+
+def grouped(kernel: Kernel, g: Groups) -> Kernel:
+    """The same kernel over one axis a group: the old axes are digits of the new ones, the last the fastest."""
+    axes: dict[str, E] = {}
+    digits: dict[str, E | int] = {}
+    for name, members in ((BATCH, g.batch), (M, g.m), (N, g.n), (K, g.k)):
+        axes[name] = product(kernel, members)
+        rest: E = var(name)
+        for i, a in enumerate(reversed(members)):
+            last = i == len(members) - 1
+            digits[a] = rest if last else rest % kernel.axes[a]
+            rest = rest // kernel.axes[a]
+    part = Kernel(kernel.name, kernel.buffers, axes, kernel.symbols, (), kernel.values)
+
+    def e(x: E) -> E:
+        return simplify(subst(x, digits), part.bounds)
+
+    def conds(mask: tuple[Cond, ...]) -> tuple[Cond, ...]:
+        return tuple(Cond(e(c.expr), c.kind) for c in mask)
+
+    out: list[Statement] = []
+    for s in kernel.statements:
+        match s:
+            case Load():
+                s = Load(s.name, s.buffer, tuple(map(e, s.index)), conds(s.mask), s.other, s.dtype, s.note)
+            case Store():
+                s = Store(s.buffer, tuple(map(e, s.index)), s.value, conds(s.mask))
+            case IndexOf():
+                s = IndexOf(s.name, e(s.expr), s.dtype)
+            case Contract() if s is g.contract:
+                s = Contract(s.name, s.operands, (K,), s.dtype, s.note)
+        out.append(s)
+    return Kernel(kernel.name, kernel.buffers, axes, kernel.symbols, out, kernel.values)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Sizes: MR x (NV * lanes) tiles, blocks of `depth` (None: all of k) and of `panels` of n."""
+
+    lanes: int
+    rows: int
+    vectors: int
+    depth: int | None
+    panels: int
+
+    @property
+    def columns(self) -> int:
+        return self.vectors * self.lanes
+
+
+def choose_tiling(kernel: Kernel, d: dtype, schedule: CpuSchedule, target: CpuTarget) -> Tiling:
+    """Of a grouped kernel: the tile that fills the registers with the least waste at the edge, the blocks that fill L2."""
+    lanes = max(2, target.vector_bytes // d.itemsize)
+    rows_in_all, columns_in_all, depth_in_all = (kernel.axes[a].const for a in (M, N, K))
+    free = target.registers - 1  # one holds the broadcast element
+    shapes = []
+    for rows in range(1, 15):
+        vectors = min(8, free // (rows + 1))  # rows*vectors accumulators and `vectors` of the right panel
+        if vectors >= 2:
+            shapes.append((rows, vectors))
+    if columns_in_all is not None and columns_in_all <= lanes:
+        shapes = [(min(14, free - 2, rows), 1) for rows in range(1, 15)]
+
+    def waste(shape: tuple[int, int]) -> tuple[float, int]:
+        rows, vectors = shape
+        done = 1.0
+        if rows_in_all is not None:
+            done *= -(-rows_in_all // rows) * rows / max(1, rows_in_all)
+        if columns_in_all is not None:
+            width = vectors * lanes
+            done *= -(-columns_in_all // width) * width / max(1, columns_in_all)
+        loads = 1 / rows + 1 / (vectors * 2)  # loads a multiply-add: right vectors, broadcasts
+        return (done * (1 + max(0.0, loads - 0.4)), -rows * vectors)
+
+    best_rows, best_vectors = min(shapes, key=waste)
+    rows, vectors = schedule.tile_rows or best_rows, schedule.tile_vectors or best_vectors
+    depth: int | None = None
+    if depth_in_all is None or depth_in_all > 1024:
+        blocks = -(-depth_in_all // 512) if depth_in_all else 1
+        depth = -(-depth_in_all // blocks // 8) * 8 if depth_in_all else 512
+    depth = schedule.block_depth or depth
+    panel = (depth or depth_in_all or 512) * vectors * lanes * d.itemsize
+    panels = schedule.block_panels or max(1, target.l2 // 2 // max(1, panel))
+    return Tiling(lanes, rows, vectors, depth, panels)
+
+
+class ContractWriter:
+    """Writes the two phases of a contraction."""
+
+    def __init__(
+        self, kernel: Kernel, nest: Nest, g: Groups, schedule: CpuSchedule, target: CpuTarget, name: str, workspace_at: E
+    ):
+        self.groups, self.target, self.schedule, self.name = g, target, schedule, name
+        self.kernel = grouped(kernel, g)
+        self.stores = [s for s in self.kernel.statements if isinstance(s, Store)]
+        self.stores = [self._same_store(kernel, t) for t in nest.stores]
+        self.dtype = g.contract.dtype
+        self.tiling = choose_tiling(self.kernel, self.dtype, schedule, target)
+        self.t = element(self.dtype)
+        k, t = self.kernel, self.tiling
+        lanes, item = t.lanes, self.dtype.itemsize
+        self.left_panels = (k.axes[M] + (t.rows - 1)) // t.rows
+        self.right_panels = (k.axes[N] + (t.columns - 1)) // t.columns
+        self.left_panel = (k.axes[K] + lanes) * t.rows  # elements; each panel has room for what full vectors write past it
+        self._cut()
+        depth = ex(t.depth) if t.depth is not None else k.axes[K]
+        self.right_panel = (depth + lanes) * t.columns
+        tiles = self.block_rows * t.panels * (t.rows * t.columns) if t.depth is not None else ex(t.rows * t.columns)
+        self.own = _rounded((self.right_panel * t.panels + tiles) * item)
+        self.left_bytes = _rounded(k.axes[BATCH] * self.left_panels * self.left_panel * item + lanes * item)
+        self.left_at = workspace_at
+        self.own_at = workspace_at + self.left_bytes
+        self.blocks = k.axes[BATCH] * self.column_blocks * self.row_blocks
+        self.chunks = ex(MOST_CHUNKS if self.blocks.const is None else max(1, min(self.blocks.const, MOST_CHUNKS)))
+        self.workspace_end = self.own_at + self.own * self.chunks
+
+    def _same_store(self, before: Kernel, t: Store) -> Store:
+        """A store of the kernel, or one that was added to its nest, over the grouped axes."""
+        stores = [s for s in before.statements if isinstance(s, Store)]
+        after = [s for s in self.kernel.statements if isinstance(s, Store)]
+        for a, b in zip(stores, after, strict=True):
+            if a is t:
+                return b
+        added = Kernel(before.name, before.buffers, before.axes, before.symbols, (*before.statements, t), before.values)
+        return [s for s in grouped(added, self.groups).statements if isinstance(s, Store)][-1]
+
+    def _cut(self) -> None:
+        """Blocks of panels: as large as L2 allows, smaller where that makes too few chunks."""
+        k, t = self.kernel, self.tiling
+        batch, lefts, rights = k.axes[BATCH].const, self.left_panels.const, self.right_panels.const
+        self.block_rows: E = self.left_panels  # left panels a chunk
+        panels = t.panels
+        self.row_blocks: E = ex(1)
+        if batch is not None and lefts is not None and rights is not None and k.axes[K].const is not None:
+            work = 2e-5 * batch * lefts * t.rows * rights * t.columns * k.axes[K].const  # microseconds at 100 GF/s
+            wanted = int(min(64, max(1, work / (4 * self.schedule.chunk_us))))
+            blocks = -(-rights // panels)
+            while panels > 1 and batch * blocks < wanted and panels * t.columns > 64:
+                panels = -(-panels // 2)
+                blocks = -(-rights // panels)
+            if batch * blocks < wanted and lefts > 1:
+                parts = min(lefts, -(-wanted // max(1, batch * blocks)), max(1, lefts * t.rows // 96))
+                each = -(-lefts // parts)
+                self.block_rows, self.row_blocks = ex(each), ex(-(-lefts // each))
+        self.tiling = Tiling(t.lanes, t.rows, t.vectors, t.depth, max(1, min(panels, rights) if rights else panels))
+        self.column_blocks = (self.right_panels + (self.tiling.panels - 1)) // self.tiling.panels
+
+    def describe(self) -> str:
+        t = self.tiling
+        blocks = f"k by {t.depth}" if t.depth is not None else "all of k"
+        return f"tiles of {t.rows} x {t.vectors} vectors of {t.lanes}, {blocks}, {t.panels} panels a block"
+
+    # -- phases
+
+    def write(self, places: dict[str, E], external: int) -> tuple[list[Function], list[Phase], list[str]]:
+        """The functions, phases and constants."""
+        tile = self._tile_function()
+        functions, phases, constants = [tile], [], []
+        for suffix_, write in (("pack", self._pack_left), ("main", self._main)):
+            entry = begin(f"{self.name}_{suffix_}", self.kernel, places, self.target, external)
+            p = Point(
+                self.kernel, entry.function, entry.machine, self.tiling.lanes, entry.buffers, entry.symbols, entry.function.name
+            )
+            base = entry.function.load("ptr", entry.function.address("%bufs", external, "ptr"), 8)
+            phases.append(write(p, base))
+            functions.append(entry.function)
+            constants += p.globals()
+        return functions, phases, constants
+
+    def _pack_left(self, p: Point, base: str) -> Phase:
+        """Phase 0: a chunk is a run of panels."""
+        f, k, t = p.function, self.kernel, self.tiling
+        panels = p.integer_of(self.left_panels)
+        total = k.axes[BATCH] * self.left_panels
+        elements = k.axes[BATCH] * k.axes[M] * k.axes[K]
+        cost = 1e-3 * size(k, elements)
+        chunks = ex(1)
+        if total.const is not None:
+            chunks = ex(max(1, min(total.const, int(cost / self.schedule.chunk_us), self.schedule.max_chunks)))
+        elif cost > 0:
+            chunks = 1 + elements // 40000
+        count, all_panels = p.integer_of(chunks), p.integer_of(total)
+        low, high = f.div(f.mul("%begin", all_panels), count), f.div(f.mul("%end", all_panels), count)
+        left = f.address(base, p.integer_of(self.left_at), "i8")
+        length = p.integer_of(self.left_panel)
+
+        def one(i: str, _: list[str]) -> list[str]:
+            batch, panel = f.div(i, panels), f.rem(i, panels)
+            p.bind(BATCH, Linear(batch))
+            target = f.address(left, f.mul(i, length), self.t)
+            self._pack(p, self.groups.left, M, f.mul(panel, t.rows), t.rows, target, 0, p.integer_of(k.axes[K]))
+            return []
+
+        with p.scope():
+            f.loop(low, high, 1, [], one)
+        return Phase(f.name, chunks, cost)
+
+    def _main(self, p: Point, base: str) -> Phase:
+        """Phase 1: a chunk is a run of blocks, and has a place of its own for what it packs."""
+        f, k, t = p.function, self.kernel, self.tiling
+        left = f.address(base, p.integer_of(self.left_at), "i8")
+        own = f.address(f.address(base, p.integer_of(self.own_at), "i8"), f.mul("%begin", p.integer_of(self.own)), "i8")
+        right = own
+        tiles = f.address(own, p.integer_of(self.right_panel * t.panels), self.t)
+        column_blocks, row_blocks = p.integer_of(self.column_blocks), p.integer_of(self.row_blocks)
+        lefts, rights = p.integer_of(self.left_panels), p.integer_of(self.right_panels)
+        depth = p.integer_of(k.axes[K])
+        cost = 2e-5 * size(k, k.axes[BATCH] * k.axes[M] * k.axes[N] * k.axes[K])
+
+        def block(i: str, _: list[str]) -> list[str]:
+            row_block, rest = f.rem(i, row_blocks), f.div(i, row_blocks)
+            column_block, batch = f.rem(rest, column_blocks), f.div(rest, column_blocks)
+            p.bind(BATCH, Linear(batch))
+            first_left = f.mul(row_block, p.integer_of(self.block_rows))
+            last_left = f.least(f.add(first_left, p.integer_of(self.block_rows)), lefts)
+            first_right = f.mul(column_block, t.panels)
+            last_right = f.least(f.add(first_right, t.panels), rights)
+            panels_of_batch = f.address(left, f.mul(f.mul(batch, lefts), p.integer_of(self.left_panel)), self.t)
+            b = Block(panels_of_batch, right, tiles, first_left, last_left, first_right, last_right)
+            if t.depth is None:
+                self._block(p, b, 0, depth, True)
+                return []
+
+            def of_depth(k0: str, _: list[str]) -> list[str]:
+                self._block(p, b, k0, f.least(f.sub(depth, k0), t.depth), False)
+                return []
+
+            with p.scope():
+                f.loop(0, depth, t.depth, [], of_depth)
+            return []
+
+        blocks, chunks = p.integer_of(self.blocks), p.integer_of(self.chunks)
+        low, high = f.div(f.mul("%begin", blocks), chunks), f.div(f.mul("%end", blocks), chunks)
+        with p.scope():
+            f.loop(low, high, 1, [], block)
+        return Phase(f.name, self.chunks, cost)
+
+    def _block(self, p: Point, b: Block, k0: Int, kc: Int, whole: bool) -> None:
+        """One block of k: pack the right panels, then every left panel with every right one."""
+        f, t = p.function, self.tiling
+        length = p.integer_of(self.right_panel)
+
+        def right_at(panel: Int) -> str:
+            return f.address(b.right, f.mul(f.sub(panel, b.first_right), length), self.t)
+
+        def pack(j: str, _: list[str]) -> list[str]:
+            self._pack(p, self.groups.right, N, f.mul(j, t.columns), t.columns, right_at(j), k0, kc)
+            return []
+
+        with p.scope():
+            f.loop(b.first_right, b.last_right, 1, [], pack)
+        last = True if whole else f.emit(f"icmp sge i64 {f.add(k0, kc)}, {p.integer_of(self.kernel.axes[K])}")
+        goes_on: Int = 0
+        if not whole:
+            goes_on = f.emit(f"zext i1 {f.emit(f'icmp sgt i64 {k0}, 0')} to i64")
+
+        def rows(i: str, _: list[str]) -> list[str]:
+            start = f.mul(i, p.integer_of(self.left_panel))
+            panel = f.address(b.left, f.add(start, f.mul(k0, t.rows)), self.t)
+
+            def columns(j: str, _: list[str]) -> list[str]:
+                tile = b.tiles
+                if not whole:
+                    number = f.add(f.mul(f.sub(i, b.first_left), t.panels), f.sub(j, b.first_right))
+                    tile = f.address(b.tiles, f.mul(number, t.rows * t.columns), self.t)
+                f.do(f"call void @{self.name}_tile(ptr {panel}, ptr {right_at(j)}, ptr {tile}, i64 {kc}, i64 {goes_on})")
+                if last is True:
+                    self._epilogue(p, i, j, tile)
+                else:
+                    with p.scope():
+                        f.when(str(last), lambda: self._epilogue(p, i, j, tile))
+                return []
+
+            with p.scope():
+                f.loop(b.first_right, b.last_right, 1, [], columns)
+            return []
+
+        with p.scope():
+            f.loop(b.first_left, b.last_left, 1, [], rows)
+
+    def _tile_function(self) -> Function:
+        """tile = (goes_on ? tile : 0) + left panel * right panel, over kc."""
+        t, d = self.tiling, self.dtype
+        f = Function(
+            f"{self.name}_tile",
+            [("ptr noalias", "left"), ("ptr noalias", "right"), ("ptr noalias", "tile"), ("i64", "kc"), ("i64", "goes_on")],
+            attributes="nounwind noinline",
+            linkage="internal",
+        )
+        v = wide(self.t, t.lanes)
+        align = t.lanes * d.itemsize
+
+        def step(left: str, right: str, offset: int, sums: list[str]) -> list[str]:
+            columns = [f.load(v, f.address(right, (offset * t.vectors + j) * t.lanes, self.t), align) for j in range(t.vectors)]
+            out = []
+            for i in range(t.rows):
+                x = f.splat(f.load(self.t, f.address(left, offset * t.rows + i, self.t), d.itemsize), self.t, t.lanes)
+                for j in range(t.vectors):
+                    out.append(self._multiply_add(f, v, x, columns[j], sums[i * t.vectors + j]))
+            return out
+
+        def many(i: str, sums: list[str]) -> list[str]:
+            left = f.address("%left", f.mul(i, t.rows), self.t)
+            right = f.address("%right", f.mul(i, t.columns), self.t)
+            for u in range(4):
+                sums = step(left, right, u, sums)
+            return sums
+
+        def one(i: str, sums: list[str]) -> list[str]:
+            left = f.address("%left", f.mul(i, t.rows), self.t)
+            return step(left, f.address("%right", f.mul(i, t.columns), self.t), 0, sums)
+
+        zero = [(v, "zeroinitializer")] * (t.rows * t.vectors)
+        full = f.emit("and i64 %kc, -4")
+        sums = f.loop(0, full, 4, zero, many)
+        sums = f.loop(full, "%kc", 1, [(v, s) for s in sums], one)
+        places = [f.address("%tile", i * t.lanes, self.t) for i in range(len(sums))]
+
+        def store(values: list[str]) -> None:
+            for x, place in zip(values, places, strict=True):
+                f.store(v, x, place, align)
+
+        def add() -> None:
+            how = "fadd" if d.kind == "f" else "add"
+            store([f.emit(f"{how} {v} {x}, {f.load(v, place, align)}") for x, place in zip(sums, places, strict=True)])
+
+        f.choose(f.emit("icmp ne i64 %goes_on, 0"), add, lambda: store(sums))
+        return f
+
+    def _multiply_add(self, f: Function, v: str, x: str, y: str, z: str) -> str:
+        if self.dtype.kind == "f":
+            return f.call(v, f"llvm.fma.{suffix(self.t, self.tiling.lanes)}", [(v, x), (v, y), (v, z)])
+        return f.emit(f"add {v} {f.emit(f'mul {v} {x}, {y}')}, {z}")
+
+    def _epilogue(self, p: Point, i: str, j: str, tile: str) -> None:
+        """What becomes of a finished tile."""
+        f, t = p.function, self.tiling
+        n = p.integer_of(self.kernel.axes[N])
+        start = f.mul(j, t.columns)
+        if isinstance(n, int) and n % t.columns == 0:
+            self._epilogue_rows(p, i, start, tile, None)
+            return
+        fits = f.emit(f"icmp sle i64 {f.add(start, t.columns)}, {n}")
+        with p.scope():  # what both branches share stands in front of them
+            f.choose(
+                fits,
+                lambda: self._epilogue_rows(p, i, start, tile, None),
+                lambda: self._epilogue_rows(p, i, start, tile, n),
+            )
+
+    def _epilogue_rows(self, p: Point, i: str, start: Int, tile: str, last: Int | None) -> None:
+        f, t, m = p.function, self.tiling, p.integer_of(self.kernel.axes[M])
+        first_row = f.mul(i, t.rows)
+        rows = f.least(t.rows, f.sub(m, first_row))
+        if isinstance(m, int) and m % t.rows == 0:
+            rows = t.rows
+        points = []
+        for j in range(t.vectors):
+            q = p.fork()
+            q.open()
+            at = f.add(start, j * t.lanes)
+            if last is not None:
+                q.tail = existing_lanes(f, at, last, t.lanes)
+            q.bind(N, Linear(at, 1, None, True))
+            points.append(q)
+
+        def row(r: str, _: list[str]) -> list[str]:
+            line = f.address(tile, f.mul(r, t.columns), self.t)
+            for j, q in enumerate(points):
+                q.bind(M, Linear(f.add(first_row, r)))
+                x = f.load(wide(self.t, t.lanes), f.address(line, j * t.lanes, self.t), t.lanes * self.dtype.itemsize)
+                q.define(self.groups.contract.name, Value(x, self.dtype, t.lanes))
+                values = [q.need(s.value) for s in self.stores]
+                for s, value in zip(self.stores, values, strict=True):
+                    q.store(s, value)
+            return []
+
+        before = [dict(q.axes) for q in points]
+        for q in points:
+            q.open()
+        f.loop(0, rows, 1, [], row)
+        for q, axes in zip(points, before, strict=True):
+            q.close(axes)
+
+    # -- packing
+
+    def _pack(self, p: Point, name: str, group: str, start: Int, width: int, target: str, k0: Int, kc: Int) -> None:
+        """target[k * width + j] = factor at (start + j, k0 + k) for k in [0, kc)."""
+        if self._runs_along_k(name, group):
+            self._pack_turned(p, name, group, start, width, target, k0, kc)
+        else:
+            self._pack_straight(p, name, group, start, width, target, k0, kc)
+
+    def _runs_along_k(self, name: str, group: str) -> bool:
+        """Is the factor's memory contiguous along k, and not along its other group?"""
+        k = self.kernel
+        probe = Store("", (), name)
+        loads = [t for t in loads_of(k, probe) if group in k.domains[t.name] or K in k.domains[t.name]]
+        along_k = any(K in unit_axes(k, t) for t in loads)
+        depth = k.axes[K].const
+        if depth is not None and depth < self.tiling.lanes:
+            return False
+        return along_k and not any(group in unit_axes(k, t) for t in loads)
+
+    def _value(self, p: Point, name: str) -> Value:
+        m: LlvmMachine = p.machine
+        return m.widen(m.cast(p.need(name), self.dtype), self.tiling.lanes)
+
+    def _pack_straight(self, p: Point, name: str, group: str, start: Int, width: int, target: str, k0: Int, kc: Int) -> None:
+        """Lanes along the group: a vector a line and k. The last vector may write past the line; the next line follows."""
+        f, lanes = p.function, self.tiling.lanes
+        n = p.integer_of(self.kernel.axes[group])
+        vectors = -(-width // lanes)
+        v = wide(self.t, lanes)
+
+        def lines(masked: bool) -> None:
+            points = []
+            for j in range(vectors):
+                q = p.fork()
+                q.open()
+                at = f.add(start, j * lanes)
+                if masked:
+                    q.tail = existing_lanes(f, at, n, lanes)
+                q.bind(group, Linear(at, 1, None, width % lanes == 0))
+                points.append(q)
+
+            def line(k: str, _: list[str]) -> list[str]:
+                to = f.address(target, f.mul(k, width), self.t)
+                for j, q in enumerate(points):
+                    q.bind(K, Linear(f.add(k0, k)))
+                    x = self._value(q, name)
+                    f.store(v, x.text, f.address(to, j * lanes, self.t), self.dtype.itemsize)
+                return []
+
+            before = [dict(q.axes) for q in points]
+            for q in points:
+                q.open()
+            f.loop(0, kc, 1, [], line)
+            for q, axes in zip(points, before, strict=True):
+                q.close(axes)
+
+        reach = vectors * lanes
+        if isinstance(n, int) and n % width == 0 and reach == width:
+            lines(False)
+            return
+        fits = f.emit(f"icmp sle i64 {f.add(start, reach)}, {n}")
+        with p.scope():
+            f.choose(fits, lambda: lines(False), lambda: lines(True))
+
+    def _pack_turned(self, p: Point, name: str, group: str, start: Int, width: int, target: str, k0: Int, kc: Int) -> None:
+        """Lanes along k: as many rows as lanes, turned in registers. Rows past the end repeat the last one."""
+        f, lanes = p.function, self.tiling.lanes
+        n = p.integer_of(self.kernel.axes[group])
+        v = wide(self.t, lanes)
+        for j in range(0, width, lanes):
+            rows = min(lanes, width - j)
+            points = []
+            for r in range(rows):
+                q = p.fork()
+                q.open()
+                q.bind(group, Linear(f.least(f.add(start, j + r), f.sub(n, 1))))
+                points.append(q)
+
+            def block(k: str, tail: str | None, points: list[Point] = points, j: int = j) -> None:
+                vectors = []
+                before = [dict(q.axes) for q in points]
+                for q in points:
+                    q.open()
+                    q.tail = tail
+                    q.bind(K, Linear(f.add(k0, k), 1, None, isinstance(k0, int) and k0 % lanes == 0))
+                    vectors.append(self._value(q, name).text)
+                for q, axes in zip(points, before, strict=True):
+                    q.tail = None
+                    q.close(axes)
+                turned = transpose(f, self.t, vectors + ["zeroinitializer"] * (lanes - len(vectors)), lanes)
+                to = f.address(target, f.add(f.mul(k, width), j), self.t)
+                for i, x in enumerate(turned):
+                    f.store(v, x, f.address(to, i * width, self.t), self.dtype.itemsize)
+
+            def full(k: str, _: list[str], block: Callable[..., None] = block) -> list[str]:
+                block(k, None)
+                return []
+
+            def partial(k: str, _: list[str], block: Callable[..., None] = block) -> list[str]:
+                block(k, existing_lanes(f, k, kc, lanes))
+                return []
+
+            whole = f.sub(kc, f.rem(kc, lanes))
+            before = [dict(q.axes) for q in points]
+            for q in points:
+                q.open()
+            f.loop(0, whole, lanes, [], full)
+            for q, axes in zip(points, before, strict=True):
+                q.close(axes)
+            if not (isinstance(kc, int) and whole == kc):
+                for q in points:
+                    q.open()
+                f.loop(whole, kc, lanes, [], partial)
+                for q, axes in zip(points, before, strict=True):
+                    q.close(axes)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of the result: its packed memory, and panel ranges."""
+
+    left: str
+    right: str
+    tiles: str
+    first_left: Int
+    last_left: Int
+    first_right: Int
+    last_right: Int
+
+
+def existing_lanes(f: Function, start: Int, last: Int, lanes: int) -> str:
+    """A mask: start + lane < last."""
+    left = f.splat(str(f.sub(last, start)), "i64", lanes)
+    return f.emit(f"icmp sgt {wide('i64', lanes)} {left}, {vector(range(lanes), 'i64')}")
+
+
+def transpose(f: Function, t: str, rows: list[str], lanes: int) -> list[str]:
+    """`lanes` vectors -> the vectors of their columns, by log2(lanes) rounds of block exchanges."""
+    x = list(rows)
+    d = lanes // 2
+    while d:
+        y = [""] * lanes
+        for i in range(lanes):
+            if i & d:
+                continue
+            low = [j if not j & d else lanes + j - d for j in range(lanes)]
+            high = [j + d if not j & d else lanes + j for j in range(lanes)]
+            y[i] = f.shuffle(t, lanes, x[i], x[i + d], low)
+            y[i + d] = f.shuffle(t, lanes, x[i], x[i + d], high)
+        x, d = y, d // 2
+    return x
+
+
+def _rounded(bytes_: E) -> E:
+    return (bytes_ + 63) // 64 * 64
