@@ -1,4 +1,4 @@
-"""Kernels written straight in the IR, for the tests of whatever reads it: `cases()` by name, and `random_case(seed)`.
+"""Kernels written straight in the IR, for the tests of whatever reads it: `cases()` by name (random ones: random_kernels.py).
 
 A case is (kernel, buffers, symbols): inputs hold random numbers, outputs zeros. `run(case)` gives what the interpreter makes
 of a case, in fresh arrays; `expected(case)` does so in float64.

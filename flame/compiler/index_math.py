@@ -424,7 +424,7 @@ def _without(a: Div | Mod, e: E, bounds: Bounds) -> E | None:
 def implied(e: E, hyps: Iterable[Cond], bounds: Bounds) -> bool:
     """Is `e >= 0` proved wherever all of `hyps` hold?"""
     given = [h for c in hyps for h in ((c.expr,) if c.kind == "ge" else (c.expr, -c.expr))]
-    return _implied(e, given, bounds, 3)
+    return _implied(e, given, bounds, 3) or any(nonneg(-h - 1, bounds) for h in given)  # what never holds implies anything
 
 
 def _implied(e: E, given: list[E], bounds: Bounds, depth: int) -> bool:

@@ -76,7 +76,7 @@ def merge_axes(kernel: Kernel) -> Kernel:
                 merged |= {a, b}
                 break
     if not merged:
-        return kernel
+        return _with_simple_masks(kernel)
     touched = {s.buffer for s in kernel.statements if isinstance(s, Load | Store) and any(names(e) & merged for e in s.index)}
     plain = {id(new): old for old, new in zip(kernel.statements, flattened.statements, strict=True)}
     statements = [
@@ -84,7 +84,18 @@ def merge_axes(kernel: Kernel) -> Kernel:
         for s in flattened.statements
     ]
     buffers = {n: flattened.buffers[n] if n in touched else b for n, b in kernel.buffers.items()}
-    return Kernel(kernel.name, buffers, flattened.axes, kernel.symbols, statements, kernel.values)
+    return _with_simple_masks(Kernel(kernel.name, buffers, flattened.axes, kernel.symbols, statements, kernel.values))
+
+
+def _with_simple_masks(kernel: Kernel) -> Kernel:
+    """Conditions that are proved or follow from others taken off; `-1 >= 0` alone where they cannot hold."""
+    statements = []
+    for s in kernel.statements:
+        if isinstance(s, Load | Store) and s.mask:
+            mask = simplify_conds(s.mask, kernel.bounds)
+            s = replace(s, mask=(Cond(ex(-1)),) if mask is None else mask)
+        statements.append(s)
+    return Kernel(kernel.name, kernel.buffers, kernel.axes, kernel.symbols, statements, kernel.values)
 
 
 def _without_single_points(kernel: Kernel) -> Kernel:
