@@ -11,7 +11,8 @@ from typing import Any
 from flame.compiler.index_math import E, evaluate
 from flame.compiler.kernel import Const, Contract, IndexOf, Kernel, Load, Op, Reduce, Store, reads
 from flame.compiler.target_cpu import CpuTarget
-from flame.dtypes import by_name, dtype
+from flame.dtypes import by_name
+from flame.dtypes import dtype as DType
 from flame.ops.machine import BASIC, COMPARISONS, Machine
 from flame.primitive import REGISTRY
 
@@ -26,31 +27,31 @@ class _Counter(Machine):
     def __init__(self) -> None:
         self.count = 0
 
-    def emit(self, op: str, *operands: Any) -> dtype:
+    def emit(self, op: str, *operands: Any) -> DType:
         self.count += _SLOW.get(op, 1)
-        like = next(d for d in reversed(operands) if isinstance(d, dtype))
+        like = next(d for d in reversed(operands) if isinstance(d, DType))
         return by_name("bool") if op in COMPARISONS else like
 
-    def const(self, value: bool | int | float, d: dtype) -> dtype:
+    def const(self, value: bool | int | float, d: DType) -> DType:
         return d
 
-    def cast(self, x: dtype, d: dtype) -> dtype:
+    def cast(self, x: DType, d: DType) -> DType:
         self.count += 1
         return d
 
-    def bitcast(self, x: dtype, d: dtype) -> dtype:
+    def bitcast(self, x: DType, d: DType) -> DType:
         return d
 
-    def dtype(self, x: dtype) -> dtype:
+    def dtype(self, x: DType) -> DType:
         return x
 
-    def libm(self, name: str, *x: dtype) -> dtype:
+    def libm(self, name: str, *x: DType) -> DType:
         self.count += _LIBRARY_CALL
         return x[0]
 
 
 @lru_cache(maxsize=4096)
-def op_cost(op: str, kinds: tuple[dtype, ...]) -> int:
+def op_cost(op: str, kinds: tuple[DType, ...]) -> int:
     """Vector instructions of an `Op`."""
     if op in BASIC:
         return _SLOW.get(op, 1)

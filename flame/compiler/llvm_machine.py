@@ -13,7 +13,8 @@ from typing import Any
 from flame import dtypes
 from flame.compiler.llvm_text import Function, element, literal, repeat, suffix, wide
 from flame.compiler.target_cpu import CpuTarget
-from flame.dtypes import bfloat16, bool_, dtype, float16, float32, float64, int32, int64, uint32
+from flame.dtypes import bfloat16, bool_, float16, float32, float64, int32, int64, uint32
+from flame.dtypes import dtype as DType
 from flame.ops.machine import BASIC, LIBM, Machine
 from flame.primitive import REGISTRY
 
@@ -23,7 +24,7 @@ class Value:
     """An SSA value or constant."""
 
     text: str
-    dtype: dtype
+    dtype: DType
     lanes: int = 1
 
     @property
@@ -50,10 +51,10 @@ class LlvmMachine(Machine):
 
     # -- constants and shapes
 
-    def const(self, value: bool | int | float, d: dtype) -> Value:
+    def const(self, value: bool | int | float, d: DType) -> Value:
         return Value(literal(value, d), d)
 
-    def dtype(self, x: Value) -> dtype:
+    def dtype(self, x: Value) -> DType:
         return x.dtype
 
     def widen(self, x: Value, lanes: int) -> Value:
@@ -71,7 +72,7 @@ class LlvmMachine(Machine):
 
     # -- operations
 
-    def apply(self, op: str, operands: list[Value], d: dtype) -> Value:
+    def apply(self, op: str, operands: list[Value], d: DType) -> Value:
         """An `Op` statement: a basic operation, a cast, or an elementwise primitive by its definition."""
         if op == "cast":
             return self.cast(operands[0], d)
@@ -92,7 +93,7 @@ class LlvmMachine(Machine):
         a, f = xs[0].text, self.function
         b = xs[1].text if len(xs) > 1 else ""
 
-        def out(text: str, kind: dtype = d) -> Value:
+        def out(text: str, kind: DType = d) -> Value:
             return Value(f.emit(text), kind, lanes)
 
         def intrinsic(name: str, *arguments: str) -> Value:
@@ -142,12 +143,12 @@ class LlvmMachine(Machine):
                 return self.divide(xs[0], xs[1])[1]
         raise NotImplementedError(f"{op} of {d.name}")
 
-    def _declared_abs(self, d: dtype, lanes: int) -> str:
+    def _declared_abs(self, d: DType, lanes: int) -> str:
         t, name = wide(element(d), lanes), f"llvm.abs.{suffix(element(d), lanes)}"
         self.function.declarations.add(f"declare {t} @{name}({t}, i1)")
         return name
 
-    def _predicate(self, op: str, d: dtype) -> str:
+    def _predicate(self, op: str, d: DType) -> str:
         if d.kind == "f":
             return f"fcmp {_FLOAT_PREDICATE[op]}"
         sign = "" if op in ("eq", "ne") else "s" if d.kind == "i" else "u"
@@ -221,13 +222,13 @@ class LlvmMachine(Machine):
 
     # -- conversions
 
-    def bitcast(self, x: Value, d: dtype) -> Value:
+    def bitcast(self, x: Value, d: DType) -> Value:
         y = Value("", d, x.lanes)
         if x.type == y.type:
             return Value(x.text, d, x.lanes)
         return Value(self.function.emit(f"bitcast {x.type} {x.text} to {y.type}"), d, x.lanes)
 
-    def cast(self, x: Value, d: dtype) -> Value:
+    def cast(self, x: Value, d: DType) -> Value:
         """Between any two dtypes, as NumPy does on values in range."""
         s = x.dtype
         if s is d:
@@ -246,20 +247,20 @@ class LlvmMachine(Machine):
             return self.cast(self.cast(x, float32), d)
         return self._convert("sitofp" if s.kind == "i" else "uitofp", x, d)
 
-    def _convert(self, how: str, x: Value, d: dtype) -> Value:
+    def _convert(self, how: str, x: Value, d: DType) -> Value:
         return Value(self.function.emit(f"{how} {x.type} {x.text} to {wide(element(d), x.lanes)}"), d, x.lanes)
 
     def _computable(self, x: Value) -> Value:
         return self.cast(x, float32) if x.dtype.is_narrow_float else x
 
-    def _float_to_int(self, x: Value, d: dtype) -> Value:
+    def _float_to_int(self, x: Value, d: DType) -> Value:
         """Through int32 or int64, so that the narrow and the unsigned ones wrap as C compilers make them."""
         if d.itemsize == 8:
             return self._convert("fptosi" if d.kind == "i" else "fptoui", x, d)
         through = int64 if d is uint32 else int32
         return self.cast(self._convert("fptosi", x, through), d)
 
-    def _float_to_float(self, x: Value, d: dtype) -> Value:
+    def _float_to_float(self, x: Value, d: DType) -> Value:
         s = x.dtype
         if s is bfloat16:
             wider = self._shift(self._convert("zext", Value(x.text, dtypes.uint16, x.lanes), int32), "shl", 16)

@@ -62,7 +62,7 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class LlvmSource:
-    """A kernel as LLVM IR text. Chunks and `workspace_bytes` are expressions over the symbols (`.const` where they are fixed)."""
+    """A kernel as LLVM IR text; numbers of chunks and `workspace_bytes` are expressions over its symbols."""
 
     text: str
     phases: tuple[Phase, ...]
