@@ -40,7 +40,7 @@ def _one_dtype(name: str, a: Spec, b: Spec) -> dtype:
 def _product(f: Any, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """f(a, b) carried in the accumulator's dtype, rounded to the operands'."""
     if is_narrow(a.dtype):
-        return quiet.run(quiet.run(f, a.astype(np.float32), b.astype(np.float32)).astype, a.dtype)
+        return quiet.run(quiet.run(f, a.astype(np.float32), b.astype(np.float32)).astype, a.dtype, order="C")
     return np.asarray(quiet.run(f, a, b), order="C")
 
 

@@ -274,6 +274,10 @@ hypot = elementwise(
 )
 
 
+def _over_square(a: Any, length: Any) -> Any:
+    return div(div(a, length), length)
+
+
 def _half_on_ties(g: Any, loses: Any, a: Any, b: Any) -> Any:
     return where(loses, 0.0, where(eq(a, b), mul(g, 0.5), g))
 
@@ -299,8 +303,8 @@ fmax = elementwise(
     NUMBER,
     np.fmax,
     vjp=(
-        lambda g, _y, a, b: where(logical_or(ge(a, b), ne(b, b)), g, 0.0),
-        lambda g, _y, a, b: where(logical_or(ge(a, b), ne(b, b)), 0.0, g),
+        lambda g, _y, a, b: where(logical_and(eq(a, a), logical_not(lt(a, b))), g, 0.0),
+        lambda g, _y, a, b: where(logical_and(eq(b, b), logical_not(ge(a, b))), g, 0.0),
     ),
     scalar=lambda m, a, b: m.where(m.logical_or(m.ge(a, b), m.ne(b, b)), a, b),
     samples=_pair,
@@ -311,8 +315,8 @@ fmin = elementwise(
     NUMBER,
     np.fmin,
     vjp=(
-        lambda g, _y, a, b: where(logical_or(le(a, b), ne(b, b)), g, 0.0),
-        lambda g, _y, a, b: where(logical_or(le(a, b), ne(b, b)), 0.0, g),
+        lambda g, _y, a, b: where(logical_and(eq(a, a), logical_not(gt(a, b))), g, 0.0),
+        lambda g, _y, a, b: where(logical_and(eq(b, b), logical_not(le(a, b))), g, 0.0),
     ),
     scalar=lambda m, a, b: m.where(m.logical_or(m.le(a, b), m.ne(b, b)), a, b),
     samples=_pair,
@@ -411,8 +415,8 @@ atan2 = elementwise(
     FLOAT,
     np.arctan2,
     vjp=(
-        lambda g, _y, a, b: mul(g, div(b, add(mul(a, a), mul(b, b)))),
-        lambda g, _y, a, b: neg(mul(g, div(a, add(mul(a, a), mul(b, b))))),
+        lambda g, _y, a, b: mul(g, _over_square(b, hypot(a, b))),
+        lambda g, _y, a, b: neg(mul(g, _over_square(a, hypot(a, b)))),
     ),
     scalar=vm.atan2,
     samples=_float_pair,

@@ -379,12 +379,13 @@ def _cat_vjp(g: Any, _y: Any, *_xs: Any, operand: int, dim: int) -> Any:
 
 
 def _cat_lower(at: At, index: Index, *xs: Spec, dim: int) -> Read:
-    choices, start = [], 0
+    choices, start, total = [], 0, sum(x.shape[dim] for x in xs)
     for k, x in enumerate(xs):
         n = x.shape[dim]
-        conds = (Cond(start + n - 1 - index[dim]),) if k + 1 < len(xs) else ()  # earlier operands were chosen before
+        after = [Cond(index[dim] - start)] if start else []
+        before = [Cond(start + n - 1 - index[dim])] if start + n < total else []
         if n:
-            choices.append(Choice(k, index[:dim] + (index[dim] - start,) + index[dim + 1 :], conds))
+            choices.append(Choice(k, index[:dim] + (index[dim] - start,) + index[dim + 1 :], (*after, *before)))
         start += n
     return Read(tuple(choices))
 

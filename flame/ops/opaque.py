@@ -47,7 +47,7 @@ def _scan_infer(name: str) -> Callable[..., Spec]:
 def _scan_eager(f: np.ufunc) -> Callable[..., np.ndarray]:
     def eager(x: np.ndarray, *, dim: int) -> np.ndarray:
         if is_narrow(x.dtype):
-            return quiet.run(quiet.run(f.accumulate, x.astype(np.float32), axis=dim).astype, x.dtype)
+            return quiet.run(quiet.run(f.accumulate, x.astype(np.float32), axis=dim).astype, x.dtype, order="C")
         wide = x if x.dtype.kind == "f" else x.astype(np.int64)
         return np.asarray(quiet.run(f.accumulate, wide, axis=dim), order="C")
 
