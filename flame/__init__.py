@@ -1,0 +1,53 @@
+"""flame: tensors, autograd and nn that run at once, and a compiler that watches them run.
+
+`import flame` gives PyTorch's names. `flame.compile` turns a function into fused kernels while its Python keeps running.
+"""
+
+from __future__ import annotations
+
+import math
+
+from flame import autograd, dtypes, functions
+from flame.autograd import enable_grad, inference_mode, is_grad_enabled, is_inference_mode_enabled, no_grad, set_grad_enabled
+from flame.dtypes import (
+    bfloat16,
+    dtype,
+    float16,
+    float32,
+    float64,
+    get_default_dtype,
+    int8,
+    int16,
+    int32,
+    int64,
+    promote_types,
+    set_default_dtype,
+    uint8,
+)
+from flame.dtypes import bool_ as bool
+from flame.functions.promotion import result_type
+from flame.functions.random import (
+    Generator,
+    default_generator,
+    fork_rng,
+    get_rng_state,
+    initial_seed,
+    manual_seed,
+    seed,
+    set_rng_state,
+)
+from flame.jit import compile, disable
+from flame.runtime.device import device
+from flame.runtime.threads import get_num_threads, set_num_threads
+from flame.tensor import Size, Tensor, is_tensor
+
+__version__ = "0.1.0"
+
+float = float32
+double = float64
+half = float16
+short = int16
+int = int32
+long = int64
+inf, nan, pi, e = math.inf, math.nan, math.pi, math.e
+globals().update(functions.PUBLIC)

@@ -1,0 +1,28 @@
+"""Reverse-mode differentiation: the tape, backward and grad, modes, custom functions."""
+
+from flame.autograd.engine import backward, grad
+from flame.autograd.function import Function
+from flame.autograd.modes import (
+    enable_grad,
+    inference_mode,
+    is_grad_enabled,
+    is_inference_mode_enabled,
+    no_grad,
+    set_grad_enabled,
+)
+from flame.tensor import Tensor
+
+Variable = Tensor
+
+__all__ = [
+    "Function",
+    "Variable",
+    "backward",
+    "enable_grad",
+    "grad",
+    "inference_mode",
+    "is_grad_enabled",
+    "is_inference_mode_enabled",
+    "no_grad",
+    "set_grad_enabled",
+]

@@ -1,0 +1,457 @@
+"""Backward: walking the tape from results to leaves.
+
+`backward(tensors, ...)` accumulates into leaves; `grad(outputs, inputs, ...)` returns cotangents. Both end in `run_engine`: nodes
+in reverse topological order, each called once with the sum of its cotangents (Linnainmaa 1970; the order is that of a
+depth-first walk over edges, as in Autograd by Maclaurin et al. 2015). With `create_graph` the rules themselves are recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from flame.autograd.tape import AccumulateGrad, Edge, edge, full, requires_grad
+from flame.primitive import force, registered
+from flame.tensor import Tensor
+
+add, copy = registered("add"), registered("copy")
+
+
+def topological(roots: Sequence[Any]) -> list:
+    """The nodes that the roots reach, each before those it sends cotangents to."""
+    order: list = []
+    seen: set = set()
+    for root in roots:
+        if root in seen:
+            continue
+        seen.add(root)
+        stack = [(root, iter(root.edges))]
+        while stack:
+            node, rest = stack[-1]
+            for e in rest:
+                if e is not None and e[0] not in seen:
+                    seen.add(e[0])
+                    stack.append((e[0], iter(e[0].edges)))
+                    break
+            else:
+                order.append(node)
+                stack.pop()
+    order.reverse()
+    return order
+
+
+def run_engine(
+    roots: Sequence[Edge],
+    cotangents: Sequence[Any],
+    *,
+    retain_graph: bool = False,
+    create_graph: bool = False,
+    wanted: Sequence[Edge] | None = None,
+) -> dict[Edge, Any]:
+    """Propagate; accumulate into leaves if `wanted` is None, else collect (and return) the cotangents of `wanted` edges."""
+    order = topological([r[0] for r in roots])
+    pending: dict[Any, dict[int, Any]] = {}
+    before = force.grad
+    force.grad = create_graph
+    collected: dict[Edge, Any] = {}
+    needed: set | None = None
+    if wanted is not None:
+        targets = set(wanted)
+        target_nodes = {e[0] for e in targets}
+        needed = set()
+        for node in reversed(order):
+            if node in target_nodes or any(e is not None and e[0] in needed for e in node.edges):
+                needed.add(node)
+    try:
+        for (node, i), g in zip(roots, cotangents, strict=True):
+            _accumulate(pending, node, i, g)
+        for node in order:
+            gs = pending.pop(node, None)
+            if gs is None or (needed is not None and node not in needed):
+                continue
+            if node.hooks:
+                for i, hook in list(node.hooks):
+                    if gs.get(i) is not None:
+                        got = hook(gs[i])
+                        if got is not None:
+                            gs[i] = got
+            if wanted is not None:
+                for i, g in gs.items():
+                    if (node, i) in targets:
+                        collected[(node, i)] = g
+            if isinstance(node, AccumulateGrad):
+                if wanted is None:
+                    accumulate_into(node, gs[0], create_graph)
+                continue
+            if needed is not None and not any(e is not None and e[0] in needed for e in node.edges):
+                continue
+            n = len(node.outputs)
+            got = node.apply([gs.get(i) for i in range(n)])
+            for e, g in zip(node.edges, got, strict=True):
+                if e is not None and g is not None:
+                    _accumulate(pending, e[0], e[1], g)
+    finally:
+        force.grad = before
+    if not retain_graph:
+        for node in order:
+            if not isinstance(node, AccumulateGrad):
+                node.release()
+    return collected
+
+
+def _accumulate(pending: dict, node: Any, i: int, g: Any) -> None:
+    slots = pending.setdefault(node, {})
+    have = slots.get(i)
+    slots[i] = g if have is None else add(have, g)
+
+
+def accumulate_into(leaf: AccumulateGrad, g: Tensor, create_graph: bool) -> None:
+    """leaf.grad += g. The first one is a copy: rules may hand one tensor to two leaves."""
+    t = leaf.tensor
+    have = t._grad
+    if have is None:
+        t._grad = g if create_graph else copy(g)
+    elif create_graph:
+        t._grad = add(have, g)
+    else:
+        have.add_(g)  # type: ignore[attr-defined]
+    if leaf.post_hooks:
+        for hook in list(leaf.post_hooks.values()):
+            hook(t)
+
+
+def start(outputs: Sequence[Tensor], given: Sequence[Any] | None, op: str) -> tuple[list[Edge], list[Any]]:
+    """Edges and first cotangents, checked."""
+    if given is None:
+        given = [None] * len(outputs)
+    if len(given) != len(outputs):
+        raise RuntimeError(f"{op}: got {len(outputs)} tensors and {len(given)} gradients")
+    edges, gs = [], []
+    for i, (t, g) in enumerate(zip(outputs, given, strict=True)):
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{op}: element {i} is a {type(t).__name__}, expected a Tensor")
+        e = edge(t)
+        if e is None:
+            raise RuntimeError(f"element {i} of tensors does not require grad and does not have a grad_fn")
+        if g is None:
+            if t.numel() != 1:
+                raise RuntimeError(f"grad can be implicitly created only for scalar outputs; this one has shape {list(t.shape)}")
+            g = full(1, shape=tuple(t.shape), dtype=t.dtype)
+        else:
+            if not isinstance(g, Tensor):
+                raise TypeError(f"gradients can be either Tensors or None, but got {type(g).__name__}")
+            if g.shape != t.shape:
+                raise RuntimeError(
+                    f"Mismatch in shape: grad_output[{i}] has a shape of {list(g.shape)} and output[{i}] has a shape of "
+                    f"{list(t.shape)}."
+                )
+            if g.dtype is not t.dtype:
+                g = registered("cast")(g, dtype=t.dtype)
+        edges.append(e)
+        gs.append(g)
+    return edges, gs
+
+
+def _tensors(x: Any) -> list:
+    return [x] if isinstance(x, Tensor) or x is None else list(x)
+
+
+def backward(
+    tensors: Any,
+    grad_tensors: Any = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    grad_variables: Any = None,
+    inputs: Any = None,
+) -> None:
+    """Sum the gradients of `tensors` into the `.grad` of the leaves (or of `inputs` alone).
+
+    Raises RuntimeError where a tensor needs no gradient, a non-scalar is given no gradient, or the graph was freed.
+    """
+    ts = _tensors(tensors)
+    given = None if grad_tensors is None else _tensors(grad_tensors)
+    retain = create_graph if retain_graph is None else retain_graph
+    leaves = None if inputs is None else _tensors(inputs)
+    if leaves is not None and not leaves:
+        raise RuntimeError("'inputs' argument to backward() cannot be empty.")
+    run = force.interpreter
+    if run is not None:
+        run.backward(ts, given, retain, create_graph, leaves)
+    else:
+        eager_backward(ts, given, retain, create_graph, leaves)
+
+
+def eager_backward(ts: list, given: list | None, retain: bool, create_graph: bool, leaves: list | None = None) -> None:
+    edges, gs = start(ts, given, "backward")
+    if leaves is None:
+        run_engine(edges, gs, retain_graph=retain, create_graph=create_graph)
+        return
+    wanted = []
+    for x in leaves:
+        e = edge(x)
+        if e is None:
+            raise RuntimeError("One of the differentiated Tensors does not require grad")
+        wanted.append(e)
+    got = run_engine(edges, gs, retain_graph=retain, create_graph=create_graph, wanted=wanted)
+    for x, e in zip(leaves, wanted, strict=True):
+        g = got.get(e)
+        if g is None:
+            continue
+        if isinstance(e[0], AccumulateGrad):
+            before = force.grad
+            force.grad = create_graph
+            try:
+                accumulate_into(e[0], g, create_graph)
+            finally:
+                force.grad = before
+        else:
+            x._grad = g if x._grad is None else add(x._grad, g)
+
+
+def grad(
+    outputs: Any,
+    inputs: Any,
+    grad_outputs: Any = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    only_inputs: bool = True,
+    allow_unused: bool | None = None,
+    is_grads_batched: bool = False,
+    materialize_grads: bool = False,
+) -> tuple:
+    """The gradients of the sum of `outputs` (weighted by `grad_outputs`) with respect to each of `inputs`, as a tuple.
+
+    Raises RuntimeError where an input is not reached and neither `allow_unused` nor `materialize_grads` is set.
+    """
+    if not only_inputs:
+        raise RuntimeError("only_inputs=False is no longer supported: call backward() instead")
+    if is_grads_batched:
+        raise RuntimeError("is_grads_batched=True is not supported: call grad() once for each row, or use flame.func.vmap")
+    ys, xs = _tensors(outputs), _tensors(inputs)
+    given = None if grad_outputs is None else _tensors(grad_outputs)
+    retain = create_graph if retain_graph is None else retain_graph
+    run = force.interpreter
+    if run is not None:
+        got = run.grad(ys, xs, given, retain, create_graph)
+    else:
+        got = eager_grad(ys, xs, given, retain, create_graph)
+    out = []
+    for i, (x, g) in enumerate(zip(xs, got, strict=True)):
+        if g is None and materialize_grads:
+            g = full(0, shape=tuple(x.shape), dtype=x.dtype)
+        if g is None and not allow_unused:
+            raise RuntimeError(
+                "One of the differentiated Tensors appears to not have been used in the graph. "
+                f"Set allow_unused=True if this is the desired behavior. (It is input {i}, of shape {list(x.shape)}.)"
+            )
+        out.append(g)
+    return tuple(out)
+
+
+def eager_grad(ys: list, xs: list, given: list | None, retain: bool, create_graph: bool) -> list:
+    edges, gs = start(ys, given, "grad")
+    wanted = []
+    for x in xs:
+        e = edge(x)
+        if e is None:
+            raise RuntimeError("One of the differentiated Tensors does not require grad")
+        wanted.append(e)
+    got = run_engine(edges, gs, retain_graph=retain, create_graph=create_graph, wanted=wanted)
+    return [got.get(e) for e in wanted]
+
+
+# -------------------------------------------------------------------- what hangs on Tensor
+
+
+class RemovableHandle:
+    """Takes a hook away: `handle.remove()`, or at the end of `with handle`."""
+
+    def __init__(self, remove: Callable[[], None]):
+        self._remove: Callable[[], None] | None = remove
+
+    def remove(self) -> None:
+        if self._remove is not None:
+            self._remove()
+            self._remove = None
+
+    def __enter__(self) -> RemovableHandle:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.remove()
+
+
+def register_hook(self: Tensor, hook: Callable) -> RemovableHandle:
+    """Call `hook(grad)` whenever the gradient of this tensor is known; what it returns (if not None) replaces it."""
+    if not requires_grad(self):
+        raise RuntimeError("cannot register a hook on a tensor that doesn't require gradient")
+    run = force.interpreter
+    if run is not None:
+        run.leave("a hook is registered")
+    e = edge(self)
+    assert e is not None
+    node, entry = e[0], (e[1], hook)
+    node.hooks = [*(node.hooks or ()), entry]
+
+    def remove() -> None:
+        node.hooks = [h for h in node.hooks or () if h is not entry] or None
+
+    return RemovableHandle(remove)
+
+
+def register_post_accumulate_grad_hook(self: Tensor, hook: Callable) -> RemovableHandle:
+    """Call `hook(tensor)` after a gradient was added to this leaf's `.grad`."""
+    e = edge(self)
+    if e is None or not isinstance(e[0], AccumulateGrad):
+        raise RuntimeError("post accumulate grad hooks cannot be registered on non-leaf tensors")
+    run = force.interpreter
+    if run is not None:
+        run.leave("a hook is registered")
+    node = e[0]
+    node.post_hooks = {**(node.post_hooks or {})}
+    key = object()
+    node.post_hooks[key] = hook
+
+    def remove() -> None:
+        node.post_hooks.pop(key, None)
+        node.post_hooks = node.post_hooks or None
+
+    return RemovableHandle(remove)
+
+
+def retain_grad(self: Tensor) -> None:
+    """Keep `.grad` of a tensor that is not a leaf."""
+    if not requires_grad(self):
+        raise RuntimeError("can't retain_grad on Tensor that has requires_grad=False")
+    if self.is_leaf or self._retains_grad:
+        return
+    self._retains_grad = True
+
+    def keep(g: Tensor) -> None:
+        self._grad = g if self._grad is None else add(self._grad, g)
+
+    register_hook(self, keep)
+
+
+def _backward(
+    self: Tensor, gradient: Any = None, retain_graph: bool | None = None, create_graph: bool = False, inputs: Any = None
+) -> None:
+    backward([self], None if gradient is None else [gradient], retain_graph, create_graph, inputs=inputs)
+
+
+def detach(self: Tensor) -> Tensor:
+    """The same memory, outside the graph."""
+    run = force.interpreter
+    if run is not None:
+        return run.detach(self)
+    t = object.__new__(Tensor)
+    t._array = self._data()
+    t._storage = self.storage_of()
+    return t
+
+
+def detach_(self: Tensor) -> Tensor:
+    """Take this tensor out of the graph."""
+    run = force.interpreter
+    if run is not None:
+        run.leave("detach_()")
+    if self._view is not None:
+        raise RuntimeError("Can't detach views in-place. Use detach() instead.")
+    self._node = None
+    self._requires_grad = False
+    return self
+
+
+def requires_grad_(self: Tensor, requires_grad: bool = True) -> Tensor:
+    """Set whether a leaf wants a gradient. Raises RuntimeError for integer tensors and for results."""
+    now = globals()["requires_grad"](self)
+    if bool(requires_grad) == now:
+        return self
+    if requires_grad and not self.dtype.is_floating_point:
+        raise RuntimeError(f"only Tensors of floating point dtype can require gradients; this one is {self.dtype!r}")
+    if not requires_grad and self._node is not None:
+        raise RuntimeError(
+            "you can only change requires_grad flags of leaf variables. If you want to use a computed variable in a subgraph "
+            "that doesn't require differentiation use var_no_grad = var.detach()."
+        )
+    run = force.interpreter
+    if run is not None:
+        run.leave("requires_grad_()")
+    self._requires_grad = bool(requires_grad)
+    self._accumulator = None
+    return self
+
+
+def _is_leaf(self: Tensor) -> bool:
+    e = None if self._ref is None else self._ref.edge
+    if self._array is None and e is not None:
+        return False
+    requires_grad(self)
+    return self._node is None
+
+
+def _requires(self: Tensor) -> bool:
+    if self._ref is not None:
+        return self._ref.edge is not None or (self._array is not None and requires_grad(self))
+    return requires_grad(self)
+
+
+def _get_grad(self: Tensor) -> Tensor | None:
+    return self._grad
+
+
+def _set_grad(self: Tensor, g: Tensor | None) -> None:
+    if g is not None:
+        if not isinstance(g, Tensor):
+            raise TypeError(f"assigned grad expected to be a Tensor or None but got {type(g).__name__}")
+        if g is self:
+            raise RuntimeError("can't assign Variable as its own grad")
+        if g.shape != self.shape or g.dtype is not self.dtype:
+            raise RuntimeError(
+                f"assigned grad has {g.dtype!r} {list(g.shape)}, the tensor has {self.dtype!r} {list(self.shape)}: they must match"
+            )
+    self._grad = g
+
+
+def _grad_fn(self: Tensor) -> Any:
+    requires_grad(self)
+    run = force.interpreter
+    if run is not None and self._array is None:
+        run.leave("grad_fn is read")
+    return None if self._node is None else self._node[0]
+
+
+def _get_data(self: Tensor) -> Tensor:
+    return detach(self)
+
+
+def _set_data(self: Tensor, value: Tensor) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"Variable data has to be a tensor, but got {type(value).__name__}")
+    run = force.interpreter
+    if run is not None:
+        run.leave("data is assigned")
+    self._array = value._data()
+    self._storage = value.storage_of()
+    self._view = None
+
+
+def _get_requires(self: Tensor) -> bool:
+    return _requires(self)
+
+
+def _set_requires(self: Tensor, value: bool) -> None:
+    requires_grad_(self, bool(value))
+
+
+Tensor.backward = _backward  # type: ignore[attr-defined]
+for _f in (register_hook, register_post_accumulate_grad_hook, retain_grad, detach, detach_, requires_grad_):
+    setattr(Tensor, _f.__name__, _f)
+Tensor.is_leaf = property(_is_leaf)  # type: ignore[attr-defined]
+Tensor.requires_grad = property(_get_requires, _set_requires)  # type: ignore[attr-defined]
+Tensor.grad = property(_get_grad, _set_grad, lambda self: _set_grad(self, None))  # type: ignore[attr-defined]
+Tensor.grad_fn = property(_grad_fn)  # type: ignore[attr-defined]
+Tensor.data = property(_get_data, _set_data)  # type: ignore[attr-defined]
+Tensor.retains_grad = property(lambda self: self._retains_grad)  # type: ignore[attr-defined]
+Tensor.output_nr = property(lambda self: 0 if self._node is None else self._node[1])  # type: ignore[attr-defined]
+

@@ -1,0 +1,374 @@
+"""The tape: running a primitive eagerly, remembering how to differentiate it, and writing in place.
+
+    edge ::= (node, index)           who gets the cotangent of a tensor: result `index` of `node`
+    Node ::= primitive, operands (a tensor where a rule reads its values, else its Spec), params, edges, versions
+    AccumulateGrad(leaf)             the end of every path: adds to `leaf.grad`
+
+`Eager` is the base interpreter. `assign(target, value)` is the one way in which memory that a tensor shows is overwritten: the
+target takes the value's data, and in gradient mode its history; every in-place operation is a functional one and an assign.
+Views remember base and chain, so that a write through a view rewrites the base's history (PyTorch's rebase), and a view whose
+base was written is given its history anew at its next use.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from flame.dtypes import _BY_NUMPY
+import flame.ops  # noqa: F401  (enters the primitives in the registry)
+from flame.primitive import Primitive, force, install_base_interpreter, registered
+from flame.symbol import Symbolic
+from flame.tensor import Tensor, View, wrap
+
+Edge = tuple  # (Node, index)
+
+full, reshape, permute, slice_scatter = map(registered, ("full", "reshape", "permute", "slice_scatter"))
+reduce_sum = registered("sum")
+
+
+class Node:
+    """One recorded application of a primitive."""
+
+    __slots__ = (
+        "primitive", "operands", "params", "edges", "versions", "output", "outputs", "hooks", "released", "source", "segment",
+        "metadata", "__weakref__",
+    )  # fmt: skip
+
+    def __init__(self, primitive: Primitive, operands: tuple, params: dict, edges: tuple, outs: tuple):
+        self.primitive = primitive
+        self.params = params
+        self.edges = edges
+        self.hooks: list | None = None
+        self.released = False
+        self.source = ""
+        self.segment: Any = force.interpreter
+        self.metadata: dict = {}
+        keep_output = False
+        keep = [False] * len(operands)
+        for i, e in enumerate(edges):
+            if e is None:
+                continue
+            rule = primitive.rule(i)
+            if rule is None:
+                continue
+            keep_output |= rule.saves_output
+            for j in range(len(operands)):
+                keep[j] |= rule.saves(j)
+        kept: list = []
+        versions = []
+        for i, o in enumerate(operands):
+            if isinstance(o, Tensor):
+                if keep[i]:
+                    versions.append((o, o._version, o._storage))
+                    kept.append(o)
+                else:
+                    kept.append(o.spec)
+            else:
+                kept.append(o)
+        self.operands = tuple(kept)
+        self.outputs = tuple(o.spec for o in outs)
+        self.output: Any = None
+        if keep_output:
+            self.output = alias(outs[0])
+            versions.append((self.output, outs[0]._version, outs[0]._storage))
+        self.versions = versions
+
+    def name(self) -> str:
+        return "".join(p.capitalize() for p in self.primitive.name.split("_")) + "Backward0"
+
+    @property
+    def next_functions(self) -> tuple:
+        return tuple((None, 0) if e is None else e for e in self.edges)
+
+    def __repr__(self) -> str:
+        return f"<{self.name()} object at {id(self):#x}>"
+
+    def register_hook(self, hook: Callable) -> Any:
+        raise RuntimeError("hooks on graph nodes are not supported: register one on the tensor with Tensor.register_hook")
+
+    def check_saved(self) -> None:
+        """Raise unless everything that the rules read still holds what it held."""
+        if self.released:
+            raise RuntimeError(
+                "Trying to backward through the graph a second time (or directly access saved tensors after they have already "
+                "been freed). Saved intermediate values of the graph are freed when you call .backward() or autograd.grad(). "
+                "Specify retain_graph=True if you need to backward through the graph a second time or if you need to access "
+                "saved tensors after calling backward."
+            )
+        for t, version, storage in self.versions:
+            now = t._version
+            if now != version or (storage is not None and t._storage is not storage):
+                raise RuntimeError(
+                    "one of the variables needed for gradient computation has been modified by an inplace operation: "
+                    f"[{t.dtype!r} {list(t.shape)}], which is an operand or the result of {self.primitive.name}"
+                    f"{' at ' + self.source if self.source else ''}, is at version {now}; expected version {version} instead."
+                )
+
+    def apply(self, cotangents: list) -> list:
+        """The cotangents of the operands, given those of the results (None: zero)."""
+        self.check_saved()
+        p = self.primitive
+        if len(self.outputs) == 1:
+            g = cotangents[0]
+            y: Any = self.outputs[0]
+            if self.output is not None:
+                y = alias(self.output)
+                y._node = (self, 0)
+                y._ref = self.output._ref
+        else:
+            g = tuple(zeros(s) if c is None else c for c, s in zip(cotangents, self.outputs, strict=True))
+            y = self.outputs
+        out: list = []
+        variadic = not isinstance(p.vjp, tuple)
+        for i, e in enumerate(self.edges):
+            rule = p.rule(i) if e is not None else None
+            if rule is None:
+                out.append(None)
+            elif variadic:
+                out.append(fit(rule.apply(g, y, *self.operands, operand=i, **self.params), self.operands[i]))
+            else:
+                out.append(fit(rule.apply(g, y, *self.operands, **self.params), self.operands[i]))
+        return out
+
+    def release(self) -> None:
+        """Let go of what was saved."""
+        self.released = bool(self.versions) or self.released
+        self.versions = []
+        self.output = None
+        self.operands = tuple(o.spec if isinstance(o, Tensor) else o for o in self.operands)
+
+
+class AccumulateGrad:
+    """The sink of a leaf."""
+
+    __slots__ = ("tensor", "hooks", "post_hooks", "segment", "__weakref__")
+    edges: tuple = ()
+    next_functions: tuple = ()
+    released = False
+
+    def __init__(self, tensor: Tensor):
+        self.tensor = tensor
+        self.hooks: list | None = None
+        self.post_hooks: dict | None = None
+        self.segment: Any = None
+
+    def name(self) -> str:
+        return "AccumulateGrad"
+
+    @property
+    def variable(self) -> Tensor:
+        return self.tensor
+
+
+def zeros(spec: Any) -> Any:
+    """A tensor of zeros like `spec`."""
+    return full(0, shape=tuple(spec.shape), dtype=spec.dtype)
+
+
+def fit(g: Any, operand: Any) -> Any:
+    """Undo broadcasting: a cotangent with the operand's shape."""
+    if g is None or g.shape == operand.shape:
+        return g
+    want = tuple(operand.shape)
+    lead = g.ndim - len(want)
+    dims = tuple(range(lead)) + tuple(i + lead for i, d in enumerate(want) if d == 1 and g.shape[i + lead] != 1)
+    g = reduce_sum(g, dim=dims, keepdim=False) if dims else g
+    return reshape(g, shape=want) if tuple(g.shape) != want else g
+
+
+def alias(t: Tensor) -> Tensor:
+    """Another object for the same memory, outside the tape."""
+    a = wrap(t._array)
+    a._storage = t.storage_of()
+    return a
+
+
+def edge(t: Tensor) -> Edge | None:
+    """Where the cotangent of `t` goes, or None."""
+    v = t._view
+    if v is not None and v.version != t._version:
+        _renew_view(t, v)
+    if t._node is not None:
+        return t._node
+    if not t._requires_grad:
+        return None
+    a = t._accumulator
+    if a is None:
+        a = t._accumulator = AccumulateGrad(t)
+    return (a, 0)
+
+
+def _renew_view(t: Tensor, v: View) -> None:
+    """The base was written since this view was made: its history is the base's now, seen through the chain."""
+    t._view = v._replace(version=t._version)
+    if not requires_grad(v.base):
+        return
+    before = force.grad, force.interpreter
+    force.grad, force.interpreter = True, None
+    try:
+        x: Any = v.base
+        for p, params in v.chain:
+            x = p(x, **dict(params))
+        t._node = x._node
+    finally:
+        force.grad, force.interpreter = before
+
+
+def requires_grad(t: Tensor) -> bool:
+    v = t._view
+    if v is not None and v.version != t._version:
+        edge(t)
+    return t._requires_grad or t._node is not None
+
+
+class Eager:
+    """The base interpreter: NumPy, and the tape."""
+
+    def process(self, primitive: Primitive, operands: tuple, params: dict) -> Any:
+        arrays = []
+        record = False
+        grad = force.grad and primitive.vjp is not None
+        for o in operands:
+            if isinstance(o, Tensor):
+                a = o._array
+                arrays.append(a if a is not None and o._storage is None else o._data())
+                if grad and not record and (o._requires_grad or o._node is not None or o._view is not None):
+                    record = requires_grad(o)
+            else:
+                arrays.append(o.value if type(o) is Symbolic else o)
+        try:
+            got = primitive.eager(*arrays, **params)
+        except (ValueError, TypeError, IndexError, OverflowError):
+            infer(primitive, operands, params)  # says it in the primitive's own words, if the operands do not fit
+            raise
+        if type(got) is tuple:
+            outs = tuple(wrap(a) for a in got)
+        else:
+            t = wrap(got)
+            if primitive.view:
+                _link_view(t, operands[0], arrays[0], primitive, params)
+            if not record:
+                return t
+            outs = (t,)
+        if record:
+            node = None
+            for i, t in enumerate(outs):
+                if _BY_NUMPY[t._array.dtype].kind == "f":
+                    if node is None:
+                        edges = tuple([edge(o) if isinstance(o, Tensor) else None for o in operands])
+                        node = Node(primitive, operands, params, edges, outs)
+                    t._node = (node, i)
+        return outs if type(got) is tuple else outs[0]
+
+
+def _link_view(t: Tensor, x: Tensor, array: Any, primitive: Primitive, params: dict) -> None:
+    out = t._array
+    if out.size and not np.may_share_memory(out, array):
+        return
+    t._storage = storage = x.storage_of()
+    step = (primitive, tuple(params.items()))
+    v = x._view
+    t._view = View(x, (step,), storage.version) if v is None else View(v.base, (*v.chain, step), storage.version)
+
+
+def infer(primitive: Primitive, operands: tuple, params: dict) -> Any:
+    """The shape rule on what operands are known to be."""
+    return primitive.infer(*(o.spec if isinstance(o, Tensor) else getattr(o, "value", o) for o in operands), **params)
+
+
+eager = Eager()
+install_base_interpreter(eager)
+
+
+# -------------------------------------------------------------------- writing in place
+
+
+def write_through(base: Any, chain: tuple, value: Any) -> Any:
+    """What `base` becomes when `value` is written to the view of it that `chain` makes: a functional update."""
+    if not chain:
+        return value
+    (p, params), rest = chain[0], chain[1:]
+    params = dict(params)
+    if rest:
+        value = write_through(p(base, **params), rest, value)
+    match p.name:
+        case "slice":
+            return slice_scatter(base, value, **params)
+        case "permute":
+            dims = params["dims"]
+            return permute(value, dims=tuple(sorted(range(len(dims)), key=dims.__getitem__)))
+        case "reshape":
+            return reshape(value, shape=tuple(base.shape))
+        case _:
+            raise RuntimeError(
+                f"an in-place operation cannot write through {p.name}(): several elements of the result show one element of "
+                "memory, or it is not a view that can be written. Clone the tensor before writing to it."
+            )
+
+
+def check_writable(t: Tensor) -> None:
+    """Raise what PyTorch raises where autograd or memory forbids a write to `t`."""
+    if force.grad and t._node is None and t._requires_grad and (t._view is None):
+        raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
+    v = t._view
+    if v is not None:
+        if force.grad and v.base._requires_grad and v.base._node is None:
+            raise RuntimeError("a view of a leaf Variable that requires grad is being used in an in-place operation.")
+        for p, _ in v.chain:
+            if p.name in ("expand", "window"):
+                raise RuntimeError(
+                    "unsupported operation: more than one element of the written-to tensor refers to a single memory location. "
+                    "Please clone() the tensor before performing the operation."
+                )
+
+
+def assign(target: Tensor, value: Tensor) -> Tensor:
+    """`target`'s memory takes `value`'s data (equal shape and dtype); in gradient mode its history becomes `value`'s."""
+    run = force.interpreter
+    if run is not None:
+        return run.assign(target, value)
+    return eager_assign(target, value)
+
+
+def eager_assign(target: Tensor, value: Tensor) -> Tensor:
+    check_writable(target)
+    value_edge = edge(value) if force.grad else None
+    target_edge = edge(target)
+    v = target._view
+    base = None if v is None else v.base
+    base_new = None
+    if base is not None and force.grad and (value_edge is not None or edge(base) is not None):
+        base_new = write_through(base, v.chain, value)  # type: ignore[union-attr]
+    if not target._array.flags.writeable:
+        raise RuntimeError(
+            "the memory of this tensor is read-only (it was made from a read-only array): clone() it before writing to it"
+        )
+    np.copyto(target._array, value._data())
+    storage = target.storage_of()
+    storage.version += 1
+    if base_new is not None:
+        base._node = base_new._node  # type: ignore[union-attr]
+        base._requires_grad = False if base._node is not None else base._requires_grad  # type: ignore[union-attr]
+        target._view = v._replace(version=storage.version)  # type: ignore[union-attr]
+        target._node = value_edge
+    elif force.grad and (value_edge is not None or target_edge is not None):
+        target._node = value_edge
+        if value_edge is not None:
+            target._requires_grad = False
+    if v is not None and target._view is v and (base is None or not requires_grad(base)):
+        target._view = v._replace(version=storage.version)
+    return target
+
+
+def user_source() -> str:
+    """file:line of the innermost frame outside flame."""
+    f: Any = sys._getframe(1)
+    while f is not None:
+        if not f.f_globals.get("__name__", "").startswith("flame."):
+            return f"{f.f_code.co_filename}:{f.f_lineno}"
+        f = f.f_back
+    return ""

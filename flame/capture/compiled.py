@@ -1,0 +1,99 @@
+"""Graphs of a capture turned into things that run, and the record of what was turned into what.
+
+Equal graphs of one function (a path whose set of results grew back, the same segment after another break) share their programs by
+their printed text.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from flame.compiler.autodiff import differentiate
+from flame.compiler.graph import Graph, Value
+from flame.compiler.pipeline import compile_graph
+from flame.compiler.program import Decision, Program
+from flame.knobs import knobs
+from flame.runtime import cpu
+from flame.runtime.executable import Executable
+
+
+class Compiled:
+    """A graph, its program, and the executable; where compiling failed, the reason, and the primitives run one by one."""
+
+    def __init__(self, capture: Any, graph: Graph, role: str):
+        self.graph = graph
+        self.role = role
+        self.program: Program | None = None
+        self.executable: Any = None
+        self.failure = ""
+        options = capture.options
+        backend = "auto" if options is None else options.backend
+        try:
+            if backend == "eager":
+                raise _Unwanted("backend='eager' was asked for")
+            self.program = compile_graph(graph, cpu.target(), log=_log if knobs.log else None, verify=knobs.verify)
+            self.executable = Executable(self.program, backend="interpret" if backend == "interpret" else "llvm")
+        except _Unwanted as e:
+            self.failure = str(e)
+        except Exception as e:  # whatever a pass trips over must not stop a program that runs eagerly: it is recorded and shown
+            if knobs.verify:
+                raise
+            self.failure = f"{type(e).__name__}: {e}"
+            capture.stats.count(capture.stats.fallbacks, graph.name, self.failure)
+            print(f"flame: {graph.name} ({role}) could not be compiled and runs op by op: {self.failure}", file=sys.stderr)
+
+    def __call__(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        if self.executable is not None:
+            return self.executable(arrays)
+        return interpret_graph(self.graph, arrays)
+
+    @property
+    def decisions(self) -> list[Decision]:
+        mine = [] if self.program is None else list(self.program.decisions)
+        return mine + (list(self.executable.decisions) if self.executable is not None else [])
+
+
+class _Unwanted(Exception):
+    pass
+
+
+def _log(topic: str, text: str) -> None:
+    if topic in knobs.log:
+        print(f"[flame {topic}] {text}", file=sys.stderr)
+
+
+def interpret_graph(graph: Graph, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Each node by its primitive's eager meaning; results share no memory with inputs or each other."""
+    held: dict[Value, Any] = dict(zip(graph.inputs, arrays, strict=True))
+    for n in graph.nodes:
+        got = n.primitive.eager(*[held[o] if isinstance(o, Value) else o for o in n.operands], **n.params)
+        for o, a in zip(n.outputs, got if isinstance(got, tuple) else (got,), strict=True):
+            held[o] = a
+    return [np.array(held[o], order="C") for o in graph.outputs]
+
+
+def compile_segment(capture: Any, graph: Graph) -> Compiled:
+    key = str(graph)
+    got = capture.programs.get(key)
+    if got is None:
+        got = capture.programs[key] = Compiled(capture, graph, "forward")
+    return got
+
+
+def compile_pair(
+    capture: Any, graph: Graph, wrt: Sequence[int], of: Sequence[int], blocked: Sequence[Value]
+) -> tuple[Compiled, Compiled, tuple, tuple]:
+    """Forward with residuals, backward, where the residuals come from, where the gradients are."""
+    joint = differentiate(graph, list(wrt), list(of), blocked=set(blocked))
+    joint.forward.name = graph.name
+    joint.backward.name = f"{graph.name}_backward"
+    return (
+        Compiled(capture, joint.forward, "forward"),
+        Compiled(capture, joint.backward, "backward"),
+        joint.residuals,
+        joint.gradients,
+    )

@@ -1,0 +1,164 @@
+"""A followed path run for real: what happens when the user's Python leaves it, and for derivatives of derivatives.
+
+`run_path` executes steps one by one through the eager interpreter, with the tape, on the tensors that came from outside.
+`materialise` does that for a run that has to leave its path, gives every pending tensor its array and its place on the tape, and
+applies what was written to outside memory. `fill` is the part of it that compiled segments share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from flame.autograd.engine import topological
+from flame.autograd.tape import AccumulateGrad, eager, eager_assign
+from flame.capture.trace import Expr, Ref, Slot, Step
+from flame.primitive import force
+from flame.symbol import Symbolic, evaluate
+from flame.tensor import Tensor, View
+
+_new = object.__new__
+
+
+def bound(operand: Any, bindings: Sequence[Any], guards: list | None = None) -> Any:
+    """A number operand as it is now; slots and expressions stay symbolic for the derivative rules."""
+    if type(operand) is Slot:
+        return Symbolic(bindings[operand.index], ("slot", operand.index), guards)
+    if type(operand) is Expr:
+        return Symbolic(evaluate(operand.expr, bindings), operand.expr, guards)
+    return operand
+
+
+def run_path(
+    path: Iterable[Step],
+    externals: Sequence[tuple[Tensor, Ref, Any]],
+    edges: dict[int, Any],
+    bindings: Sequence[Any],
+    made: Callable[[Tensor, Ref, Any], None] | None = None,
+) -> tuple[dict[int, Tensor], dict[int, Any]]:
+    """Values (as tensors) and tape edges of everything on the path. `made(tensor, ref, node)` is told of each result."""
+    values: dict[int, Tensor] = {}
+    tape: dict[int, Any] = dict(edges)
+    for t, ref, _ in externals:
+        if ref.value not in values:
+            values[ref.value] = t
+
+    def tensor(ref: Ref) -> Tensor:
+        source = values[ref.value]
+        t = _new(Tensor)
+        t._array = source._array
+        t._storage = source.storage_of()
+        t._ref = ref if made is not None else None
+        if ref.edge is not None:
+            t._node = tape[ref.edge]
+        return t
+
+    def run(step: Step) -> None:
+        force.grad = step.grad
+        operands = tuple([tensor(o) if type(o) is Ref else bound(o, bindings) for o in step.operands])
+        got = eager.process(step.primitive, operands, step.params)  # type: ignore[arg-type]
+        for r, t in zip(step.outs, got if type(got) is tuple else (got,), strict=True):
+            t._view = None
+            values[r.value] = t
+            if t._node is not None:
+                tape[r.edge] = t._node
+                t._node[0].source = step.source
+            if made is not None:
+                made(t, r, None if t._node is None else t._node[0])
+
+    before = force.grad, force.interpreter
+    force.interpreter = None
+    try:
+        for step in path:
+            if step.kind == "op":
+                run(step)
+            elif step.kind == "gradient":
+                for s in step.inner:
+                    run(s)
+                n_y, _, _, retain, _ = step.options
+                if not retain:
+                    for node in topological([tape[r.edge][0] for r in step.operands[:n_y]]):
+                        if not isinstance(node, AccumulateGrad):
+                            node.release()
+    finally:
+        force.grad, force.interpreter = before
+    return values, tape
+
+
+def materialise(run: Any) -> None:
+    """Leave the path: everything pending becomes real, and what was pending for outside memory is written."""
+
+    def made(t: Tensor, r: Ref, node: Any) -> None:
+        t._ref = r
+        run._track(t)
+        keep.append(t)
+        if node is not None:
+            node.segment = run.token
+            if node.output is not None:
+                node.output._ref = r
+                run._track(node.output)
+
+    alive = run.live()
+    keep: list = []
+    values, tape = run_path(run.path, run.externals, run.edges, run.bindings, made)
+    fill(run, alive, lambda v: np.array(values[v]._data(), order="C"), lambda e: tape[e])
+
+
+def fill(run: Any, alive: Sequence[Tensor], array_of: Callable[[int], Any], edge_of: Callable[[int], Any]) -> None:
+    """Give pending tensors arrays and edges. `array_of(value)` must be fresh memory at every call."""
+    before = force.grad, force.interpreter
+    force.interpreter = None
+    try:
+        originals = {id(t): r for t, r, _ in run.externals}
+        for w in run.written:
+            t = w.external
+            if t is None:
+                continue
+            value = _new(Tensor)
+            value._array = array_of(w.current)
+            w.storage.pending = None
+            mutations = w.mutations
+            e = t._ref.edge
+            changed = e != originals[id(t)].edge
+            if changed and e is not None:
+                value._node = edge_of(e)
+            force.grad = changed
+            version = t._version
+            eager_assign(t, value)
+            t._storage.version = version + max(mutations, 1)
+            if run.following is False:
+                w.storage.pending = run
+        force.grad = before[0]
+        waiting = [t for t in alive if t._array is None]
+        for t in waiting:
+            trace = t._trace
+            if trace is None:
+                t._array = array_of(t._ref.value)
+            else:
+                w = trace.window
+                if w.external is not None:
+                    a = w.external._array
+                else:
+                    if w.base is None:
+                        w.base = array_of(w.current)
+                    a = w.base
+                for p, items in trace.chain:
+                    a = p.eager(a, **dict(items))
+                t._array = a
+                t._storage = w.storage
+                w.storage.version = max(w.storage.version, w.version) if w.external is None else w.storage.version
+        for t in waiting:
+            trace, ref = t._trace, t._ref
+            if ref.edge is not None:
+                t._node = edge_of(ref.edge)
+            if trace is not None and trace.root is not None:
+                root = trace.root
+                rel = trace.chain[len(root._trace.chain) if root._trace is not None else 0 :]
+                v = root._view
+                stale = type(ref) is not Ref
+                version = -1 if stale else t._version
+                t._view = View(root, rel, version) if v is None else View(v.base, (*v.chain, *rel), version)
+    finally:
+        force.grad, force.interpreter = before

@@ -1,0 +1,314 @@
+"""From a followed path to kernels: the graph of a segment, what is compiled for it, and its place on the tape.
+
+A segment's graph has the outside arrays and run-time numbers as inputs, and as results the pending tensors that are still alive at
+its end plus what was written to outside memory. Which those are is known only at the flush; the set of a path only grows, so that
+it is compiled a few times at most. Where a result carries gradient out of the segment, forward and backward are compiled from one
+joint graph and the results hang on one SegmentNode; derivatives of derivatives re-run the path through the eager tape.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from flame.autograd.engine import run_engine
+from flame.capture import replay
+from flame.capture.compiled import Compiled, compile_pair, compile_segment
+from flame.capture.trace import Expr, Ref, Slot, Step
+from flame.compiler.graph import Builder, Graph, Value
+from flame.dtypes import dtype, int64
+from flame.ops.declare import as_operand
+from flame.primitive import Spec, force, registered
+from flame.symbol import evaluate
+from flame.tensor import Tensor, wrap
+
+COPY = registered("copy")
+
+
+def op_steps(path: list[Step]) -> Iterator[Step]:
+    """The operations of a path, those of its gradient steps among them."""
+    for s in path:
+        if s.kind == "op":
+            yield s
+        elif s.kind == "gradient":
+            yield from s.inner
+
+
+class Plan:
+    """What is compiled for one path and one set of results."""
+
+    def __init__(self, run: Any, values: frozenset[int], edges: frozenset[int]):
+        self.values = tuple(sorted(values))
+        self.edges = tuple(sorted(edges))
+        builder = Builder(Graph(name=run.capture.name))
+        self.arrays: list[int] = []  #: numbers among the run's externals
+        self.scalars: list[tuple[Any, dtype]] = []
+        made: dict[int, Value] = {}
+        known: dict[Any, Value] = {}
+        carrying: dict[int, int | None] = {}  #: value id -> the edge that its graph value stands for
+        self.blocked: list[Value] = []
+        self.replayed = False
+        self.input_edges: list[tuple[int, int]] = []  #: (graph input, edge id)
+        for i, (_, ref, window) in enumerate(run.externals):
+            if ref.value in made:
+                if ref.edge is not None:
+                    self.replayed = True  # one memory under two gradient edges
+                continue
+            v = made[ref.value] = builder.input(ref.spec)
+            carrying[ref.value] = ref.edge
+            if ref.edge is not None:
+                self.input_edges.append((len(self.arrays), ref.edge))
+            self.arrays.append(i)
+        wanted = bool(edges)
+        copies: dict[tuple[int, int | None], Value] = {}
+
+        def operand(o: Any, like: dtype) -> Any:
+            if type(o) is Ref:
+                v = made[o.value]
+                if not wanted or carrying.get(o.value) == o.edge:
+                    return v
+                if o.edge is not None:
+                    self.replayed = True
+                    return v
+                k = (o.value, None)
+                if k not in copies:
+                    copies[k] = builder.process(COPY, (v,), {})
+                    self.blocked.append(copies[k])
+                return copies[k]
+            if type(o) is Slot or type(o) is Expr:
+                expr = ("slot", o.index) if type(o) is Slot else o.expr
+                k = (expr, like)
+                if k not in known:
+                    known[k] = builder.input(Spec((), like), f"n{len(self.scalars)}")
+                    self.scalars.append(k)
+                return known[k]
+            return o
+
+        for step in op_steps(run.path):
+            p = step.primitive
+            assert p is not None
+            like = number_dtype(step)
+            builder.note, builder.source = step.note, step.source
+            node = builder.append(p, tuple([operand(o, like) for o in step.operands]), step.params)
+            for r, v in zip(step.outs, node.outputs, strict=True):
+                made[r.value] = v
+                carrying[r.value] = r.edge
+                if wanted and r.edge is None:
+                    self.blocked.append(v)
+        graph = builder.graph
+        # scalars were added among the arrays: put arrays first
+        order = [v for v in graph.inputs if not v.name.startswith("n")] + [v for v in graph.inputs if v.name.startswith("n")]
+        graph.inputs[:] = order
+        graph.outputs[:] = [made[v] for v in self.values]
+        self.graph = graph
+        self.place = {v: i for i, v in enumerate(self.values)}
+        self.differentiated = [e for e in self.edges if e in self.place]
+        if set(self.edges) - set(self.place):
+            raise AssertionError("a result's gradient edge is not among the results")
+        self.backward: Compiled | None = None
+        if wanted and not self.replayed:
+            self.forward, self.backward, self.residuals, self.gradients = compile_pair(
+                run.capture, graph, [i for i, _ in self.input_edges], [self.place[e] for e in self.differentiated], self.blocked
+            )
+        else:
+            self.forward = compile_segment(run.capture, graph)
+            self.residuals, self.gradients = (), ()
+
+    def inputs(self, run: Any) -> list[np.ndarray]:
+        out = [run.externals[i][0]._array for i in self.arrays]
+        bindings = run.bindings
+        for expr, d in self.scalars:
+            value = bindings[expr[1]] if expr[0] == "slot" else evaluate(expr, bindings)
+            out.append(scalar_array(value, d))
+        return out
+
+
+def scalar_array(value: Any, d: dtype) -> np.ndarray:
+    """A run-time number as the 0-d array that kernels read."""
+    return np.array(as_operand(value, d.numpy) if d.kind != "f" else value, d.numpy)
+
+
+def number_dtype(step: Step) -> dtype:
+    """The dtype in which a step's number operands are read."""
+    p = step.primitive
+    assert p is not None
+    if p.kind == "random":
+        return int64
+    if "dtype" in step.params:
+        return step.params["dtype"]
+    specs = [o.spec for o in step.operands if type(o) is Ref]
+    if p.name == "where":
+        return step.outs[0].spec.dtype
+    return specs[0].dtype if specs else step.outs[0].spec.dtype
+
+
+def flush(run: Any, leaf: Step) -> None:
+    """End a followed segment: compute what is alive, fill it in, write what was written."""
+    run.capture.stats.flushed += 1
+    alive = run.live()
+    values: set[int] = set()
+    edges: set[int] = set()
+    for t in alive:
+        if t._array is not None and t._trace is not None and t._trace.window.external is not None:
+            continue
+        trace = t._trace
+        if trace is None:
+            values.add(t._ref.value)
+        elif trace.window.external is None:
+            values.add(trace.window.current)
+        e = t._ref.edge
+        if e is not None and e not in run.edges:
+            edges.add(e)
+            values.add(e)
+    for w in run.written:
+        if w.external is not None:
+            values.add(w.current)
+            e = w.external._ref.edge
+            if e is not None and e not in run.edges:
+                edges.add(e)
+                values.add(e)
+    if not values:
+        return
+    plans = leaf.plans
+    if plans is None:
+        plans = leaf.plans = {}
+    plan = plans.get("latest")
+    if plan is None or not (values <= set(plan.values) and edges <= set(plan.edges)):
+        if plan is not None:
+            values |= set(plan.values)
+            edges |= set(plan.edges)
+        started = time.perf_counter()
+        plan = plans["latest"] = Plan(run, frozenset(values), frozenset(edges))
+        run.capture.stats.compiled += 1
+        run.capture.stats.compile_seconds += time.perf_counter() - started
+        run.capture.plans.append(plan)
+    inputs = plan.inputs(run)
+    node = SegmentNode(run, plan) if edges else None
+    results = plan.forward(inputs)
+    if node is not None:
+        node.keep(inputs, results, run)
+    given: set[int] = set()
+
+    def array_of(v: int) -> np.ndarray:
+        a = results[plan.place[v]]
+        if id(a) in given or (node is not None and node.holds(a)):
+            a = a.copy()
+        given.add(id(a))
+        return a
+
+    def edge_of(e: int) -> Any:
+        if e in run.edges:
+            return run.edges[e]
+        assert node is not None
+        return (node, node.index[e])
+
+    replay.fill(run, alive, array_of, edge_of)
+
+
+class SegmentNode:
+    """The tape's record of a compiled segment whose results carry gradient."""
+
+    def __init__(self, run: Any, plan: Plan):
+        self.plan = plan
+        self.path = list(run.path)
+        self.externals = list(run.externals)
+        self.external_edges = dict(run.edges)
+        self.bindings = list(run.bindings)
+        self.index = {e: i for i, e in enumerate(plan.differentiated)}
+        spec_of = {r.value: r.spec for s in op_steps(run.path) for r in s.outs}
+        self.outputs = tuple(spec_of[e] for e in plan.differentiated)
+        self.inner_edges = [e for _, e in plan.input_edges]
+        if plan.replayed:
+            self.inner_edges = list(run.edges)
+        self.edges = tuple(run.edges[e] for e in self.inner_edges)
+        self.hooks: list | None = None
+        self.segment: Any = None
+        self.released = False
+        self.saved: list[np.ndarray] = []
+        self.versions: list[tuple[Tensor, int]] = []
+        self._held: set[int] = set()
+        self.name_of = run.capture.name
+
+    def name(self) -> str:
+        return f"Compiled<{self.name_of}>Backward"
+
+    @property
+    def next_functions(self) -> tuple:
+        return self.edges
+
+    def keep(self, inputs: list, results: list, run: Any) -> None:
+        """Hold what backward reads: residual results, and outside arrays with their versions."""
+        for r in self.plan.residuals:
+            self.saved.append(inputs[r.index] if r.source == "input" else results[r.index])
+            if r.source == "output":
+                self._held.add(id(results[r.index]))
+        self.versions = [(t, t._version) for t, _, w in self.externals if w is not None]
+
+    def holds(self, a: np.ndarray) -> bool:
+        return id(a) in self._held
+
+    def _check(self) -> None:
+        if self.released:
+            raise RuntimeError(
+                "Trying to backward through the graph a second time (or directly access saved tensors after they have already "
+                "been freed). Saved intermediate values of the graph are freed when you call .backward() or autograd.grad(). "
+                "Specify retain_graph=True if you need to backward through the graph a second time or if you need to access "
+                "saved tensors after calling backward."
+            )
+        used = (
+            {self.plan.arrays[r.index] for r in self.plan.residuals if r.source == "input" and r.index < len(self.plan.arrays)}
+            if self.plan.backward is not None and not force.grad
+            else set(range(len(self.externals)))
+        )
+        read = {id(self.externals[i][0]) for i in used}
+        for t, version in self.versions:
+            if id(t) in read and t._version != version:
+                raise RuntimeError(
+                    "one of the variables needed for gradient computation has been modified by an inplace operation: "
+                    f"[{t.dtype!r} {list(t.shape)}], which the compiled {self.name_of} reads, is at version {t._version}; expected "
+                    f"version {version} instead."
+                )
+
+    def apply(self, cotangents: list) -> list:
+        self._check()
+        if self.plan.backward is None or force.grad:
+            return self._replay(cotangents)
+        arrays = list(self.saved)
+        for g, s in zip(cotangents, self.outputs, strict=True):
+            arrays.append(np.zeros(s.shape, s.dtype.numpy) if g is None else g._data())
+        got = self.plan.backward(arrays)
+        seen: set[int] = set()
+        out: list = []
+        for i in self.plan.gradients:
+            if i is None:
+                out.append(None)
+            else:
+                a = got[i]
+                out.append(wrap(a.copy() if id(a) in seen else a))
+                seen.add(id(a))
+        return out
+
+    def _replay(self, cotangents: list) -> list:
+        """Differentiable re-execution from the original inputs."""
+        before, force.grad = force.grad, True
+        try:
+            _, tape = replay.run_path(self.path, self.externals, self.external_edges, self.bindings)
+        finally:
+            force.grad = before
+        roots, gs = [], []
+        for e, g in zip(self.plan.differentiated, cotangents, strict=True):
+            if g is not None:
+                roots.append(tape[e])
+                gs.append(g)
+        wanted = [self.external_edges[e] for e in self.inner_edges]
+        got = run_engine(roots, gs, retain_graph=True, create_graph=force.grad, wanted=wanted)
+        return [got.get(e) for e in wanted]
+
+    def release(self) -> None:
+        self.released = True
+        self.saved = []
+        self.externals = []
+        self.versions = []

@@ -1,0 +1,205 @@
+"""What capture remembers of a function: a tree of steps, and the names that values have in it.
+
+    tree    ::= root step*                      each step's children are the steps that were ever seen to follow it
+    step    ::= input key -> ref                the first use of a tensor from outside
+              | op primitive(operand*, params) grad -> ref*
+              | gradient ref* options inner* -> ref*      a call of backward() or grad(): op steps done by the engine
+              | end kind -> root                a break or the return; what follows a break is a tree of its own
+    operand ::= ref | number | Slot k           a Slot is a number that differs from call to call
+    ref     ::= (value, edge)                   interned: the follower compares by identity
+
+A ref is what an operand IS: a value (an array's contents at one moment) and a gradient edge (where its cotangent goes, None for
+none). Equal values with different edges are different operands. Ids are per compiled function and never reused.
+"""
+
+from __future__ import annotations
+
+import struct
+import weakref
+from dataclasses import dataclass, field
+from typing import Any
+
+from flame.primitive import Primitive, Spec
+
+
+class Ref:
+    """The identity of a tensor inside a capture."""
+
+    __slots__ = ("capture", "value", "edge", "spec")
+
+    def __init__(self, capture: Any, value: int, edge: int | None, spec: Spec):
+        self.capture = capture
+        self.value = value
+        self.edge = edge
+        self.spec = spec
+
+    @property
+    def run(self) -> Any:
+        """The segment in flight that this belongs to, or None."""
+        return self.capture.run
+
+    def __repr__(self) -> str:
+        return f"%{self.value}" + ("" if self.edge is None else f"^{self.edge}")
+
+
+class Stale(Ref):
+    """The ref of a tensor whose memory was written through another tensor since: to be derived anew at its next use."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A run-time number: its place among the bindings of a path, and its Python type."""
+
+    index: int
+    type: type
+
+
+@dataclass(frozen=True, slots=True)
+class Expr:
+    """A number computed from slots (inside the gradient steps of a path)."""
+
+    expr: Any
+
+
+def same_number(a: Any, b: Any) -> bool:
+    """Equal in type, then in bits: NaN is itself, -0.0 is not 0.0, True is not 1."""
+    if a is b:
+        return True
+    t = type(a)
+    if t is not type(b):
+        return False
+    if t is float:
+        return struct.pack("<d", a) == struct.pack("<d", b)
+    return a == b
+
+
+def exact(a: Any, b: Any) -> bool:
+    """`same_number` on nested tuples and other static parameters."""
+    if type(a) is not type(b):
+        return False
+    if type(a) is tuple:
+        return len(a) == len(b) and all(map(exact, a, b))
+    return same_number(a, b) if isinstance(a, int | float) else a == b
+
+
+class Step:
+    """One node of the tree. `kind` is "root", "input", "op", "gradient" or "end"."""
+
+    __slots__ = (
+        "kind", "primitive", "operands", "params", "exact_params", "grad", "outs", "children", "note", "source", "key", "inner",
+        "guards", "options", "successor", "plans", "view", "items",
+    )  # fmt: skip
+
+    def __init__(self, kind: str, primitive: Primitive | None = None):
+        self.kind = kind
+        self.primitive = primitive
+        self.operands: tuple = ()
+        self.params: dict = {}
+        self.exact_params = False  #: params hold floats or booleans, which == confuses with other numbers
+        self.grad = True
+        self.outs: tuple = ()
+        self.children: list[Step] = []
+        self.note = ""
+        self.source = ""
+        self.key: Any = None  #: input: what a tensor must be to match
+        self.inner: list[Step] = []  #: gradient: the op steps of the engine
+        self.guards: tuple = ()
+        self.options: Any = None  #: gradient: what the call was
+        self.successor: Step | None = None  #: end of a break: the root of what follows
+        self.plans: Any = None  #: end: what was compiled for the path that ends here
+        self.view = False
+        self.items: tuple = ()  #: params as items, for view chains
+
+    def __repr__(self) -> str:
+        what = self.primitive.name if self.primitive else self.key or self.options or ""
+        return f"{self.kind} {what}{self.operands} -> {self.outs}"
+
+
+@dataclass(frozen=True, slots=True)
+class InputKey:
+    """What the first use of an outside tensor is told apart by."""
+
+    spec: Spec
+    strides: tuple[int, ...]
+    differentiable: bool
+    leaf: bool
+    alias: int | None  #: the value whose memory it is, where another tensor of the same memory came before
+    volatile: bool
+
+
+@dataclass(slots=True)
+class Statistics:
+    """What a compiled function did. Breaks, divergences and fallbacks are counted by (user line, reason)."""
+
+    calls: int = 0
+    followed: int = 0
+    recorded: int = 0
+    flushed: int = 0
+    compiled: int = 0
+    compile_seconds: float = 0.0
+    generalised: int = 0
+    breaks: dict[tuple[str, str], int] = field(default_factory=dict)
+    diverged: dict[tuple[str, str], int] = field(default_factory=dict)
+    fallbacks: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def count(self, table: dict, source: str, reason: str) -> None:
+        table[(source, reason)] = table.get((source, reason), 0) + 1
+
+
+class Window:
+    """A piece of memory inside one run: what it holds now, and who sees it."""
+
+    __slots__ = ("external", "current", "version", "mutations", "members", "key", "spec", "base", "storage")
+
+    def __init__(self, external: Any, current: int, spec: Spec, key: Any = None, storage: Any = None):
+        self.external = external  #: the outside tensor whose memory it is; None: memory of an op's result
+        self.current = current  #: value id
+        self.version = 0
+        self.mutations = 0
+        self.members: list[weakref.ref] = []
+        self.key = key
+        self.spec = spec
+        self.base: Any = None  #: the array, once there is one
+        self.storage = storage
+
+
+class Trace:
+    """Where a tensor sits in a window: the views that lead from the window's whole to it, and the tensor that it is an autograd
+    view of (None: it is nobody's, as a detached one)."""
+
+    __slots__ = ("window", "chain", "root")
+
+    def __init__(self, window: Window, chain: tuple, root: Any):
+        self.window = window
+        self.chain = chain
+        self.root = root
+
+
+class Capture:
+    """All that is known of one compiled function: the tree, the interned refs, what was compiled, statistics."""
+
+    def __init__(self, name: str, options: Any = None):
+        self.name = name
+        self.options = options
+        self.root = Step("root")
+        self.run: Any = None
+        self.refs: dict[tuple[int, int | None], Ref] = {}
+        self.values = 0
+        self.stats = Statistics()
+        self.given_up = ""
+        self.plans: list = []  #: every compiled segment, in order of compilation
+        self.programs: dict = {}
+
+    def ref(self, value: int, edge: int | None, spec: Spec) -> Ref:
+        """The one ref of (value, edge)."""
+        k = (value, edge)
+        r = self.refs.get(k)
+        if r is None:
+            r = self.refs[k] = Ref(self, value, edge, spec)
+        return r
+
+    def new_id(self) -> int:
+        self.values += 1
+        return self.values

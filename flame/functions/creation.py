@@ -1,0 +1,384 @@
+"""Tensors from data, from sizes, and from other tensors; conversion between dtypes and devices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from flame import dtypes
+from flame.dtypes import dtype as DType
+from flame.functions.elementwise import PUBLIC, public
+from flame.functions.promotion import cast, deliver, number, operand, tensor_operand, to_dtype
+from flame.functions.shape import EXPAND, RESHAPE, as_shape, wrap_dim
+from flame.primitive import registered
+from flame.runtime.device import require
+from flame.runtime.device import device as Device
+from flame.tensor import Tensor, method, wrap
+
+FULL, IOTA, WHERE = registered("full"), registered("iota"), registered("where")
+
+
+def _device(d: Any) -> None:
+    """Raise unless tensors can live there."""
+    if d is not None:
+        require(Device(d))
+
+
+def _finish(t: Tensor, requires_grad: bool) -> Tensor:
+    return t.requires_grad_(True) if requires_grad else t  # type: ignore[attr-defined]
+
+
+def _from_data(data: Any, d: DType | None, op: str) -> np.ndarray:
+    """A fresh C-contiguous array: Python floats as the default dtype, ints as int64, arrays in their own dtype."""
+    if isinstance(data, np.ndarray | np.generic):
+        dtypes.from_numpy_dtype(data.dtype)
+        return np.array(data, None if d is None else d.numpy, order="C")
+    try:
+        found = _scan(data)
+        if found:
+            data = _plain(data)
+        a = np.array(data)
+    except ValueError as e:
+        raise ValueError(f"{op}: the nested sequences have different lengths: {e}") from None
+    if a.dtype == object or a.dtype.kind in "US":
+        raise TypeError(f"{op}: can't make a tensor of {type(data).__name__} values such as {str(data)[:40]!r}")
+    if a.dtype.kind == "c":
+        raise TypeError(f"{op}: complex numbers are not supported yet")
+    if d is not None:
+        return np.array(a.astype(d.numpy), order="C")
+    if a.dtype.kind == "f":
+        return a.astype(dtypes.get_default_dtype().numpy) if not found or a.dtype == np.float64 else a
+    if a.size == 0:
+        return a.astype(dtypes.get_default_dtype().numpy)
+    return a.astype(np.bool_ if a.dtype.kind == "b" else np.int64)
+
+
+def _scan(x: Any) -> bool:
+    """Whether a nest of sequences holds tensors or arrays."""
+    if isinstance(x, Tensor | np.ndarray | np.generic):
+        return True
+    return isinstance(x, list | tuple) and any(map(_scan, x[:64]))
+
+
+def _plain(x: Any) -> Any:
+    if isinstance(x, Tensor):
+        return x._read()
+    return [_plain(y) for y in x] if isinstance(x, list | tuple) else x
+
+
+def tensor(
+    data: Any, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False, pin_memory: bool = False
+) -> Tensor:
+    """A new tensor that copies `data`: a number, nested sequences, an array, a tensor."""
+    _device(device)
+    if isinstance(data, Tensor):
+        return _finish(wrap(np.array(data._read(), None if dtype is None else dtype.numpy, order="C")), requires_grad)
+    return _finish(wrap(_from_data(data, dtype, "tensor")), requires_grad)
+
+
+def as_tensor(data: Any, dtype: DType | None = None, device: Any = None) -> Tensor:
+    """`data` itself where it is a tensor of that dtype, sharing memory with a NumPy array of it, else a copy."""
+    _device(device)
+    if isinstance(data, Tensor):
+        return to_dtype(data, dtype) if dtype is not None else data
+    if isinstance(data, np.ndarray) and (dtype is None or data.dtype == dtype.numpy):
+        return from_numpy(data)
+    return tensor(data, dtype=dtype)
+
+
+def from_numpy(ndarray: np.ndarray) -> Tensor:
+    """A tensor over the memory of a NumPy array. Raises TypeError for other things and unsupported dtypes."""
+    if not isinstance(ndarray, np.ndarray):
+        raise TypeError(f"expected np.ndarray (got {type(ndarray).__name__})")
+    dtypes.from_numpy_dtype(ndarray.dtype)
+    if any(s < 0 for s in ndarray.strides):
+        raise ValueError(
+            "At least one stride in the given numpy array is negative, and tensors with negative strides are not currently "
+            "supported. (You can probably work around this by making a copy of your array with array.copy().)"
+        )
+    t = wrap(ndarray)
+    t.storage_of().volatile = True
+    return t
+
+
+def from_dlpack(x: Any) -> Tensor:
+    return from_numpy(np.from_dlpack(x))
+
+
+def _dtype(d: Any, op: str) -> DType:
+    if d is None:
+        return dtypes.get_default_dtype()
+    if not isinstance(d, DType):
+        raise TypeError(f"{op}(): argument 'dtype' must be flame.dtype, not {type(d).__name__}")
+    return d
+
+
+def _filled(name: str, value: Any) -> None:
+    def function(
+        *size: Any, dtype: DType | None = None, device: Any = None, requires_grad: bool = False, out: Tensor | None = None,
+        layout: Any = None, pin_memory: bool = False, memory_format: Any = None,
+    ) -> Tensor:  # fmt: skip
+        _device(device)
+        t = FULL(value, shape=_sizes(size, name), dtype=_dtype(dtype, name))
+        return _finish(deliver(t, out, name), requires_grad)
+
+    def like(
+        input: Tensor, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False, layout: Any = None,
+        memory_format: Any = None,
+    ) -> Tensor:  # fmt: skip
+        _device(device)
+        x = tensor_operand(input, name + "_like")
+        return _finish(FULL(value, shape=tuple(x.shape), dtype=dtype or x.dtype), requires_grad)
+
+    def new(self: Tensor, *size: Any, dtype: DType | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+        _device(device)
+        return _finish(FULL(value, shape=_sizes(size, "new_" + name), dtype=dtype or self.dtype), requires_grad)
+
+    function.__name__, like.__name__, new.__name__ = name, name + "_like", "new_" + name
+    PUBLIC[name], PUBLIC[name + "_like"] = function, like
+    setattr(Tensor, "new_" + name, new)
+
+
+def _sizes(size: Sequence[Any], op: str) -> tuple[int, ...]:
+    s = as_shape(size, op)
+    for n in s:
+        if n < 0:
+            raise RuntimeError(f"Trying to create tensor with negative dimension {n}: {list(s)}")
+    return s
+
+
+for _n, _v in (("zeros", 0), ("ones", 1), ("empty", 0)):
+    _filled(_n, _v)
+
+
+def full(
+    size: Any, fill_value: Any, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False, out: Any = None,
+    layout: Any = None,
+) -> Tensor:  # fmt: skip
+    """A tensor of one value; its dtype is that of the number, unless given."""
+    _device(device)
+    v = operand(fill_value, "full", "fill_value")
+    d = dtype or (v.dtype if isinstance(v, Tensor) else dtypes.dtype_of_number(getattr(v, "value", v)))
+    v = to_dtype(RESHAPE(v, shape=()), d) if isinstance(v, Tensor) else v
+    return _finish(deliver(FULL(v, shape=_sizes((size,) if isinstance(size, Sequence) else (size,), "full"), dtype=d), out, "full"), requires_grad)
+
+
+def full_like(input: Tensor, fill_value: Any, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+    return full(tuple(input.shape), fill_value, dtype=dtype or input.dtype, device=device, requires_grad=requires_grad)
+
+
+@method()
+def new_full(self: Tensor, size: Any, fill_value: Any, *, dtype: DType | None = None, device: Any = None) -> Tensor:
+    return full(size, fill_value, dtype=dtype or self.dtype, device=device)
+
+
+@method()
+def new_tensor(self: Tensor, data: Any, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+    return tensor(data, dtype=dtype or self.dtype, device=device, requires_grad=requires_grad)
+
+
+def arange(
+    start: Any, end: Any = None, step: Any = 1, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False,
+    out: Any = None,
+) -> Tensor:  # fmt: skip
+    """start, start + step, ... before end. int64 where all are ints, else the default dtype."""
+    _device(device)
+    a, b, s = (0, start, step) if end is None else (start, end, step)
+    a, b, s = (x.item() if isinstance(x, Tensor) else number(x) for x in (a, b, s))
+    if a is None or b is None or s is None:
+        raise TypeError("arange(): start, end and step must be Numbers")
+    if s == 0:
+        raise RuntimeError("step must be nonzero")
+    n = math.ceil((b - a) / s)
+    if n < 0:
+        raise RuntimeError("upper bound and lower bound inconsistent with step sign")
+    d = dtype or (dtypes.get_default_dtype() if any(isinstance(x, float) for x in (a, b, s)) else dtypes.int64)
+    work = d if d.kind != "f" else dtypes.float64
+    t = IOTA(size=n, dtype=work)
+    t = t * s if s != 1 else t
+    t = t + a if a != 0 else t
+    return _finish(deliver(to_dtype(t, d), out, "arange"), requires_grad)
+
+
+def linspace(
+    start: Any, end: Any, steps: int, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False
+) -> Tensor:
+    """`steps` evenly spaced values from start to end, both included."""
+    _device(device)
+    if steps < 0:
+        raise RuntimeError("number of steps must be non-negative")
+    d = _dtype(dtype, "linspace")
+    a, b = float(start), float(end)
+    t = IOTA(size=int(steps), dtype=dtypes.float64)
+    if steps > 1:
+        step = (b - a) / (steps - 1)
+        t = WHERE(t < steps // 2, t * step + a, b - (steps - 1 - t) * step)
+    else:
+        t = t * 0 + a
+    if d.kind != "f":
+        t = PUBLIC["trunc"](t)
+    return _finish(to_dtype(t, d), requires_grad)
+
+
+def logspace(start: Any, end: Any, steps: int, base: float = 10.0, *, dtype: DType | None = None) -> Tensor:
+    return to_dtype(base ** linspace(start, end, steps, dtype=dtypes.float64), _dtype(dtype, "logspace"))
+
+
+def eye(n: int, m: int | None = None, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+    """Ones on the diagonal of an n by m matrix."""
+    _device(device)
+    if n < 0 or (m is not None and m < 0):
+        raise RuntimeError(f"n must be greater or equal to 0, got {n if n < 0 else m}")
+    rows = RESHAPE(IOTA(size=n, dtype=dtypes.int64), shape=(n, 1))
+    return _finish(to_dtype(rows == IOTA(size=n if m is None else m, dtype=dtypes.int64), _dtype(dtype, "eye")), requires_grad)
+
+
+def _triangle(name: str, lower: bool) -> None:
+    def function(input: Tensor, diagonal: int = 0) -> Tensor:
+        x = tensor_operand(input, name)
+        if x.ndim < 2:
+            raise RuntimeError(f"{name}: input tensor must have at least 2 dimensions")
+        n, m = x.shape[-2:]
+        i = RESHAPE(IOTA(size=n, dtype=dtypes.int64), shape=(n, 1))
+        j = IOTA(size=m, dtype=dtypes.int64)
+        keep = j <= i + diagonal if lower else j >= i + diagonal
+        return WHERE(keep, x, False if x.dtype.kind == "b" else 0)
+
+    def in_place(self: Tensor, diagonal: int = 0) -> Tensor:
+        from flame.autograd.tape import assign
+
+        return assign(self, function(self, diagonal))
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = f"The {'lower' if lower else 'upper'} triangle of matrices, from the given diagonal; zero elsewhere."
+    public(name)(function)
+    setattr(Tensor, name + "_", in_place)
+
+
+_triangle("tril", True)
+_triangle("triu", False)
+
+
+def tril_indices(row: int, col: int, offset: int = 0, *, dtype: DType = dtypes.int64) -> Tensor:
+    return wrap(np.stack(np.tril_indices(row, offset, col)).astype(dtype.numpy))
+
+
+def triu_indices(row: int, col: int, offset: int = 0, *, dtype: DType = dtypes.int64) -> Tensor:
+    return wrap(np.stack(np.triu_indices(row, offset, col)).astype(dtype.numpy))
+
+
+@public()
+def diag_embed(input: Tensor, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Tensor:
+    """Matrices with the last dimension on their diagonal."""
+    n = input.shape[-1] + abs(offset)
+    i = RESHAPE(IOTA(size=n, dtype=dtypes.int64), shape=(n, 1))
+    j = IOTA(size=n, dtype=dtypes.int64)
+    x = PUBLIC["constant_pad_nd"](input, (offset, 0) if offset > 0 else (0, -offset)) if offset else input
+    x = EXPAND(RESHAPE(x, shape=(*x.shape[:-1], 1, n)), shape=(*x.shape[:-1], n, n))
+    y = WHERE(j == i + offset, x, 0)
+    k = y.ndim
+    a, b = wrap_dim(dim1, k, "diag_embed"), wrap_dim(dim2, k, "diag_embed")
+    return y if (a, b) == (k - 2, k - 1) else PUBLIC["movedim"](y, (k - 2, k - 1), (a, b))
+
+
+@public()
+def diag(input: Tensor, diagonal: int = 0) -> Tensor:
+    """The diagonal of a matrix, or the matrix with a vector as its diagonal."""
+    if input.ndim == 1:
+        return diag_embed(input, diagonal)
+    if input.ndim == 2:
+        return PUBLIC["diagonal"](input, diagonal)
+    raise RuntimeError(f"diag(): Supports 1D or 2D tensors. Got {input.ndim}D")
+
+
+@public()
+def trace(input: Tensor) -> Tensor:
+    if input.ndim != 2:
+        raise RuntimeError("trace: expected a matrix, but got tensor with dim " + str(input.ndim))
+    return PUBLIC["diagonal"](input).sum()
+
+
+@public()
+def one_hot(input: Tensor, num_classes: int = -1) -> Tensor:
+    """Vectors of int64 with a 1 at the class."""
+    if input.dtype is not dtypes.int64:
+        raise RuntimeError(f"one_hot is only applicable to index tensor of type LongTensor, got {input.dtype!r}")
+    if num_classes == -1:
+        num_classes = int(input.max().item()) + 1  # type: ignore[attr-defined]
+    return to_dtype(input.unsqueeze(-1) == IOTA(size=num_classes, dtype=dtypes.int64), dtypes.int64)  # type: ignore[attr-defined]
+
+
+for _f in (
+    tensor, as_tensor, from_numpy, from_dlpack, full, full_like, arange, linspace, logspace, eye, tril_indices, triu_indices,
+):  # fmt: skip
+    PUBLIC[_f.__name__] = _f
+PUBLIC["asarray"] = as_tensor
+PUBLIC["scalar_tensor"] = tensor
+
+
+# -------------------------------------------------------------------- conversion
+
+
+@method()
+def to(self: Tensor, *args: Any, dtype: DType | None = None, device: Any = None, non_blocking: bool = False, copy: bool = False,
+       memory_format: Any = None) -> Tensor:  # fmt: skip
+    """This tensor with another dtype or device, itself where nothing changes; `to(dtype)`, `to(device)`, `to(other)`."""
+    for a in args:
+        if isinstance(a, DType):
+            dtype = a
+        elif isinstance(a, Tensor):
+            dtype, device = a.dtype, a.device
+        elif isinstance(a, str) or type(a).__name__ == "device" or (isinstance(a, int) and not isinstance(a, bool)):
+            device = a
+        elif a is not None and not isinstance(a, bool):
+            raise TypeError(f"to(): unexpected argument of type {type(a).__name__}: expected a dtype, a device or a tensor")
+    _device(device)
+    if dtype is not None and dtype is not self.dtype:
+        return cast(self, dtype=dtype)
+    return registered("copy")(self) if copy else self
+
+
+for _name, _d in {
+    "float": dtypes.float32, "double": dtypes.float64, "half": dtypes.float16, "bfloat16": dtypes.bfloat16, "int": dtypes.int32,
+    "long": dtypes.int64, "short": dtypes.int16, "char": dtypes.int8, "byte": dtypes.uint8, "bool": dtypes.bool_,
+}.items():  # fmt: skip
+    setattr(Tensor, _name, lambda self, memory_format=None, _d=_d: to_dtype(self, _d))
+
+
+@method()
+def type_as(self: Tensor, other: Tensor) -> Tensor:
+    return to_dtype(self, other.dtype)
+
+
+@method("type")
+def type_(self: Tensor, dtype: Any = None) -> Any:
+    if dtype is None:
+        kind = {"float32": "Float", "float64": "Double", "float16": "Half", "bfloat16": "BFloat16", "int64": "Long", "int32": "Int",
+                "int16": "Short", "int8": "Char", "uint8": "Byte", "bool": "Bool"}[self.dtype.name]  # fmt: skip
+        return f"flame.{kind}Tensor"
+    return to_dtype(self, dtype)
+
+
+@method()
+def cpu(self: Tensor, memory_format: Any = None) -> Tensor:
+    return self
+
+
+@method()
+def cuda(self: Tensor, device: Any = None, non_blocking: bool = False) -> Tensor:
+    return to(self, device="cuda" if device is None else device)
+
+
+@method()
+def pin_memory(self: Tensor, device: Any = None) -> Tensor:
+    return self
+
+
+@public()
+def numel(input: Tensor) -> int:
+    return math.prod(input.shape)
+
+

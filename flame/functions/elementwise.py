@@ -1,0 +1,587 @@
+"""Arithmetic, comparison, logic and mathematics, as PyTorch names them: functions, methods, operators, in-place forms.
+
+One-operand functions and their methods are made from the registry: an elementwise primitive with one operand is a function and
+a method of its name and of its name with an underscore; integers become the default floating dtype where its shape rule refuses
+them. What has an argument more, an alias or a default of its own stands below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from flame import dtypes
+from flame.functions.promotion import (
+    as_floating,
+    cast,
+    deliver,
+    inplace,
+    number,
+    operand,
+    promoted,
+    result_type,
+    tensor_operand,
+    to_dtype,
+    with_tensor,
+)
+from flame.primitive import REGISTRY, Primitive, Spec, registered
+from flame.autograd.tape import assign
+from flame.tensor import Tensor, method
+
+ADD, SUB, MUL, DIV, NEG, POW, WHERE = map(registered, ("add", "sub", "mul", "div", "neg", "pow", "where"))
+MAXIMUM, MINIMUM = registered("maximum"), registered("minimum")
+
+PUBLIC: dict[str, Any] = {}
+
+
+def public(*names: str) -> Callable:
+    """Enter a function in flame's namespace, and hang it on Tensor under the same names."""
+
+    def enter(f: Callable) -> Callable:
+        for n in names or (f.__name__,):
+            PUBLIC[n] = f
+            setattr(Tensor, n, f)
+        return f
+
+    return enter
+
+
+# -------------------------------------------------------------------- one operand, from the registry
+
+
+def takes_integers(p: Primitive) -> bool:
+    try:
+        p.infer(Spec((1,), dtypes.int64))
+    except (RuntimeError, TypeError):
+        return False
+    return True
+
+
+def _takes_booleans(p: Primitive) -> bool:
+    try:
+        p.infer(Spec((1,), dtypes.bool_))
+    except (RuntimeError, TypeError):
+        return False
+    return True
+
+
+def operand_count(p: Primitive) -> int:
+    """How many operands an elementwise primitive takes."""
+    for n in (1, 2, 3):
+        for d in (dtypes.float32, dtypes.int32, dtypes.bool_):
+            try:
+                p.infer(*[Spec((1,), d)] * n)
+            except (TypeError, RuntimeError):
+                continue
+            return n
+    return 0
+
+
+def unary(p: Primitive, name: str) -> None:
+    floats_only = not takes_integers(p) and not _takes_booleans(p)
+
+    def function(input: Tensor, *, out: Tensor | None = None) -> Tensor:
+        x = tensor_operand(input, name)
+        if floats_only and x.dtype.kind != "f":
+            x = cast(x, dtype=dtypes.get_default_dtype())
+        return deliver(p(x), out, name) if out is not None else p(x)
+
+    def in_place(self: Tensor) -> Tensor:
+        if floats_only and self.dtype.kind != "f":
+            raise RuntimeError(
+                f"result type {dtypes.get_default_dtype()!r} can't be cast to the desired output type {self.dtype!r}"
+            )
+        return inplace(p, self)
+
+    function.__name__ = function.__qualname__ = name
+    in_place.__name__ = name + "_"
+    function.__doc__ = p.doc or f"{name} of each element."
+    PUBLIC[name] = function
+    setattr(Tensor, name, function)
+    PUBLIC[name + "_"] = in_place
+    setattr(Tensor, name + "_", in_place)
+
+
+_NOT_PUBLIC = {"copy", "cast", "philox_word"}
+for _p in list(REGISTRY.values()):
+    if (_p.kind == "elementwise" or "scalar" in _p.refused) and _p.name not in _NOT_PUBLIC and operand_count(_p) == 1:
+        unary(_p, _p.name)
+
+
+def _alias(new: str, old: str) -> None:
+    for suffix in ("", "_"):
+        if old + suffix in PUBLIC:
+            PUBLIC[new + suffix] = PUBLIC[old + suffix]
+            setattr(Tensor, new + suffix, PUBLIC[old + suffix])
+
+
+for _new, _old in {
+    "absolute": "abs", "arccos": "acos", "arcsin": "asin", "arctan": "atan", "arccosh": "acosh", "arcsinh": "asinh",
+    "arctanh": "atanh", "negative": "neg", "fix": "trunc",
+}.items():  # fmt: skip
+    _alias(_new, _old)
+
+
+# -------------------------------------------------------------------- two operands
+
+
+def binary(name: str, p: Primitive, *, floating: bool = False, compare: bool = False) -> Callable:
+    """A function of two tensors or numbers, promoted; with its in-place method."""
+    prepare = as_floating if floating else promoted
+
+    def function(input: Any, other: Any, *, out: Tensor | None = None) -> Tensor:
+        a, b = operand(input, name, "input"), operand(other, name)
+        a, b = prepare(*with_tensor(a, b, op=name))
+        return p(a, b) if out is None else deliver(p(a, b), out, name)
+
+    def in_place(self: Tensor, other: Any) -> Tensor:
+        b = operand(other, name + "_")
+        if floating and self.dtype.kind != "f":
+            raise RuntimeError(
+                f"result type {dtypes.get_default_dtype()!r} can't be cast to the desired output type {self.dtype!r}"
+            )
+        if compare:
+            return assign(self, to_dtype(function(self, b), self.dtype))
+        return inplace(p, self, b, op=name + "_")
+
+    function.__name__ = function.__qualname__ = name
+    in_place.__name__ = name + "_"
+    function.__doc__ = p.doc or f"{name} of two tensors or numbers, element by element, with broadcasting."
+    PUBLIC[name] = function
+    setattr(Tensor, name, function)
+    PUBLIC[name + "_"] = in_place
+    setattr(Tensor, name + "_", in_place)
+    return function
+
+
+def dunder(name: str, p: Primitive, *, floating: bool = False, swap: bool = False, compare: bool = False) -> None:
+    prepare = as_floating if floating else promoted
+
+    def op(self: Tensor, other: Any) -> Any:
+        if not isinstance(other, Tensor):
+            other = number(other)
+            if other is None:
+                return NotImplemented
+        a, b = prepare(self, other)
+        return p(b, a) if swap else p(a, b)
+
+    op.__name__ = name
+    setattr(Tensor, name, op)
+
+
+for _n, _prim, _floating in (
+    ("add", ADD, False), ("sub", SUB, False), ("mul", MUL, False), ("truediv", DIV, True), ("pow", POW, False),
+    ("floordiv", registered("floor_divide"), False), ("mod", registered("remainder"), False),
+    ("and", registered("bitwise_and"), False), ("or", registered("bitwise_or"), False),
+    ("xor", registered("bitwise_xor"), False), ("lshift", registered("shift_left"), False),
+    ("rshift", registered("shift_right"), False),
+):  # fmt: skip
+    dunder(f"__{_n}__", _prim, floating=_floating)
+    dunder(f"__r{_n}__", _prim, floating=_floating, swap=True)
+for _n in ("eq", "ne", "lt", "le", "gt", "ge"):
+    dunder(f"__{_n}__", registered(_n), compare=True)
+    binary(_n, registered(_n), compare=True)
+Tensor.__hash__ = object.__hash__  # type: ignore[method-assign]
+
+for _new, _name, _floating in (
+    ("mul", "mul", False), ("atan2", "atan2", True), ("maximum", "maximum", False), ("minimum", "minimum", False),
+    ("fmax", "fmax", False), ("fmin", "fmin", False), ("fmod", "fmod", False), ("remainder", "remainder", False),
+    ("floor_divide", "floor_divide", False), ("hypot", "hypot", True), ("copysign", "copysign", True),
+    ("nextafter", "nextafter", False), ("bitwise_and", "bitwise_and", False), ("bitwise_or", "bitwise_or", False),
+    ("bitwise_xor", "bitwise_xor", False), ("bitwise_left_shift", "shift_left", False),
+    ("bitwise_right_shift", "shift_right", False),
+):  # fmt: skip
+    if _name in REGISTRY:
+        binary(_new, registered(_name), floating=_floating)
+for _new, _old in {
+    "multiply": "mul", "arctan2": "atan2", "not_equal": "ne", "less": "lt", "less_equal": "le", "greater": "gt",
+    "greater_equal": "ge",
+}.items():  # fmt: skip
+    _alias(_new, _old)
+
+
+@public()
+def add(input: Any, other: Any, *, alpha: Any = 1, out: Tensor | None = None) -> Tensor:
+    """input + alpha * other."""
+    a, b = operand(input, "add", "input"), operand(other, "add")
+    b = _scaled(b, alpha, "add")
+    a, b = promoted(*with_tensor(a, b, op="add"))
+    return deliver(ADD(a, b), out, "add")
+
+
+@public("sub", "subtract")
+def sub(input: Any, other: Any, *, alpha: Any = 1, out: Tensor | None = None) -> Tensor:
+    """input - alpha * other. Raises RuntimeError for boolean tensors."""
+    a, b = operand(input, "sub", "input"), operand(other, "sub")
+    b = _scaled(b, alpha, "sub")
+    a, b = promoted(*with_tensor(a, b, op="sub"))
+    return deliver(SUB(a, b), out, "sub")
+
+
+def _scaled(x: Any, alpha: Any, op: str) -> Any:
+    if type(alpha) is int and alpha == 1:
+        return x
+    alpha = number(alpha)
+    if alpha is None:
+        raise TypeError(f"{op}(): argument 'alpha' must be Number")
+    if type(alpha) is float and isinstance(x, Tensor) and x.dtype.kind != "f":
+        raise RuntimeError("For integral input tensors, argument alpha must not be a floating point number.")
+    return MUL(x, alpha) if isinstance(x, Tensor) else x * alpha
+
+
+@public()
+def add_(self: Tensor, other: Any, *, alpha: Any = 1) -> Tensor:
+    return inplace(ADD, self, _scaled(operand(other, "add_"), alpha, "add_"))
+
+
+@public("sub_", "subtract_")
+def sub_(self: Tensor, other: Any, *, alpha: Any = 1) -> Tensor:
+    return inplace(SUB, self, _scaled(operand(other, "sub_"), alpha, "sub_"))
+
+
+@public()
+def rsub(input: Any, other: Any, *, alpha: Any = 1) -> Tensor:
+    return sub(other, input, alpha=alpha)
+
+
+@public("div", "divide")
+def div(input: Any, other: Any, *, rounding_mode: str | None = None, out: Tensor | None = None) -> Tensor:
+    """input / other; `rounding_mode` None (true division), "trunc" or "floor"."""
+    a, b = with_tensor(operand(input, "div", "input"), operand(other, "div"), op="div")
+    match rounding_mode:
+        case None:
+            r = DIV(*as_floating(a, b))
+        case "trunc":
+            r = registered("trunc_divide")(*promoted(a, b))
+        case "floor":
+            r = registered("floor_divide")(*promoted(a, b))
+        case _:
+            raise RuntimeError(f"div expected rounding_mode to be one of None, 'trunc', or 'floor' but found '{rounding_mode}'")
+    return deliver(r, out, "div")
+
+
+@public("div_", "divide_")
+def div_(self: Tensor, other: Any, *, rounding_mode: str | None = None) -> Tensor:
+    b = operand(other, "div_")
+    if rounding_mode is None:
+        if self.dtype.kind != "f":
+            raise RuntimeError(
+                f"result type {dtypes.get_default_dtype()!r} can't be cast to the desired output type {self.dtype!r}"
+            )
+        return inplace(DIV, self, b)
+    return inplace(registered({"trunc": "trunc_divide", "floor": "floor_divide"}[rounding_mode]), self, b, op="div_")
+
+
+PUBLIC["true_divide"] = Tensor.true_divide = lambda input, other, *, out=None: div(input, other, out=out)  # type: ignore[attr-defined]
+
+
+@public()
+def pow(input: Any, exponent: Any, *, out: Tensor | None = None) -> Tensor:
+    """input ** exponent. Raises RuntimeError for an integer tensor to a negative integer number."""
+    a, b = with_tensor(operand(input, "pow", "self"), operand(exponent, "pow", "exponent"), op="pow")
+    return deliver(_pow(*promoted(a, b)), out, "pow")
+
+
+def _pow(a: Any, b: Any) -> Tensor:
+    if type(b) is int and b < 0 and isinstance(a, Tensor) and a.dtype.kind != "f":
+        raise RuntimeError("Integers to negative integer powers are not allowed.")
+    if b is True or b is False:
+        b = int(b)
+    if isinstance(a, Tensor):  # the powers that programs really use, at the accuracy and speed of a multiplication
+        if type(b) in (int, float):
+            if b == 2:
+                return MUL(a, a)
+            if b == 1:
+                return registered("copy")(a)
+            if b == 0.5 and a.dtype.kind == "f":
+                return registered("sqrt")(a)
+            if b == 3:
+                return MUL(MUL(a, a), a)
+    return POW(a, b)
+
+
+@public()
+def pow_(self: Tensor, exponent: Any) -> Tensor:
+    b = operand(exponent, "pow_", "exponent")
+    d = result_type(self, b)
+    if d.category > self.dtype.category:
+        raise RuntimeError(f"result type {d!r} can't be cast to the desired output type {self.dtype!r}")
+    return assign(self, to_dtype(_pow(registered("copy")(self), to_dtype(b, self.dtype)), self.dtype))
+
+
+def _pow_op(self: Tensor, other: Any) -> Any:
+    if not isinstance(other, Tensor):
+        other = number(other)
+        if other is None:
+            return NotImplemented
+    return _pow(*promoted(self, other))
+
+
+Tensor.__pow__ = _pow_op  # type: ignore[attr-defined]
+
+
+@public()
+def float_power(input: Any, exponent: Any) -> Tensor:
+    """input ** exponent in float64."""
+    a, b = with_tensor(operand(input, "float_power", "input"), operand(exponent, "float_power"), op="float_power")
+    return _pow(to_dtype(a, dtypes.float64), to_dtype(b, dtypes.float64) if isinstance(b, Tensor) else float(b))
+
+
+def _logical(name: str) -> None:
+    p = registered(name)
+
+    def as_bool(x: Any) -> Any:
+        return x != 0 if isinstance(x, Tensor) and x.dtype.kind != "b" else x if isinstance(x, Tensor) else bool(x)
+
+    def function(input: Tensor, other: Any, *, out: Tensor | None = None) -> Tensor:
+        return deliver(p(as_bool(tensor_operand(input, name)), as_bool(operand(other, name))), out, name)
+
+    def in_place(self: Tensor, other: Any) -> Tensor:
+        return assign(self, to_dtype(function(self, other), self.dtype))
+
+    function.__name__ = function.__qualname__ = name
+    public(name)(function)
+    public(name + "_")(in_place)
+
+
+for _n in ("logical_and", "logical_or", "logical_xor"):
+    _logical(_n)
+
+
+@public()
+def logical_not(input: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """True where the element is zero."""
+    x = tensor_operand(input, "logical_not")
+    return deliver(registered("logical_not")(x) if x.dtype.kind == "b" else registered("eq")(x, 0), out, "logical_not")
+
+
+@public()
+def bitwise_not(input: Tensor, *, out: Tensor | None = None) -> Tensor:
+    x = tensor_operand(input, "bitwise_not")
+    return deliver(registered("logical_not")(x) if x.dtype.kind == "b" else registered("bitwise_not")(x), out, "bitwise_not")
+
+
+Tensor.__invert__ = lambda self: bitwise_not(self)  # type: ignore[attr-defined]
+Tensor.__neg__ = lambda self: PUBLIC["neg"](self)  # type: ignore[attr-defined]
+Tensor.__pos__ = lambda self: self  # type: ignore[attr-defined]
+Tensor.__abs__ = lambda self: PUBLIC["abs"](self)  # type: ignore[attr-defined]
+Tensor.__iadd__ = lambda self, o: add_(self, o)  # type: ignore[attr-defined]
+Tensor.__isub__ = lambda self, o: sub_(self, o)  # type: ignore[attr-defined]
+Tensor.__imul__ = lambda self, o: self.mul_(o)  # type: ignore[attr-defined]
+Tensor.__itruediv__ = lambda self, o: div_(self, o)  # type: ignore[attr-defined]
+Tensor.__ipow__ = lambda self, o: pow_(self, o)  # type: ignore[attr-defined]
+for _n, _m in (("and", "bitwise_and_"), ("or", "bitwise_or_"), ("xor", "bitwise_xor_"), ("floordiv", "floor_divide_"),
+               ("mod", "remainder_")):  # fmt: skip
+    setattr(Tensor, f"__i{_n}__", getattr(Tensor, _m))
+
+
+# -------------------------------------------------------------------- three operands, and combinations
+
+
+@public()
+def where(condition: Tensor, input: Any = None, other: Any = None, *, out: Tensor | None = None) -> Any:
+    """input where condition, else other. With the condition alone: the indices of its true elements, as a tuple."""
+    if input is None and other is None:
+        return PUBLIC["nonzero"](condition, as_tuple=True)
+    if isinstance(input, Tensor) and not isinstance(condition, Tensor):
+        raise TypeError(f"where(): argument 'condition' must be Tensor, not {type(condition).__name__}")
+    if condition.dtype.kind != "b":
+        if condition.dtype is not dtypes.uint8:
+            raise RuntimeError(f"where expected condition to be a boolean tensor, but got a tensor with dtype {condition.dtype!r}")
+        condition = condition != 0
+    a, b = operand(input, "where", "input"), operand(other, "where")
+    if not isinstance(a, Tensor) and not isinstance(b, Tensor):
+        a = PUBLIC["full"]((), a, dtype=result_type(a, b))
+    return deliver(WHERE(condition, *_where_operands(a, b)), out, "where")
+
+
+def _where_operands(a: Any, b: Any) -> tuple:
+    d = result_type(a, b)
+    return to_dtype(a, d), to_dtype(b, d)
+
+
+def _where_method(self: Tensor, condition: Tensor, other: Any) -> Tensor:
+    return where(condition, self, other)
+
+
+Tensor.where = _where_method  # type: ignore[attr-defined]
+
+
+@public("clamp", "clip")
+def clamp(input: Tensor, min: Any = None, max: Any = None, *, out: Tensor | None = None) -> Tensor:
+    """Elements limited to [min, max]; either may be None, a number or a tensor."""
+    x = tensor_operand(input, "clamp")
+    if min is None and max is None:
+        raise RuntimeError("torch.clamp: At least one of 'min' or 'max' must not be None".replace("torch.", ""))
+    if min is not None:
+        x = MAXIMUM(*promoted(x, operand(min, "clamp", "min")))
+    if max is not None:
+        x = MINIMUM(*promoted(x, operand(max, "clamp", "max")))
+    return deliver(x, out, "clamp")
+
+
+@public("clamp_", "clip_")
+def clamp_(self: Tensor, min: Any = None, max: Any = None) -> Tensor:
+    return assign(self, to_dtype(clamp(self, min, max), self.dtype))
+
+
+@public()
+def clamp_min(input: Tensor, min: Any) -> Tensor:
+    return clamp(input, min=min)
+
+
+@public()
+def clamp_max(input: Tensor, max: Any) -> Tensor:
+    return clamp(input, max=max)
+
+
+@public()
+def lerp(input: Tensor, end: Tensor, weight: Any) -> Tensor:
+    """input + weight * (end - input)."""
+    return input + (end - input) * weight
+
+
+@public()
+def lerp_(self: Tensor, end: Tensor, weight: Any) -> Tensor:
+    return assign(self, to_dtype(lerp(self, end, weight), self.dtype))
+
+
+@public()
+def addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: Any = 1) -> Tensor:
+    """input + value * tensor1 * tensor2."""
+    product = tensor1 * tensor2
+    return input + (product if type(value) is int and value == 1 else product * value)
+
+
+@public()
+def addcmul_(self: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: Any = 1) -> Tensor:
+    return assign(self, to_dtype(addcmul(self, tensor1, tensor2, value=value), self.dtype))
+
+
+@public()
+def addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: Any = 1) -> Tensor:
+    """input + value * tensor1 / tensor2."""
+    quotient = tensor1 / tensor2
+    return input + (quotient if type(value) is int and value == 1 else quotient * value)
+
+
+@public()
+def addcdiv_(self: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: Any = 1) -> Tensor:
+    return assign(self, to_dtype(addcdiv(self, tensor1, tensor2, value=value), self.dtype))
+
+
+@public()
+def logaddexp(input: Tensor, other: Tensor) -> Tensor:
+    """log(exp(input) + exp(other)), without overflow."""
+    a, b = as_floating(input, other)
+    top = MAXIMUM(a, b).detach()
+    top = WHERE(registered("isinf")(top), 0.0, top)
+    return PUBLIC["log"](PUBLIC["exp"](a - top) + PUBLIC["exp"](b - top)) + top
+
+
+@public()
+def xlogy(input: Any, other: Any) -> Tensor:
+    """input * log(other), and 0 where input is 0 (NaN where other is)."""
+    a, b = as_floating(operand(input, "xlogy", "input"), operand(other, "xlogy"))
+    b = b if isinstance(b, Tensor) else PUBLIC["full"]((), float(b), dtype=a.dtype)
+    product = a * PUBLIC["log"](b)
+    zero = (a == 0) & ~registered("isnan")(b) if isinstance(a, Tensor) else registered("logical_not")(registered("isnan")(b))
+    return WHERE(zero, 0.0, product) if isinstance(a, Tensor) or a == 0 else product
+
+
+@public()
+def nan_to_num(input: Tensor, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None) -> Tensor:
+    """NaN and infinities replaced, by default with 0 and the dtype's largest and smallest number."""
+    x = tensor_operand(input, "nan_to_num")
+    if x.dtype.kind != "f":
+        return registered("copy")(x)
+    import ml_dtypes
+
+    info = ml_dtypes.finfo(x.dtype.numpy)
+    x = WHERE(registered("isnan")(x), float(nan), x)
+    x = WHERE(x == float("inf"), float(info.max) if posinf is None else float(posinf), x)
+    return WHERE(x == float("-inf"), float(info.min) if neginf is None else float(neginf), x)
+
+
+@public()
+def logit(input: Tensor, eps: float | None = None) -> Tensor:
+    """log(x / (1 - x)), x limited to [eps, 1 - eps] first if eps is given."""
+    (x,) = as_floating(tensor_operand(input, "logit"))
+    if eps is not None:
+        x = clamp(x, eps, 1 - eps)
+    return PUBLIC["log"](x / (1 - x))
+
+
+@public()
+def isclose(input: Tensor, other: Tensor, rtol: float = 1e-05, atol: float = 1e-08, equal_nan: bool = False) -> Tensor:
+    """|input - other| <= atol + rtol * |other|, and equal infinities."""
+    a, b = tensor_operand(input, "isclose"), tensor_operand(other, "isclose", "other")
+    if a.dtype is not b.dtype:
+        raise RuntimeError(f"{a.dtype!r} did not match {b.dtype!r}")
+    same = a == b
+    if a.dtype.kind == "f":
+        close = registered("isfinite")(a) & registered("isfinite")(b) & ((a - b).abs() <= atol + rtol * b.abs())  # type: ignore[attr-defined]
+        if equal_nan:
+            same = same | (registered("isnan")(a) & registered("isnan")(b))
+        return same | close
+    return same | ((a - b).abs() <= atol + rtol * b.abs())  # type: ignore[attr-defined]
+
+
+@public()
+def allclose(input: Tensor, other: Tensor, rtol: float = 1e-05, atol: float = 1e-08, equal_nan: bool = False) -> bool:
+    return bool(isclose(input, other, rtol, atol, equal_nan).all())  # type: ignore[attr-defined]
+
+
+@public()
+def equal(input: Tensor, other: Tensor) -> bool:
+    """Whether both have the same shape and elements."""
+    return input.shape == other.shape and bool((input == other).all())  # type: ignore[attr-defined]
+
+
+@public()
+def masked_fill(input: Tensor, mask: Tensor, value: Any) -> Tensor:
+    """`value` (a number or 0-d tensor) where `mask`, else the element."""
+    if mask.dtype.kind != "b":
+        raise RuntimeError(f"masked_fill_ only supports boolean masks, but got mask with dtype {mask.dtype!r}")
+    v = operand(value, "masked_fill", "value")
+    if isinstance(v, Tensor):
+        if v.ndim:
+            raise RuntimeError(f"masked_fill only supports a 0-dimensional value tensor, but got tensor with {v.ndim} dimension(s).")
+        v = to_dtype(v, input.dtype)
+    elif type(v) is float and input.dtype.kind != "f":
+        raise RuntimeError(f"value cannot be converted to type {input.dtype!r} without overflow")
+    return WHERE(mask, v, input)
+
+
+@public()
+def masked_fill_(self: Tensor, mask: Tensor, value: Any) -> Tensor:
+    return assign(self, masked_fill(self, mask, value))
+
+
+@method()
+def fill_(self: Tensor, value: Any) -> Tensor:
+    """Every element becomes `value`, a number or 0-d tensor."""
+    v = operand(value, "fill_", "value")
+    if isinstance(v, Tensor):
+        if v.ndim:
+            raise RuntimeError(f"fill_ only supports 0-dimension value tensor but got tensor with {v.ndim} dimensions.")
+        v = to_dtype(v, self.dtype)
+    return assign(self, registered("full")(v, shape=tuple(self.shape), dtype=self.dtype))
+
+
+@method()
+def zero_(self: Tensor) -> Tensor:
+    return fill_(self, 0)
+
+
+@method()
+def copy_(self: Tensor, src: Any, non_blocking: bool = False) -> Tensor:
+    """The elements of `src`, broadcast and cast, written here."""
+    x = src if isinstance(src, Tensor) else PUBLIC["as_tensor"](src)
+    from flame.functions.promotion import check_fits, expand
+
+    if x.shape != self.shape:
+        check_fits(self, x, "copy_")
+        x = expand(x, shape=tuple(self.shape))
+    x = to_dtype(x, self.dtype)
+    return assign(self, registered("copy")(x))

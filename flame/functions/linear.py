@@ -1,0 +1,243 @@
+"""Products of matrices and vectors."""
+
+from __future__ import annotations
+
+import string
+from typing import Any
+
+from flame.functions.elementwise import PUBLIC, public
+from flame.functions.promotion import deliver, tensor_operand
+from flame.functions.shape import EXPAND, PERMUTE, RESHAPE, wrap_dim
+from flame.primitive import broadcast_shapes, registered
+from flame.tensor import Tensor
+
+MATMUL = registered("matmul")
+
+
+def _pair(a: Any, b: Any, op: str) -> tuple[Tensor, Tensor]:
+    a, b = tensor_operand(a, op), tensor_operand(b, op, "other")
+    if a.dtype is not b.dtype:
+        raise RuntimeError(f"{op}: expected m1 and m2 to have the same dtype, but got: {a.dtype!r} != {b.dtype!r}")
+    return a, b
+
+
+@public()
+def matmul(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """The matrix product of the last two dimensions, the others broadcast; vectors are rows on the left, columns on the right."""
+    a, b = _pair(input, other, "matmul")
+    if a.ndim == 0 or b.ndim == 0:
+        raise RuntimeError(f"both arguments to matmul need to be at least 1D, but they are {a.ndim}D and {b.ndim}D")
+    if a.ndim > 1 and b.ndim > 1:
+        return deliver(_product(a, b), out, "matmul")
+    n, m = tuple(a.shape), tuple(b.shape)
+    x = RESHAPE(a, shape=(1, *n)) if a.ndim == 1 else a
+    y = RESHAPE(b, shape=(*m, 1)) if b.ndim == 1 else b
+    z = MATMUL(x, y)
+    s = list(z.shape)
+    if b.ndim == 1:
+        s.pop(-1)
+    if a.ndim == 1:
+        s.pop(-1 if b.ndim == 1 else -2)
+    return deliver(RESHAPE(z, shape=tuple(s)), out, "matmul")
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """matmul; many rows against one matrix are one tall product."""
+    if a.ndim > 2 and b.ndim == 2:
+        s = tuple(a.shape)
+        if s[-1] != b.shape[0] or 0 in s:
+            return MATMUL(a, b)
+        flat = MATMUL(RESHAPE(a, shape=(-1 if 0 in s else _count(s[:-1]), s[-1])), b)
+        return RESHAPE(flat, shape=(*s[:-1], b.shape[1]))
+    return MATMUL(a, b)
+
+
+def _count(s: tuple[int, ...]) -> int:
+    n = 1
+    for d in s:
+        n *= d
+    return n
+
+
+Tensor.__matmul__ = lambda self, o: matmul(self, o) if isinstance(o, Tensor) else NotImplemented  # type: ignore[attr-defined]
+
+
+def _checked(name: str, ranks: tuple[int, int]) -> None:
+    def function(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tensor:
+        a, b = _pair(input, other, name)
+        if (a.ndim, b.ndim) != ranks:
+            raise RuntimeError(f"{name}: expected {ranks[0]}D and {ranks[1]}D tensors, got {a.ndim}D and {b.ndim}D")
+        if name == "dot" and a.shape != b.shape:
+            raise RuntimeError(
+                f"inconsistent tensor size, expected tensor {list(a.shape)} and src {list(b.shape)} to have the same number of "
+                f"elements, but got {a.numel()} and {b.numel()} elements respectively"
+            )
+        if name == "bmm" and a.shape[0] != b.shape[0]:
+            raise RuntimeError(f"Expected size for first two dimensions of batch2 tensor to be: [{a.shape[0]}, {a.shape[2]}] but got: {list(b.shape[:2])}.")
+        return matmul(a, b, out=out)
+
+    function.__name__ = function.__qualname__ = name
+    public(name)(function)
+
+
+for _n, _r in (("mm", (2, 2)), ("bmm", (3, 3)), ("mv", (2, 1)), ("dot", (1, 1)), ("vdot", (1, 1))):
+    _checked(_n, _r)
+
+
+def _added(name: str, product: Any) -> None:
+    def function(input: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
+        y = product(a, b)
+        y = y if alpha == 1 else y * alpha
+        return y if beta == 0 else y + (input if beta == 1 else input * beta)
+
+    def in_place(self: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
+        return self.copy_(function(self, a, b, beta=beta, alpha=alpha))  # type: ignore[attr-defined]
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = f"beta * input + alpha * the product ({name[3:]})."
+    public(name)(function)
+    setattr(Tensor, name + "_", in_place)
+
+
+@public("outer", "ger")
+def outer(input: Tensor, vec2: Tensor) -> Tensor:
+    if input.ndim != 1 or vec2.ndim != 1:
+        raise RuntimeError(f"outer: Expected 1-D arguments, but got {input.ndim}-D and {vec2.ndim}-D")
+    return RESHAPE(input, shape=(input.numel(), 1)) * vec2
+
+
+_added("addmm", matmul)
+_added("addmv", matmul)
+_added("baddbmm", matmul)
+_added("addr", outer)
+
+
+@public()
+def inner(input: Tensor, other: Tensor) -> Tensor:
+    return input * other if input.ndim == 0 or other.ndim == 0 else tensordot(input, other, ([-1], [-1]))
+
+
+def tensordot(a: Tensor, b: Tensor, dims: Any = 2) -> Tensor:
+    """The sum of products over pairs of dimensions: an int (the last of a, the first of b) or two lists."""
+    if isinstance(dims, int):
+        left, right = list(range(a.ndim - dims, a.ndim)), list(range(dims))
+    else:
+        left = [wrap_dim(d, a.ndim, "tensordot") for d in dims[0]]
+        right = [wrap_dim(d, b.ndim, "tensordot") for d in dims[1]]
+    for i, j in zip(left, right, strict=True):
+        if a.shape[i] != b.shape[j]:
+            raise RuntimeError(
+                f"contracted dimensions need to match, but first has size {a.shape[i]} in dim {i} and second has size {b.shape[j]} in dim {j}"
+            )
+    keep_a, keep_b = [d for d in range(a.ndim) if d not in left], [d for d in range(b.ndim) if d not in right]
+    k = _count(tuple(a.shape[d] for d in left))
+    m, n = tuple(a.shape[d] for d in keep_a), tuple(b.shape[d] for d in keep_b)
+    x = RESHAPE(PERMUTE(a, dims=(*keep_a, *left)), shape=(_count(m), k))
+    y = RESHAPE(PERMUTE(b, dims=(*right, *keep_b)), shape=(k, _count(n)))
+    return RESHAPE(MATMUL(x, y), shape=(*m, *n))
+
+
+PUBLIC["tensordot"] = tensordot
+
+
+def einsum(equation: str, *operands: Any) -> Tensor:
+    """Einstein's summation, e.g. einsum("bij,bjk->bik", a, b). Several operands are contracted from left to right."""
+    ts = list(operands[0]) if len(operands) == 1 and not isinstance(operands[0], Tensor) else list(operands)
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    if len(terms) != len(ts):
+        raise RuntimeError(f"einsum(): the equation has {len(terms)} operands, but {len(ts)} were given")
+    spare = [c for c in string.ascii_letters[::-1] if c not in equation]
+    dots = max((t.ndim - len(s.replace("...", "")) for s, t in zip(terms, ts, strict=True) if "..." in s), default=0)
+    wild = "".join(spare[:dots])
+    for i, (s, t) in enumerate(zip(terms, ts, strict=True)):
+        if "..." in s:
+            n = t.ndim - len(s.replace("...", ""))
+            terms[i] = s.replace("...", wild[dots - n :])
+        if len(terms[i]) != t.ndim:
+            raise RuntimeError(
+                f"einsum(): the number of subscripts in the equation ({len(terms[i])}) does not match the number of dimensions "
+                f"({t.ndim}) for operand {i}"
+            )
+    every = "".join(terms)
+    if arrow:
+        out = right.replace("...", wild)
+    else:
+        out = wild + "".join(sorted(c for c in set(every) if every.count(c) == 1 and c not in wild))
+    for c in out:
+        if c not in every:
+            raise RuntimeError(f"einsum(): output subscript {c} does not appear in the equation for any input operand")
+    sizes: dict[str, int] = {}
+    for s, t in zip(terms, ts, strict=True):
+        for c, d in zip(s, t.shape, strict=True):
+            if sizes.setdefault(c, d) != d:
+                if 1 not in (sizes[c], d):
+                    raise RuntimeError(f"einsum(): subscript {c} has size {d} for an operand, which does not match {sizes[c]}")
+                sizes[c] = max(sizes[c], d)
+    x, labels = _alone(ts[0], terms[0])
+    for i in range(1, len(ts)):
+        y, other = _alone(ts[i], terms[i])
+        later = set("".join(terms[i + 1 :])) | set(out)
+        x, labels = _two(x, labels, y, other, later)
+    x, labels = _sum_out(x, labels, set(out))
+    x = PERMUTE(x, dims=tuple(labels.index(c) for c in out if c in labels))
+    return x
+
+
+def _alone(x: Tensor, labels: str) -> tuple[Tensor, str]:
+    """Repeated labels of one operand are diagonals."""
+    for c in dict.fromkeys(labels):
+        while labels.count(c) > 1:
+            i = labels.index(c)
+            j = labels.index(c, i + 1)
+            x = PUBLIC["diagonal"](x, 0, i, j)
+            labels = "".join(v for k, v in enumerate(labels) if k not in (i, j)) + c
+    return x, labels
+
+
+def _sum_out(x: Tensor, labels: str, keep: set[str]) -> tuple[Tensor, str]:
+    gone = tuple(i for i, c in enumerate(labels) if c not in keep)
+    if gone:
+        x = x.sum(gone)  # type: ignore[attr-defined]
+    return x, "".join(c for c in labels if c in keep)
+
+
+def _two(a: Tensor, p: str, b: Tensor, q: str, later: set[str]) -> tuple[Tensor, str]:
+    """Contract two operands, keeping the labels that are needed later: one batched matrix product."""
+    a, p = _sum_out(a, p, later | set(q))
+    b, q = _sum_out(b, q, later | set(p))
+    batch = [c for c in p if c in q and c in later]
+    summed = [c for c in p if c in q and c not in later]
+    rows, cols = [c for c in p if c not in q], [c for c in q if c not in p]
+
+    def arranged(x: Tensor, labels: str, order: list[str]) -> Tensor:
+        return PERMUTE(x, dims=tuple(labels.index(c) for c in order))
+
+    a, b = arranged(a, p, batch + rows + summed), arranged(b, q, batch + summed + cols)
+    nb = len(batch)
+    shape = broadcast_shapes(tuple(a.shape[:nb]), tuple(b.shape[:nb]), op="einsum")
+    ra, rb = tuple(a.shape[nb : nb + len(rows)]), tuple(b.shape[nb + len(summed) :])
+    ks = broadcast_shapes(tuple(a.shape[nb + len(rows) :]), tuple(b.shape[nb : nb + len(summed)]), op="einsum")
+    a, b = EXPAND(a, shape=(*shape, *ra, *ks)), EXPAND(b, shape=(*shape, *ks, *rb))
+    z = MATMUL(RESHAPE(a, shape=(*shape, _count(ra), _count(ks))), RESHAPE(b, shape=(*shape, _count(ks), _count(rb))))
+    return RESHAPE(z, shape=(*shape, *ra, *rb)), "".join(batch + rows + cols)
+
+
+PUBLIC["einsum"] = einsum
+
+
+def multi_dot(tensors: Any) -> Tensor:
+    """The product of a chain of matrices."""
+    x, *rest = tensors
+    for y in rest:
+        x = matmul(x, y)
+    return x
+
+
+@public()
+def kron(input: Tensor, other: Tensor) -> Tensor:
+    n = max(input.ndim, other.ndim)
+    a, b = (x.reshape(*[1] * (n - x.ndim), *x.shape) for x in (input, other))  # type: ignore[attr-defined]
+    x = RESHAPE(a, shape=tuple(v for d in a.shape for v in (d, 1)))
+    y = RESHAPE(b, shape=tuple(v for d in b.shape for v in (1, d)))
+    return RESHAPE(x * y, shape=tuple(i * j for i, j in zip(a.shape, b.shape, strict=True)))

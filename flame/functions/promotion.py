@@ -1,0 +1,174 @@
+"""From what users write to what primitives take: tensors of one dtype and Python numbers.
+
+PyTorch's rule (torch.result_type): operands fall in three ranks, tensors with dimensions, 0-d tensors, Python numbers; a lower
+rank only counts where its category (bool < integer < floating) is higher than that of all ranks above it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from flame import dtypes
+from flame.autograd.tape import assign, edge, requires_grad
+from flame.dtypes import dtype, dtype_of_number, promote_types
+from flame.primitive import Primitive, force, registered
+from flame.symbol import Symbolic
+from flame.tensor import Tensor
+
+cast, copy, expand = registered("cast"), registered("copy"), registered("expand")
+_NUMBERS = (int, float, Symbolic)
+
+
+def number(x: Any) -> Any:
+    """A Python number out of anything that is one (numpy scalars, subclasses of int and float); else None."""
+    t = type(x)
+    if t is int or t is float or t is bool or t is Symbolic:
+        return x
+    if isinstance(x, bool | np.bool_):
+        return bool(x)
+    if isinstance(x, int | np.integer):
+        return int(x)
+    if isinstance(x, float | np.floating):
+        return float(x)
+    return None
+
+
+def operand(x: Any, op: str, place: str = "other") -> Any:
+    """A Tensor or a number. Raises TypeError for anything else, naming the argument."""
+    if isinstance(x, Tensor):
+        return x
+    n = number(x)
+    if n is not None:
+        return n
+    if isinstance(x, np.ndarray):
+        raise TypeError(f"{op}(): argument '{place}' must be Tensor, not numpy.ndarray: use flame.from_numpy or flame.tensor")
+    raise TypeError(f"{op}(): argument '{place}' must be Tensor or Number, not {type(x).__name__}")
+
+
+def tensor_operand(x: Any, op: str, place: str = "input") -> Tensor:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}(): argument '{place}' must be Tensor, not {type(x).__name__}")
+    return x
+
+
+def result_type(*xs: Any) -> dtype:
+    """The dtype that arithmetic on these tensors and numbers gives."""
+    ranks: list[dtype | None] = [None, None, None]
+    for x in xs:
+        if isinstance(x, Tensor):
+            rank, d = (0 if x.ndim else 1), x.dtype
+        else:
+            rank, d = 2, dtype_of_number(x.value if type(x) is Symbolic else x)
+        have = ranks[rank]
+        ranks[rank] = d if have is None else promote_types(have, d)
+    out: dtype | None = None
+    for d in ranks:
+        if d is not None:
+            if out is None:
+                out = d
+            elif d.category > out.category:
+                out = d
+    assert out is not None
+    return out
+
+
+def to_dtype(x: Any, d: dtype) -> Any:
+    """A tensor as `d`; numbers are left alone."""
+    return cast(x, dtype=d) if isinstance(x, Tensor) and x.dtype is not d else x
+
+
+def promoted(*xs: Any) -> tuple:
+    """The operands with tensors cast to their common dtype."""
+    first = xs[0]
+    if isinstance(first, Tensor):
+        d = first.dtype
+        if all(
+            x.dtype is d if isinstance(x, Tensor) else (type(x) is not float and type(x) is not Symbolic) or d.kind == "f"
+            for x in xs
+        ) and not (d.kind == "b" and len(xs) > 1 and any(type(x) is int for x in xs)):
+            return xs
+    d = result_type(*xs)
+    return tuple([to_dtype(x, d) for x in xs])
+
+
+def as_floating(*xs: Any) -> tuple:
+    """The operands in their common dtype, or the default one where that is not floating."""
+    d = result_type(*xs)
+    if d.kind != "f":
+        d = dtypes.get_default_dtype()
+    return tuple([to_dtype(x, d) for x in xs])
+
+
+def with_tensor(*xs: Any, op: str) -> tuple:
+    """At least one tensor: a number takes the place of a 0-d tensor where all are numbers."""
+    if any(isinstance(x, Tensor) for x in xs):
+        return xs
+    raise TypeError(f"{op}(): expected at least one Tensor among its arguments, got {', '.join(type(x).__name__ for x in xs)}")
+
+
+def deliver(result: Tensor, out: Tensor | None, op: str) -> Tensor:
+    """Write a result to `out=` where one is given. Raises RuntimeError where shapes differ or the dtype can't take it."""
+    if out is None:
+        return result
+    if not isinstance(out, Tensor):
+        raise TypeError(f"{op}(): argument 'out' must be Tensor, not {type(out).__name__}")
+    if out.shape != result.shape:
+        raise RuntimeError(f"{op}: out has shape {list(out.shape)}, the result {list(result.shape)}; give an out of that shape")
+    if (force.grad and requires_grad(out)) or requires_grad(result) and force.grad:
+        raise RuntimeError(f"{op}(): functions with out=... arguments don't support automatic differentiation")
+    if result.dtype.category > out.dtype.category:
+        raise RuntimeError(f"result type {result.dtype!r} can't be cast to the desired output type {out.dtype!r}")
+    return assign(out, copy(to_dtype(result, out.dtype)))
+
+
+def inplace(primitive: Primitive, target: Tensor, *others: Any, op: str = "", **params: Any) -> Tensor:
+    """target := primitive(target, *others), in its own memory and dtype."""
+    op = op or primitive.name + "_"
+    xs = promoted(target, *others)
+    d = target.dtype
+    if xs[0].dtype is not d and xs[0].dtype.category > d.category:
+        raise RuntimeError(f"result type {xs[0].dtype!r} can't be cast to the desired output type {d!r}")
+    for x in others:
+        if isinstance(x, Tensor) and x.ndim and tuple(x.shape) != tuple(target.shape):
+            check_fits(target, x, op)
+    needs = force.grad and (requires_grad(target) or any(isinstance(x, Tensor) and requires_grad(x) for x in others))
+    if force.interpreter is None and not needs and xs[0] is target and isinstance(primitive.eager, np.ufunc):
+        return _write_over(primitive, target, xs)
+    if needs and force.interpreter is None and _saves_target(primitive, xs):
+        xs = (copy(target), *xs[1:])
+    value = primitive(*xs, **params)
+    return assign(target, to_dtype(value, d))
+
+
+def check_fits(target: Tensor, other: Tensor, op: str) -> None:
+    shape = np.broadcast_shapes(tuple(target.shape), tuple(other.shape)) if _broadcast(target, other) else None
+    if shape is None:
+        raise RuntimeError(
+            f"{op}: the size of tensor a {list(target.shape)} must match the size of tensor b {list(other.shape)} "
+            "at every dimension where neither is 1"
+        )
+    if shape != tuple(target.shape):
+        raise RuntimeError(f"{op}: output with shape {list(target.shape)} doesn't match the broadcast shape {list(shape)}")
+
+
+def _broadcast(a: Tensor, b: Tensor) -> bool:
+    return all(x == y or x == 1 or y == 1 for x, y in zip(reversed(a.shape), reversed(b.shape), strict=False))
+
+
+def _saves_target(primitive: Primitive, xs: tuple) -> bool:
+    for i, x in enumerate(xs):
+        if isinstance(x, Tensor) and edge(x) is not None:
+            rule = primitive.rule(i)
+            if rule is not None and rule.saves(0):
+                return True
+    return False
+
+
+def _write_over(primitive: Primitive, target: Tensor, xs: tuple) -> Tensor:
+    """In place without a temporary: nothing is recorded and the meaning is a ufunc."""
+    a = target._data()
+    primitive.eager(a, *(x._data() if isinstance(x, Tensor) else x for x in xs[1:]), out=a, casting="same_kind")
+    target.storage_of().version += 1
+    return target

@@ -1,0 +1,296 @@
+"""Random tensors: one counter-based stream, Philox4x32-10 (Salmon et al., SC 2011), the same eager and compiled, CPU and GPU.
+
+A Generator is a seed and an offset into the stream of 32-bit words. Every draw takes the words it needs from the offset on and
+moves it past them, rounded up to a multiple of four (one Philox counter gives four words). Uniform floats are the upper 24 bits
+(53 of two words for float64); normals are Box-Muller, one from two words.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from flame import dtypes
+from flame.autograd.tape import assign
+from flame.dtypes import dtype as DType
+from flame.functions.creation import _device, _finish, _sizes
+from flame.functions.elementwise import PUBLIC
+from flame.functions.promotion import cast, deliver, to_dtype
+from flame.functions.shape import take_slice
+from flame.primitive import force, registered
+from flame.tensor import Tensor, method, wrap
+
+BITS, WHERE, ARGSORT = registered("random_bits"), registered("where"), registered("argsort")
+SHIFT_RIGHT = registered("shift_right")
+LOG, SQRT, COS = map(registered, ("log", "sqrt", "cos"))
+
+
+class Generator:
+    """A stream of random numbers of its own; `device` is accepted for PyTorch's sake."""
+
+    def __init__(self, device: Any = "cpu"):
+        _device(device)
+        self.seed_value = 67280421310721
+        self.offset = 0
+
+    def manual_seed(self, seed: int) -> Generator:
+        """Start the stream of `seed` (any integer in [-2**63, 2**64)) from its beginning."""
+        seed = int(seed)
+        if not -(1 << 63) <= seed < 1 << 64:
+            raise RuntimeError(f"Overflow when unpacking long: the seed {seed} is not in [-2**63, 2**64)")
+        self.seed_value = seed - (1 << 64) if seed >= 1 << 63 else seed
+        self.offset = 0
+        return self
+
+    def initial_seed(self) -> int:
+        return self.seed_value
+
+    def seed(self) -> int:
+        """Take a seed from the clock, and say which."""
+        s = time.time_ns() & ((1 << 63) - 1)
+        self.manual_seed(s)
+        return s
+
+    def get_state(self) -> Tensor:
+        return wrap(np.array([self.seed_value, self.offset], np.int64).view(np.uint8).copy())
+
+    def set_state(self, state: Tensor) -> Generator:
+        a = state.numpy()
+        if a.dtype != np.uint8 or a.shape != (16,):
+            raise TypeError("set_state: expected a state made by get_state (a uint8 tensor of 16 elements)")
+        self.seed_value, self.offset = map(int, a.copy().view(np.int64))
+        return self
+
+    def clone_state(self) -> Generator:
+        return Generator().set_state(self.get_state())
+
+    @property
+    def device(self) -> Any:
+        return wrap(np.zeros(0)).device
+
+
+default_generator = Generator()
+
+
+def manual_seed(seed: int) -> Generator:
+    return default_generator.manual_seed(seed)
+
+
+def initial_seed() -> int:
+    return default_generator.initial_seed()
+
+
+def seed() -> int:
+    return default_generator.seed()
+
+
+def get_rng_state() -> Tensor:
+    return default_generator.get_state()
+
+
+def set_rng_state(new_state: Tensor) -> None:
+    default_generator.set_state(new_state)
+
+
+@contextmanager
+def fork_rng(devices: Any = None, enabled: bool = True) -> Iterator[None]:
+    """The default stream goes on afterwards from where it was before."""
+    g = default_generator
+    state = g.seed_value, g.offset
+    try:
+        yield
+    finally:
+        if enabled:
+            g.seed_value, g.offset = state
+
+
+def bits(shape: tuple[int, ...], generator: Generator | None = None) -> Tensor:
+    """uint32 words of the stream."""
+    g = generator or default_generator
+    at = g.offset
+    g.offset = at + -(-math.prod(shape) // 4) * 4
+    return BITS(g.seed_value, at, shape=shape)
+
+
+def uniform(shape: tuple[int, ...], d: DType, generator: Generator | None = None) -> Tensor:
+    """Floats in [0, 1), every multiple of 2**-24 (2**-53 for float64) equally likely."""
+    if d is dtypes.float64:
+        high = cast(SHIFT_RIGHT(bits(shape, generator), 5), dtype=d)
+        low = cast(SHIFT_RIGHT(bits(shape, generator), 6), dtype=d)
+        return (high * 67108864.0 + low) * 2.0**-53
+    shift, scale = (8, 2.0**-24) if d is dtypes.float32 else (21, 2.0**-11) if d is dtypes.float16 else (24, 2.0**-8)
+    u = cast(SHIFT_RIGHT(bits(shape, generator), shift), dtype=dtypes.float32) * scale
+    return to_dtype(u, d)
+
+
+def gaussian(shape: tuple[int, ...], d: DType, generator: Generator | None = None) -> Tensor:
+    """Standard normals by Box and Muller's transform (1958)."""
+    w = dtypes.float64 if d is dtypes.float64 else dtypes.float32
+    tiny = 2.0**-54 if w is dtypes.float64 else 2.0**-25
+    u = uniform(shape, w, generator) + tiny
+    v = uniform(shape, w, generator)
+    return to_dtype(SQRT(LOG(u) * -2.0) * COS(v * (2.0 * math.pi)), d)
+
+
+def _floating(d: Any, op: str) -> DType:
+    d = d or dtypes.get_default_dtype()
+    if d.kind != "f":
+        raise RuntimeError(f'"{op}" not implemented for {d!r}: random floats need a floating dtype')
+    return d
+
+
+def _draw(name: str, source: Any) -> None:
+    def function(
+        *size: Any, generator: Generator | None = None, dtype: DType | None = None, device: Any = None, requires_grad: bool = False,
+        out: Any = None, layout: Any = None, pin_memory: bool = False,
+    ) -> Tensor:  # fmt: skip
+        _device(device)
+        t = source(_sizes(size, name), _floating(dtype, name), generator)
+        return _finish(deliver(t, out, name), requires_grad)
+
+    def like(
+        input: Tensor, *, generator: Generator | None = None, dtype: DType | None = None, device: Any = None,
+        requires_grad: bool = False, layout: Any = None, memory_format: Any = None,
+    ) -> Tensor:  # fmt: skip
+        _device(device)
+        return _finish(source(tuple(input.shape), _floating(dtype or input.dtype, name + "_like"), generator), requires_grad)
+
+    function.__name__, like.__name__ = name, name + "_like"
+    PUBLIC[name], PUBLIC[name + "_like"] = function, like
+
+
+_draw("rand", uniform)
+_draw("randn", gaussian)
+
+
+def _integers(low: int, high: int, shape: tuple[int, ...], generator: Generator | None) -> Tensor:
+    if high <= low:
+        raise RuntimeError(f"random_ expects 'from' to be less than 'to', but got from={low} >= to={high}")
+    n = high - low
+    w = cast(bits(shape, generator), dtype=dtypes.int64)
+    if n > 1 << 24:
+        w = w + cast(SHIFT_RIGHT(bits(shape, generator), 1), dtype=dtypes.int64) * (1 << 32)
+    return w % n + low
+
+
+def randint(
+    low: int, high: Any = None, size: Any = None, *, generator: Generator | None = None, dtype: DType | None = None,
+    device: Any = None, requires_grad: bool = False,
+) -> Tensor:  # fmt: skip
+    """Integers from low (0 if only `high` is given) to high - 1; int64."""
+    _device(device)
+    if size is None:
+        low, high, size = 0, low, high
+    if not isinstance(size, Sequence):
+        raise TypeError(f"randint(): argument 'size' must be tuple of ints, but found {type(size).__name__}")
+    return to_dtype(_integers(int(low), int(high), _sizes((size,), "randint"), generator), dtype or dtypes.int64)
+
+
+def randint_like(input: Tensor, low: int, high: Any = None, *, dtype: DType | None = None) -> Tensor:
+    return randint(low, high, tuple(input.shape), dtype=dtype or input.dtype) if high is not None else randint(
+        0, low, tuple(input.shape), dtype=dtype or input.dtype
+    )
+
+
+def randperm(n: int, *, generator: Generator | None = None, dtype: DType = dtypes.int64, device: Any = None) -> Tensor:
+    """The numbers 0 to n - 1 in random order."""
+    _device(device)
+    return to_dtype(ARGSORT(cast(bits((int(n),), generator), dtype=dtypes.int64), dim=0, descending=False), dtype)
+
+
+def normal(mean: Any, std: Any = 1.0, size: Any = None, *, generator: Generator | None = None, dtype: DType | None = None) -> Tensor:
+    """Normals of the given mean and standard deviation, numbers with `size`, or tensors."""
+    if size is not None:
+        return gaussian(_sizes((size,), "normal"), _floating(dtype, "normal"), generator) * std + mean
+    shape = np.broadcast_shapes(*(tuple(x.shape) for x in (mean, std) if isinstance(x, Tensor)))
+    d = next(x.dtype for x in (mean, std) if isinstance(x, Tensor))
+    return gaussian(shape, d, generator) * std + mean
+
+
+def bernoulli(input: Tensor, p: float | None = None, *, generator: Generator | None = None) -> Tensor:
+    """1 with the probability that the element (or `p`) is, else 0."""
+    limit = input if p is None else p
+    if p is not None and not 0 <= p <= 1:
+        raise RuntimeError(f"bernoulli_ expects p to be in [0, 1], but got p={p}")
+    u = uniform(tuple(input.shape), dtypes.float64 if input.dtype is dtypes.float64 else dtypes.float32, generator)
+    return to_dtype(u < (to_dtype(limit, u.dtype) if isinstance(limit, Tensor) else limit), input.dtype)
+
+
+def multinomial(input: Tensor, num_samples: int, replacement: bool = False, *, generator: Generator | None = None) -> Tensor:
+    """Indices drawn with the weights of each row, with or without replacement.
+
+    With: the inverse of the cumulative sum. Without: the smallest of exponential times divided by weights (Efraimidis and
+    Spirakis, 2006).
+    """
+    if input.ndim not in (1, 2):
+        raise RuntimeError("prob_dist must be 1 or 2 dim")
+    n = input.shape[-1]
+    if num_samples <= 0 or (not replacement and num_samples > n):
+        raise RuntimeError(f"cannot sample n_sample={num_samples} of {n} categories{'' if replacement else ' without replacement'}")
+    with no_history():
+        w = to_dtype(input, dtypes.float32 if input.dtype is not dtypes.float64 else dtypes.float64)
+        if replacement:
+            total = PUBLIC["cumsum"](w, -1)
+            last = take_slice(total, total.ndim - 1, n - 1, n)
+            u = uniform((*tuple(input.shape)[:-1], num_samples), w.dtype, generator) * last
+            below = u.unsqueeze(-1) >= total.unsqueeze(-2)  # type: ignore[attr-defined]
+            return below.sum(-1).clamp(max=n - 1)
+        u = uniform(tuple(input.shape), w.dtype, generator)
+        times = WHERE(w > 0, -LOG(1.0 - u) / w, float("inf"))
+        return take_slice(ARGSORT(times, dim=times.ndim - 1, descending=False), times.ndim - 1, 0, num_samples)
+
+
+@contextmanager
+def no_history() -> Iterator[None]:
+    before, force.grad = force.grad, False
+    try:
+        yield
+    finally:
+        force.grad = before
+
+
+for _f in (randint, randint_like, randperm, normal, bernoulli, multinomial):
+    PUBLIC[_f.__name__] = _f
+Tensor.bernoulli = bernoulli  # type: ignore[attr-defined]
+Tensor.multinomial = multinomial  # type: ignore[attr-defined]
+
+
+@method()
+def uniform_(self: Tensor, a: float = 0.0, b: float = 1.0, *, generator: Generator | None = None) -> Tensor:
+    """Elements drawn from [a, b)."""
+    if a > b:
+        raise RuntimeError(f"uniform_ expects to return a [from, to) range, but found from={a} > to={b}")
+    u = uniform(tuple(self.shape), _floating(self.dtype, "uniform_"), generator)
+    return assign(self, u * (b - a) + a if (a, b) != (0.0, 1.0) else u)
+
+
+@method()
+def normal_(self: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Generator | None = None) -> Tensor:
+    """Elements drawn from a normal distribution."""
+    if std < 0:
+        raise RuntimeError(f"normal_ expects std >= 0.0, but found std {std}")
+    return assign(self, gaussian(tuple(self.shape), _floating(self.dtype, "normal_"), generator) * std + mean)
+
+
+@method()
+def bernoulli_(self: Tensor, p: Any = 0.5, *, generator: Generator | None = None) -> Tensor:
+    x = bernoulli(to_dtype(p, self.dtype) if isinstance(p, Tensor) else self, None if isinstance(p, Tensor) else p, generator=generator)
+    return assign(self, to_dtype(x, self.dtype))
+
+
+@method()
+def random_(self: Tensor, from_: int = 0, to: int | None = None, *, generator: Generator | None = None) -> Tensor:
+    if to is None:
+        from_, to = (0, from_) if from_ else (0, 1 << (24 if self.dtype.kind == "f" else 8 * self.dtype.itemsize - 1))
+    return assign(self, to_dtype(_integers(from_, to, tuple(self.shape), generator), self.dtype))
+
+
+@method()
+def exponential_(self: Tensor, lambd: float = 1.0, *, generator: Generator | None = None) -> Tensor:
+    u = uniform(tuple(self.shape), _floating(self.dtype, "exponential_"), generator)
+    return assign(self, LOG(1.0 - u) * (-1.0 / lambd))

@@ -1,0 +1,339 @@
+"""Sums, extremes, norms, statistics, sorting."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from flame import dtypes
+from flame.dtypes import dtype as DType
+from flame.functions.elementwise import PUBLIC, public
+from flame.functions.promotion import cast, deliver, tensor_operand, to_dtype
+from flame.functions.shape import RESHAPE, take_slice, wrap_dim, wrap_dims
+from flame.primitive import registered
+from flame.tensor import Tensor
+
+SUM, PROD, AMAX, AMIN, ARGMAX, ARGMIN, ANY, ALL = map(
+    registered, ("sum", "prod", "amax", "amin", "argmax", "argmin", "any", "all")
+)
+CUMSUM, CUMPROD, SORT, ARGSORT, GATHER = map(registered, ("cumsum", "cumprod", "sort", "argsort", "gather"))
+
+
+def _reduce(p: Any, x: Tensor, dims: tuple[int, ...], keepdim: bool) -> Tensor:
+    if not dims:
+        return p(RESHAPE(x, shape=(1,)), dim=(0,), keepdim=False) if x.ndim == 0 else registered("copy")(x)
+    return p(x, dim=dims, keepdim=keepdim)
+
+
+def _axis(dim: Any, axis: Any) -> Any:
+    return axis if dim is None else dim
+
+
+@public()
+def sum(
+    input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: DType | None = None, out: Tensor | None = None, axis: Any = None,
+    keepdims: bool = False,
+) -> Tensor:  # fmt: skip
+    """The sum over `dim` (an int, several, or all). Integers and booleans are summed as int64."""
+    x = tensor_operand(input, "sum")
+    x = to_dtype(x, dtype) if dtype is not None else x
+    dims = wrap_dims(_axis(dim, axis), x.ndim, "sum")
+    return deliver(_reduce(SUM, x, dims, keepdim or keepdims), out, "sum")
+
+
+@public()
+def mean(
+    input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: DType | None = None, out: Tensor | None = None, axis: Any = None,
+    keepdims: bool = False,
+) -> Tensor:  # fmt: skip
+    """The mean over `dim`. Raises RuntimeError for integers, unless `dtype` is given."""
+    x = tensor_operand(input, "mean")
+    x = to_dtype(x, dtype) if dtype is not None else x
+    if x.dtype.kind != "f":
+        raise RuntimeError(
+            "mean(): could not infer output dtype. Input dtype must be either a floating point or complex dtype. "
+            f"Got: {x.dtype!r}"
+        )
+    dims = wrap_dims(_axis(dim, axis), x.ndim, "mean")
+    n = math.prod(x.shape[d] for d in dims)
+    total = _reduce(SUM, x, dims, keepdim or keepdims)
+    return deliver(total * (1.0 / n) if n and (n & (n - 1)) == 0 else total / float(n) if n else total * float("nan"), out, "mean")
+
+
+@public()
+def prod(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: DType | None = None) -> Tensor:
+    """The product over one dimension, or all."""
+    x = tensor_operand(input, "prod")
+    x = to_dtype(x, dtype) if dtype is not None else x
+    return _reduce(PROD, x, wrap_dims(dim, x.ndim, "prod"), keepdim)
+
+
+class Extreme(NamedTuple):
+    """What max, min, median, sort, topk along a dimension give."""
+
+    values: Tensor
+    indices: Tensor
+
+
+def _empty_check(x: Tensor, dims: tuple[int, ...], op: str) -> None:
+    for d in dims:
+        if x.shape[d] == 0:
+            raise IndexError(f"{op}(): Expected reduction dim {d} to have non-zero size.")
+
+
+def _arg(p: Any, name: str) -> None:
+    def function(input: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
+        x = tensor_operand(input, name)
+        if x.dtype.kind == "b":
+            x = cast(x, dtype=dtypes.uint8)
+        if x.numel() == 0 and dim is None:
+            raise IndexError(f"{name}(): Expected reduction dim to be specified for input.numel() == 0. Specify the reduction dim.")
+        if x.ndim == 0:
+            x = RESHAPE(x, shape=(1,))
+            return p(x, dim=(0,), keepdim=False)
+        if dim is None:
+            return p(x, dim=tuple(range(x.ndim)), keepdim=keepdim)
+        d = wrap_dim(dim, x.ndim, name)
+        _empty_check(x, (d,), name)
+        return p(x, dim=(d,), keepdim=keepdim)
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = f"The index of the {name[3:]}imum along `dim` (its first place), or in the flattened tensor; int64."
+    public(name)(function)
+
+
+_arg(ARGMAX, "argmax")
+_arg(ARGMIN, "argmin")
+
+
+def _extreme(p: Any, arg: Any, pair: Any, name: str) -> None:
+    def function(input: Tensor, dim: Any = None, keepdim: bool = False, *, other: Any = None, out: Any = None) -> Any:
+        x = tensor_operand(input, name)
+        if isinstance(dim, Tensor) or other is not None:
+            return deliver(PUBLIC[pair](x, dim if other is None else other), out, name)
+        if dim is None:
+            if x.numel() == 0:
+                raise RuntimeError(f"{name}(): Expected reduction dim to be specified for input.numel() == 0. Specify the reduction dim.")
+            return _reduce(p, x, tuple(range(x.ndim)), False)
+        if x.ndim == 0:
+            wrap_dim(dim, 0, name)
+            return Extreme(registered("copy")(x), PUBLIC["zeros"]((), dtype=dtypes.int64))
+        d = wrap_dim(dim, x.ndim, name)
+        _empty_check(x, (d,), name)
+        index = arg(cast(x, dtype=dtypes.uint8) if x.dtype.kind == "b" else x.detach(), dim=(d,), keepdim=True)  # type: ignore[attr-defined]
+        values = GATHER(x, index, dim=d)
+        if not keepdim:
+            s = tuple(x.shape)[:d] + tuple(x.shape)[d + 1 :]
+            values, index = RESHAPE(values, shape=s), RESHAPE(index, shape=s)
+        return Extreme(values, index)
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = (
+        f"The {name}imum of all elements; with `dim` (values, indices) along it; with a tensor the elementwise {name}imum."
+    )
+    public(name)(function)
+
+
+_extreme(AMAX, ARGMAX, "maximum", "max")
+_extreme(AMIN, ARGMIN, "minimum", "min")
+
+
+def _reduced(p: Any, name: str) -> None:
+    def function(input: Tensor, dim: Any = (), keepdim: bool = False, *, out: Tensor | None = None) -> Tensor:
+        x = tensor_operand(input, name)
+        dims = wrap_dims(dim, x.ndim, name)
+        _empty_check(x, dims, name)
+        return deliver(_reduce(p, x, dims, keepdim), out, name)
+
+    function.__name__ = function.__qualname__ = name
+    public(name)(function)
+
+
+_reduced(AMAX, "amax")
+_reduced(AMIN, "amin")
+
+
+@public()
+def aminmax(input: Tensor, *, dim: Any = None, keepdim: bool = False) -> tuple:
+    return PUBLIC["amin"](input, () if dim is None else dim, keepdim), PUBLIC["amax"](input, () if dim is None else dim, keepdim)
+
+
+def _truth(p: Any, name: str) -> None:
+    def function(input: Tensor, dim: Any = None, keepdim: bool = False, *, axis: Any = None) -> Tensor:
+        x = tensor_operand(input, name)
+        if x.dtype.kind != "b":
+            x = x != 0
+        return _reduce(p, x, wrap_dims(_axis(dim, axis), x.ndim, name), keepdim)
+
+    function.__name__ = function.__qualname__ = name
+    public(name)(function)
+
+
+_truth(ANY, "any")
+_truth(ALL, "all")
+
+
+@public()
+def count_nonzero(input: Tensor, dim: Any = None) -> Tensor:
+    return sum(input != 0, dim)
+
+
+@public()
+def var(input: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: Any = None) -> Tensor:
+    """The variance over `dim`: squared deviations from the mean over n - correction (1 unless told otherwise)."""
+    if isinstance(dim, bool):
+        dim, unbiased = None, dim
+    x = tensor_operand(input, "var")
+    if x.dtype.kind != "f":
+        raise RuntimeError(f"std and var only support floating point and complex dtypes, but got {x.dtype!r}")
+    dims = wrap_dims(dim, x.ndim, "var")
+    c = (1 if unbiased in (None, True) else 0) if correction is None else correction
+    n = math.prod(x.shape[d] for d in dims)
+    d = x - mean(x, dims, True)
+    free = n - c
+    total = sum(d * d, dims, keepdim)
+    return total / float(free) if free > 0 else total * float("nan") if n == 0 or c == n else total / 0.0
+
+
+@public()
+def std(input: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: Any = None) -> Tensor:
+    return PUBLIC["sqrt"](var(input, dim, unbiased, keepdim, correction=correction))
+
+
+@public()
+def var_mean(input: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: Any = None) -> tuple:
+    return var(input, dim, unbiased, keepdim, correction=correction), mean(input, None if isinstance(dim, bool) else dim, keepdim)
+
+
+@public()
+def std_mean(input: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: Any = None) -> tuple:
+    return std(input, dim, unbiased, keepdim, correction=correction), mean(input, None if isinstance(dim, bool) else dim, keepdim)
+
+
+@public()
+def logsumexp(input: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
+    """log of the sum of exponentials, shifted by the maximum so that it does not overflow."""
+    x = tensor_operand(input, "logsumexp")
+    x = x if x.dtype.kind == "f" else cast(x, dtype=dtypes.get_default_dtype())
+    dims = wrap_dims(dim, x.ndim, "logsumexp")
+    if not dims:
+        return registered("copy")(x)
+    top = AMAX(x.detach(), dim=dims, keepdim=True)  # type: ignore[attr-defined]
+    top = registered("where")(registered("isinf")(top), 0.0, top)
+    out = PUBLIC["log"](SUM(PUBLIC["exp"](x - top), dim=dims, keepdim=True)) + top
+    return out if keepdim else RESHAPE(out, shape=tuple(d for i, d in enumerate(x.shape) if i not in dims))
+
+
+@public()
+def norm(input: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False, dtype: DType | None = None) -> Tensor:
+    """The vector p-norm over `dim` (all by default); "fro" is the 2-norm."""
+    x = tensor_operand(input, "norm")
+    x = to_dtype(x, dtype) if dtype is not None else x
+    if x.dtype.kind != "f":
+        raise RuntimeError(f"linalg.vector_norm: Expected a floating point or complex tensor as input. Got {x.dtype!r}")
+    dims = wrap_dims(dim, x.ndim, "norm")
+    p = 2 if p in ("fro", None) else p
+    if isinstance(p, str):
+        raise RuntimeError(f"norm: order {p!r} is not supported here; matrix norms are in flame.linalg")
+    p = float(p)
+    if p == 2:
+        return PUBLIC["sqrt"](_reduce(SUM, x * x, dims, keepdim))
+    a = PUBLIC["abs"](x)
+    if p == math.inf:
+        return _reduce(AMAX, a, dims, keepdim)
+    if p == -math.inf:
+        return _reduce(AMIN, a, dims, keepdim)
+    if p == 0:
+        return _reduce(SUM, to_dtype(a != 0, x.dtype), dims, keepdim)
+    if p == 1:
+        return _reduce(SUM, a, dims, keepdim)
+    return _reduce(SUM, a**p, dims, keepdim) ** (1.0 / p)
+
+
+@public()
+def dist(input: Tensor, other: Tensor, p: float = 2) -> Tensor:
+    return norm(input - other, p)
+
+
+@public()
+def nansum(input: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
+    return sum(registered("where")(registered("isnan")(input), 0.0, input) if input.dtype.kind == "f" else input, dim, keepdim)
+
+
+@public()
+def nanmean(input: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
+    return nansum(input, dim, keepdim) / sum(to_dtype(~registered("isnan")(input), input.dtype), dim, keepdim)
+
+
+def _cumulative(p: Any, name: str) -> None:
+    def function(input: Tensor, dim: Any = None, *, dtype: DType | None = None, axis: Any = None) -> Tensor:
+        x = tensor_operand(input, name)
+        d = _axis(dim, axis)
+        if d is None:
+            raise TypeError(f"{name}() missing 1 required positional arguments: 'dim'")
+        if dtype is not None:
+            x = to_dtype(x, dtype)
+        elif x.dtype.kind != "f":
+            x = to_dtype(x, dtypes.int64)
+        return registered("copy")(x) if x.ndim == 0 else p(x, dim=wrap_dim(d, x.ndim, name))
+
+    function.__name__ = function.__qualname__ = name
+    public(name)(function)
+
+
+_cumulative(CUMSUM, "cumsum")
+_cumulative(CUMPROD, "cumprod")
+
+
+@public()
+def argsort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = True) -> Tensor:
+    """The indices that sort along `dim`; equal elements keep their order."""
+    x = tensor_operand(input, "argsort")
+    if x.ndim == 0:
+        return PUBLIC["zeros"]((), dtype=dtypes.int64)
+    return ARGSORT(x.detach(), dim=wrap_dim(dim, x.ndim, "argsort"), descending=bool(descending))  # type: ignore[attr-defined]
+
+
+@public()
+def sort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = True) -> Extreme:
+    """(values, indices) in order along `dim`; equal elements keep theirs."""
+    x = tensor_operand(input, "sort")
+    index = argsort(x, dim, descending)
+    return Extreme(registered("copy")(x) if x.ndim == 0 else GATHER(x, index, dim=wrap_dim(dim, x.ndim, "sort")), index)
+
+
+@public()
+def topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Extreme:
+    """The k largest (or smallest) elements along `dim`, in order, and their indices."""
+    x = tensor_operand(input, "topk")
+    d = wrap_dim(dim, x.ndim, "topk")
+    if x.ndim == 0:
+        return Extreme(registered("copy")(x), PUBLIC["zeros"]((), dtype=dtypes.int64))
+    if not 0 <= k <= x.shape[d]:
+        raise RuntimeError("selected index k out of range")
+    index = take_slice(argsort(x, d, largest), d, 0, k)
+    return Extreme(GATHER(x, index, dim=d), index)
+
+
+@public()
+def kthvalue(input: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> Extreme:
+    x = tensor_operand(input, "kthvalue")
+    d = wrap_dim(dim, x.ndim, "kthvalue")
+    if not 1 <= k <= x.shape[d]:
+        raise RuntimeError(f"kthvalue(): selected number k out of range for dimension {d}")
+    index = take_slice(argsort(x, d), d, k - 1, k)
+    values = GATHER(x, index, dim=d)
+    if keepdim:
+        return Extreme(values, index)
+    s = tuple(x.shape)[:d] + tuple(x.shape)[d + 1 :]
+    return Extreme(RESHAPE(values, shape=s), RESHAPE(index, shape=s))
+
+
+@public()
+def median(input: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
+    """The lower median of all elements, or (values, indices) along `dim`."""
+    if dim is None:
+        x = RESHAPE(input, shape=(input.numel(),))
+        return kthvalue(x, (x.numel() + 1) // 2, 0).values if x.numel() else x.sum() * float("nan")  # type: ignore[attr-defined]
+    d = wrap_dim(dim, input.ndim, "median")
+    return kthvalue(input, (input.shape[d] + 1) // 2, d, keepdim)

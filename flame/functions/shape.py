@@ -1,0 +1,615 @@
+"""Views and rearrangements: reshape, permute, slicing's relatives, joining and splitting."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from flame.autograd.tape import reshape as RESHAPE
+from flame.functions.elementwise import PUBLIC, public
+from flame.functions.promotion import number, result_type, tensor_operand, to_dtype
+from flame.primitive import broadcast_shapes as _broadcast_shapes
+from flame.primitive import registered
+from flame.tensor import Size, Tensor, method
+
+PERMUTE, EXPAND, SLICE, FLIP, PAD, CAT, COPY, WINDOW = map(
+    registered, ("permute", "expand", "slice", "flip", "pad", "cat", "copy", "window")
+)
+
+
+def wrap_dim(dim: Any, ndim: int, op: str = "") -> int:
+    """A dimension counted from 0. Raises IndexError (PyTorch's words) out of range; a 0-d tensor counts as one dimension."""
+    if not isinstance(dim, int) or isinstance(dim, bool):
+        n = number(dim)
+        if type(n) is not int:
+            raise TypeError(f"{op or 'this function'}(): argument 'dim' must be int, not {type(dim).__name__}")
+        dim = n
+    m = max(ndim, 1)
+    if not -m <= dim < m:
+        raise IndexError(
+            f"Dimension out of range (expected to be in range of [{-m}, {m - 1}], but got {dim})" + (f" in {op}()" if op else "")
+        )
+    return dim % m
+
+
+def wrap_dims(dim: Any, ndim: int, op: str = "") -> tuple[int, ...]:
+    """Dimensions, sorted; None or () means all. Raises RuntimeError for a repeated one."""
+    if dim is None or (isinstance(dim, Sequence) and not dim):
+        return tuple(range(ndim))
+    if not isinstance(dim, Sequence):
+        return (wrap_dim(dim, ndim, op),) if ndim else (wrap_dim(dim, ndim, op),)[:0]
+    out = sorted(wrap_dim(d, ndim, op) for d in dim)
+    if len(set(out)) != len(out):
+        raise RuntimeError(f"{op}: dim {next(d for d in out if out.count(d) > 1)} appears multiple times in the list of dims")
+    return tuple(out) if ndim else ()
+
+
+def as_shape(shape: Sequence[Any], op: str) -> tuple[int, ...]:
+    """(2, 3), ((2, 3),), Size or integer tensors as plain ints."""
+    if len(shape) == 1 and isinstance(shape[0], Sequence):
+        shape = shape[0]
+    out = []
+    for d in shape:
+        n = d if type(d) is int else int(d) if isinstance(d, Tensor) and d.numel() == 1 else number(d)
+        if type(n) is not int:
+            raise TypeError(f"{op}(): sizes must be ints, but got {type(d).__name__} ({d!r})")
+        out.append(n)
+    return tuple(out)
+
+
+def _inferred(shape: tuple[int, ...], n: int, op: str) -> tuple[int, ...]:
+    """The shape with its -1 filled in."""
+    unknown = [i for i, d in enumerate(shape) if d == -1]
+    if any(d < -1 for d in shape):
+        raise RuntimeError(f"invalid shape dimension {min(shape)} in {list(shape)}")
+    if len(unknown) > 1:
+        raise RuntimeError("only one dimension can be inferred")
+    known = math.prod(d for d in shape if d != -1)
+    if unknown:
+        if known == 0:
+            raise RuntimeError(
+                f"cannot reshape tensor of {n} elements into shape {list(shape)} because the unspecified dimension size -1 can be "
+                "any value and is ambiguous"
+            )
+        if n % known == 0:
+            return tuple(n // known if d == -1 else d for d in shape)
+    elif known == n:
+        return shape
+    raise RuntimeError(f"shape '{list(shape)}' is invalid for input of size {n}")
+
+
+@method()
+def reshape(self: Tensor, *shape: Any) -> Tensor:
+    """The elements in row-major order as another shape; one size may be -1. A view where memory allows it."""
+    want = _inferred(as_shape(shape, "reshape"), self.numel(), "reshape")
+    return RESHAPE(self, shape=want)
+
+
+PUBLIC["reshape"] = lambda input, shape: reshape(input, shape)
+
+
+@method()
+def view(self: Tensor, *shape: Any) -> Tensor:
+    """As reshape, but never a copy: raises RuntimeError where the memory does not allow a view."""
+    from flame.dtypes import dtype as DType
+
+    if len(shape) == 1 and isinstance(shape[0], DType):
+        raise RuntimeError("view(dtype) reinterprets bits, which is not supported: use Tensor.to(dtype) to convert values")
+    want = _inferred(as_shape(shape, "view"), self.numel(), "view")
+    a = self._layout()
+    if not a.flags.c_contiguous and not _viewable(a, want):
+        raise RuntimeError(
+            "view size is not compatible with input tensor's size and stride (at least one dimension spans across two contiguous "
+            "subspaces). Use .reshape(...) instead."
+        )
+    return RESHAPE(self, shape=want)
+
+
+def _viewable(a: Any, shape: tuple[int, ...]) -> bool:
+    try:
+        b = a.view()
+        b.shape = shape
+    except AttributeError:
+        return False
+    return True
+
+
+@method()
+def view_as(self: Tensor, other: Tensor) -> Tensor:
+    return view(self, *other.shape)
+
+
+@method()
+def reshape_as(self: Tensor, other: Tensor) -> Tensor:
+    return reshape(self, *other.shape)
+
+
+@public()
+def flatten(input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+    """Dimensions start_dim to end_dim as one."""
+    x = tensor_operand(input, "flatten")
+    a, b = wrap_dim(start_dim, x.ndim, "flatten"), wrap_dim(end_dim, x.ndim, "flatten")
+    if a > b:
+        raise RuntimeError("flatten() has invalid args: start_dim cannot come after end_dim")
+    s = tuple(x.shape)
+    want = (*s[:a], math.prod(s[a : b + 1]), *s[b + 1 :]) if x.ndim else (1,)
+    return x if want == s else RESHAPE(x, shape=want)
+
+
+@public()
+def ravel(input: Tensor) -> Tensor:
+    return reshape(input, -1)
+
+
+@public()
+def unflatten(input: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
+    """Dimension `dim` as several; one size may be -1."""
+    d = wrap_dim(dim, input.ndim, "unflatten")
+    s = tuple(input.shape)
+    return RESHAPE(input, shape=(*s[:d], *_inferred(as_shape((sizes,), "unflatten"), s[d], "unflatten"), *s[d + 1 :]))
+
+
+@public()
+def permute(input: Tensor, *dims: Any) -> Tensor:
+    """The dimensions in another order: a view."""
+    ds = dims[0] if len(dims) == 1 and isinstance(dims[0], Sequence) else dims
+    order = tuple(wrap_dim(d, input.ndim, "permute") for d in ds)
+    if len(order) != input.ndim:
+        raise RuntimeError(
+            f"permute(sparse_coo): number of dimensions in the tensor input does not match the length of the desired ordering of "
+            f"dimensions i.e. input.dim() = {input.ndim} is not equal to len(dims) = {len(order)}".replace("(sparse_coo)", "")
+        )
+    if len(set(order)) != len(order):
+        raise RuntimeError(f"permute(): duplicate dims are not allowed: {list(ds)}")
+    return PERMUTE(input, dims=order)
+
+
+@public("transpose", "swapaxes", "swapdims")
+def transpose(input: Tensor, dim0: int, dim1: int) -> Tensor:
+    """Two dimensions exchanged: a view."""
+    n = input.ndim
+    a, b = wrap_dim(dim0, n, "transpose"), wrap_dim(dim1, n, "transpose")
+    if n == 0:
+        return PERMUTE(input, dims=())
+    order = list(range(n))
+    order[a], order[b] = b, a
+    return PERMUTE(input, dims=tuple(order))
+
+
+@public()
+def t(input: Tensor) -> Tensor:
+    """The transpose of a matrix; vectors and scalars as they are."""
+    if input.ndim > 2:
+        raise RuntimeError(f"t() expects a tensor with <= 2 dimensions, but self is {input.ndim}D")
+    return transpose(input, 0, 1) if input.ndim == 2 else PERMUTE(input, dims=tuple(range(input.ndim)))
+
+
+def _T(self: Tensor) -> Tensor:
+    return PERMUTE(self, dims=tuple(reversed(range(self.ndim))))
+
+
+def _mT(self: Tensor) -> Tensor:
+    if self.ndim < 2:
+        raise RuntimeError(f"tensor.mT is only supported on matrices or batches of matrices. Got {self.ndim}-D tensor.")
+    return transpose(self, -2, -1)
+
+
+Tensor.T = property(_T)  # type: ignore[attr-defined]
+Tensor.mT = property(_mT)  # type: ignore[attr-defined]
+Tensor.H = property(t)  # type: ignore[attr-defined]
+Tensor.mH = property(_mT)  # type: ignore[attr-defined]
+PUBLIC["adjoint"] = Tensor.adjoint = _mT  # type: ignore[attr-defined]
+
+
+@public("movedim", "moveaxis")
+def movedim(input: Tensor, source: Any, destination: Any) -> Tensor:
+    """The source dimensions at the destination places; the others keep their order."""
+    n = input.ndim
+    src = [wrap_dim(d, n, "movedim") for d in (source if isinstance(source, Sequence) else [source])]
+    dst = [wrap_dim(d, n, "movedim") for d in (destination if isinstance(destination, Sequence) else [destination])]
+    if len(src) != len(dst):
+        raise RuntimeError(f"movedim: Invalid source or destination dims: source ({src}) and destination ({dst}) differ in length")
+    order = [d for d in range(n) if d not in src]
+    for at, s in sorted(zip(dst, src, strict=True)):
+        order.insert(at, s)
+    return PERMUTE(input, dims=tuple(order))
+
+
+@public()
+def squeeze(input: Tensor, dim: Any = None) -> Tensor:
+    """Without dimensions of size 1: all of them, or those of `dim` that have it."""
+    s = tuple(input.shape)
+    drop = set(range(len(s))) if dim is None else set(wrap_dims(dim, len(s), "squeeze")) if s else set()
+    return RESHAPE(input, shape=tuple(d for i, d in enumerate(s) if d != 1 or i not in drop))
+
+
+@public()
+def unsqueeze(input: Tensor, dim: int) -> Tensor:
+    """With a dimension of size 1 inserted before `dim`."""
+    d = wrap_dim(dim, input.ndim + 1, "unsqueeze")
+    s = tuple(input.shape)
+    return RESHAPE(input, shape=(*s[:d], 1, *s[d:]))
+
+
+def _in_shape(name: str, f: Any) -> None:
+    """The in-place form of a view: the tensor object itself is given the other shape."""
+
+    def in_place(self: Tensor, *args: Any) -> Tensor:
+        from flame.primitive import force
+
+        if force.interpreter is not None:
+            force.interpreter.leave(f"{name}_() changes the shape of a tensor in place")
+        got = f(self, *args)
+        self._array, self._view, self._node = got._array, got._view, got._node
+        return self
+
+    setattr(Tensor, name + "_", in_place)
+
+
+for _n, _f in (("squeeze", squeeze), ("unsqueeze", unsqueeze), ("t", t), ("transpose", transpose)):
+    _in_shape(_n, _f)
+
+
+@method()
+def expand(self: Tensor, *sizes: Any) -> Tensor:
+    """Dimensions of size 1 (and new leading ones) repeated to `sizes` without copying; -1 keeps a size."""
+    want = as_shape(sizes, "expand")
+    s = tuple(self.shape)
+    lead = len(want) - len(s)
+    if lead < 0:
+        raise RuntimeError(
+            f"expand: the number of sizes provided ({len(want)}) must be greater or equal to the number of dimensions in the "
+            f"tensor ({len(s)})"
+        )
+    full = []
+    for i, d in enumerate(want):
+        have = s[i - lead] if i >= lead else None
+        if d == -1:
+            if have is None:
+                raise RuntimeError("expand: -1 is not allowed in a leading, non-existing dimension")
+            d = have
+        elif have is not None and have not in (1, d):
+            raise RuntimeError(
+                f"The expanded size of the tensor ({d}) must match the existing size ({have}) at non-singleton dimension {i}.  "
+                f"Target sizes: {list(want)}.  Tensor sizes: {list(s)}"
+            )
+        full.append(d)
+    return EXPAND(self, shape=tuple(full))
+
+
+@method()
+def expand_as(self: Tensor, other: Tensor) -> Tensor:
+    return expand(self, *other.shape)
+
+
+@public()
+def broadcast_to(input: Tensor, size: Sequence[int]) -> Tensor:
+    return expand(input, *size)
+
+
+PUBLIC["broadcast_shapes"] = lambda *shapes: Size(
+    _broadcast_shapes(*[(s,) if isinstance(s, int) else tuple(s) for s in shapes], op="broadcast_shapes")
+)
+
+
+def broadcast_tensors(*tensors: Any) -> tuple:
+    ts = tensors[0] if len(tensors) == 1 and not isinstance(tensors[0], Tensor) else tensors
+    shape = _broadcast_shapes(*[tuple(x.shape) for x in ts], op="broadcast_tensors")
+    return tuple(EXPAND(x, shape=shape) for x in ts)
+
+
+PUBLIC["broadcast_tensors"] = broadcast_tensors
+
+
+@method()
+def contiguous(self: Tensor, memory_format: Any = None) -> Tensor:
+    """This tensor, or a copy of it, with row-major memory."""
+    return self if self.is_contiguous() else COPY(self)
+
+
+@public()
+def clone(input: Tensor, *, memory_format: Any = None) -> Tensor:
+    """A copy, through which gradients flow."""
+    return COPY(input)
+
+
+# -------------------------------------------------------------------- parts
+
+
+def take_slice(x: Tensor, dim: int, start: int, stop: int, step: int = 1) -> Tensor:
+    s = tuple(x.shape)
+    starts, stops, steps = [0] * len(s), list(s), [1] * len(s)
+    starts[dim], stops[dim], steps[dim] = start, stop, step
+    return SLICE(x, starts=tuple(starts), stops=tuple(stops), steps=tuple(steps))
+
+
+@public()
+def narrow(input: Tensor, dim: int, start: Any, length: int) -> Tensor:
+    """`length` elements of a dimension, from `start`: a view."""
+    d = wrap_dim(dim, input.ndim, "narrow")
+    n = input.shape[d]
+    start = int(start)
+    if not -n <= start <= n:
+        raise IndexError(f"start out of range (expected to be in range of [{-n}, {n}], but got {start})")
+    start = start + n if start < 0 else start
+    if length < 0:
+        raise RuntimeError("narrow(): length must be non-negative.")
+    if start + length > n:
+        raise RuntimeError(f"start ({start}) + length ({length}) exceeds dimension size ({n}).")
+    return take_slice(input, d, start, start + length)
+
+
+@public()
+def select(input: Tensor, dim: int, index: Any) -> Tensor:
+    """One element of a dimension, which goes: a view."""
+    if input.ndim == 0:
+        raise IndexError("select() cannot be applied to a 0-dim tensor.")
+    d = wrap_dim(dim, input.ndim, "select")
+    n, i = input.shape[d], int(index)
+    if not -n <= i < n:
+        raise IndexError(f"select(): index {i} out of range for tensor of size {list(input.shape)} at dimension {d}")
+    i %= n
+    s = tuple(input.shape)
+    return RESHAPE(take_slice(input, d, i, i + 1), shape=s[:d] + s[d + 1 :])
+
+
+@public()
+def unbind(input: Tensor, dim: int = 0) -> tuple:
+    d = wrap_dim(dim, input.ndim, "unbind")
+    return tuple(select(input, d, i) for i in range(input.shape[d]))
+
+
+@public()
+def split(tensor: Tensor, split_size_or_sections: Any = None, dim: int = 0, *, split_size: Any = None) -> tuple:
+    """Parts of a size (the last may be smaller), or of the listed sizes."""
+    how = split_size_or_sections if split_size is None else split_size
+    d = wrap_dim(dim, tensor.ndim, "split")
+    n = tensor.shape[d]
+    if isinstance(how, Sequence):
+        if sum(how) != n:
+            raise RuntimeError(
+                f"split_with_sizes expects split_sizes to sum exactly to {n} (input tensor's size at dimension {d}), but got "
+                f"split_sizes={list(how)}"
+            )
+        sizes = list(how)
+    else:
+        if how <= 0:
+            raise RuntimeError(f"split expects split_size be positive, but got split_size={how}")
+        sizes = [min(how, n - i) for i in range(0, n, how)] or [0]
+    out, at = [], 0
+    for size in sizes:
+        out.append(take_slice(tensor, d, at, at + size))
+        at += size
+    return tuple(out)
+
+
+PUBLIC["split_with_sizes"] = Tensor.split_with_sizes = split  # type: ignore[attr-defined]
+
+
+@public()
+def chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple:
+    """At most `chunks` parts of equal size (the last may be smaller)."""
+    if chunks <= 0:
+        raise RuntimeError(f"chunk expects `chunks` to be greater than 0, got: {chunks}")
+    n = input.shape[wrap_dim(dim, input.ndim, "chunk")]
+    return split(input, max(1, -(-n // chunks)), dim)
+
+
+@public()
+def tensor_split(input: Tensor, indices_or_sections: Any, dim: int = 0) -> tuple:
+    d = wrap_dim(dim, input.ndim, "tensor_split")
+    n = input.shape[d]
+    if isinstance(indices_or_sections, int):
+        k = indices_or_sections
+        cuts = [i * (n // k) + min(i, n % k) for i in range(1, k)]
+    else:
+        cuts = [min(max(int(i) + (n if i < 0 else 0), 0), n) for i in indices_or_sections]
+    edges = [0, *cuts, n]
+    return tuple(take_slice(input, d, min(a, b), b) for a, b in zip(edges, edges[1:], strict=False))
+
+
+@public()
+def flip(input: Tensor, *dims: Any) -> Tensor:
+    """Elements in reverse order along `dims`: a copy."""
+    ds = dims[0] if len(dims) == 1 and isinstance(dims[0], Sequence) else dims
+    return FLIP(input, dims=wrap_dims(ds, input.ndim, "flip")) if ds else COPY(input)
+
+
+PUBLIC["fliplr"] = Tensor.fliplr = lambda input: flip(input, 1)  # type: ignore[attr-defined]
+PUBLIC["flipud"] = Tensor.flipud = lambda input: flip(input, 0)  # type: ignore[attr-defined]
+
+
+@public()
+def roll(input: Tensor, shifts: Any, dims: Any = None) -> Tensor:
+    """Elements moved along dimensions, those that leave coming back at the other end."""
+    if dims is None:
+        return reshape(roll(reshape(input, -1), shifts, 0), *input.shape)
+    shifts = shifts if isinstance(shifts, Sequence) else [shifts]
+    dims = dims if isinstance(dims, Sequence) else [dims]
+    if len(shifts) != len(dims):
+        raise RuntimeError(f"shifts and dimensions must align. shifts: {len(shifts)}, dims:{len(dims)}")
+    x = input
+    for k, dim in zip(shifts, dims, strict=True):
+        d = wrap_dim(dim, x.ndim, "roll")
+        n = x.shape[d]
+        k = k % n if n else 0
+        if k:
+            x = CAT(take_slice(x, d, n - k, n), take_slice(x, d, 0, n - k), dim=d)
+    return x if x is not input else COPY(x)
+
+
+# -------------------------------------------------------------------- joining
+
+
+def _joined(tensors: Any, op: str) -> list[Tensor]:
+    ts = list(tensors)
+    if not ts:
+        raise RuntimeError(f"{op}(): expected a non-empty list of Tensors")
+    for i, x in enumerate(ts):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"expected Tensor as element {i} in argument 0, but got {type(x).__name__}")
+    d = result_type(*ts)
+    return [to_dtype(x, d) for x in ts]
+
+
+def cat(tensors: Any, dim: int = 0, *, out: Tensor | None = None) -> Tensor:
+    """Tensors end to end along an existing dimension. Raises RuntimeError where other sizes differ."""
+    from flame.functions.promotion import deliver
+
+    ts = _joined(tensors, "cat")
+    kept = [x for x in ts if tuple(x.shape) != (0,)] or ts[:1]
+    if kept[0].ndim == 0:
+        raise RuntimeError("zero-dimensional tensor (at position 0) cannot be concatenated")
+    d = wrap_dim(dim, kept[0].ndim, "cat")
+    return deliver(CAT(*kept, dim=d), out, "cat")
+
+
+for _n in ("cat", "concat", "concatenate"):
+    PUBLIC[_n] = cat
+
+
+def stack(tensors: Any, dim: int = 0, *, out: Tensor | None = None) -> Tensor:
+    """Tensors of equal shape along a new dimension."""
+    ts = _joined(tensors, "stack")
+    for i, x in enumerate(ts):
+        if x.shape != ts[0].shape:
+            raise RuntimeError(
+                f"stack expects each tensor to be equal size, but got {list(ts[0].shape)} at entry 0 and {list(x.shape)} at entry {i}"
+            )
+    d = wrap_dim(dim, ts[0].ndim + 1, "stack")
+    return cat([unsqueeze(x, d) for x in ts], d, out=out)
+
+
+PUBLIC["stack"] = stack
+
+
+def _at_least(n: int) -> Any:
+    def at_least(*tensors: Any) -> Any:
+        if len(tensors) == 1 and isinstance(tensors[0], Tensor):
+            x = tensors[0]
+            if n == 3 and x.ndim == 2:
+                return unsqueeze(x, -1)
+            if n == 3 and x.ndim == 1:
+                return reshape(x, 1, -1, 1)
+            return x if x.ndim >= n else reshape(x, *[1] * (n - x.ndim), *x.shape)
+        return tuple(at_least(x) for x in (tensors[0] if len(tensors) == 1 else tensors))
+
+    at_least.__name__ = f"atleast_{n}d"
+    return at_least
+
+
+for _k in (1, 2, 3):
+    PUBLIC[f"atleast_{_k}d"] = _at_least(_k)
+
+
+def hstack(tensors: Any) -> Tensor:
+    ts = [PUBLIC["atleast_1d"](x) for x in tensors]
+    return cat(ts, 0 if ts[0].ndim == 1 else 1)
+
+
+def vstack(tensors: Any) -> Tensor:
+    return cat([PUBLIC["atleast_2d"](x) for x in tensors], 0)
+
+
+def dstack(tensors: Any) -> Tensor:
+    return cat([PUBLIC["atleast_3d"](x) for x in tensors], 2)
+
+
+PUBLIC.update(hstack=hstack, vstack=vstack, row_stack=vstack, dstack=dstack)
+
+
+@method()
+def repeat(self: Tensor, *sizes: Any) -> Tensor:
+    """The tensor repeated along each dimension (new ones in front)."""
+    reps = as_shape(sizes, "repeat")
+    s = tuple(self.shape)
+    lead = len(reps) - len(s)
+    if lead < 0:
+        raise RuntimeError("Number of dimensions of repeat dims can not be smaller than number of dimensions of tensor")
+    s = (1,) * lead + s
+    inter = [v for r, d in zip(reps, s, strict=True) for v in (1, d)]
+    wide = [v for r, d in zip(reps, s, strict=True) for v in (r, d)]
+    x = EXPAND(RESHAPE(self, shape=tuple(inter)), shape=tuple(wide))
+    return RESHAPE(COPY(x), shape=tuple(r * d for r, d in zip(reps, s, strict=True)))
+
+
+@public()
+def tile(input: Tensor, *dims: Any) -> Tensor:
+    reps = as_shape(dims, "tile")
+    return repeat(input, *(1,) * (input.ndim - len(reps)), *reps)
+
+
+@public()
+def repeat_interleave(input: Tensor, repeats: Any, dim: int | None = None) -> Tensor:
+    """Each element `repeats` times (an int, or a tensor with one count each)."""
+    x, d = (reshape(input, -1), 0) if dim is None else (input, wrap_dim(dim, input.ndim, "repeat_interleave"))
+    if isinstance(repeats, int):
+        s = tuple(x.shape)
+        y = EXPAND(RESHAPE(x, shape=(*s[: d + 1], 1, *s[d + 1 :])), shape=(*s[: d + 1], repeats, *s[d + 1 :]))
+        return RESHAPE(COPY(y), shape=(*s[:d], s[d] * repeats, *s[d + 1 :]))
+    counts = repeats.tolist()
+    counts = [counts] * x.shape[d] if isinstance(counts, int) else counts
+    index = [i for i, c in enumerate(counts) for _ in range(c)]
+    return PUBLIC["index_select"](x, d, PUBLIC["tensor"](index))
+
+
+@method()
+def unfold(self: Tensor, dimension: int, size: int, step: int) -> Tensor:
+    """All windows of `size` elements along a dimension, `step` apart, the window as a last dimension: a view."""
+    d = wrap_dim(dimension, self.ndim, "unfold")
+    return WINDOW(self, dim=d, size=size, step=step, dilation=1)
+
+
+def constant_pad(x: Tensor, pad: Sequence[int], value: float = 0.0) -> Tensor:
+    """PyTorch's padding: pairs for the last dimension first; negative amounts cut."""
+    if len(pad) % 2 or len(pad) // 2 > x.ndim:
+        raise RuntimeError(f"Padding length must be divisible by 2 and at most twice the number of dimensions, got {list(pad)}")
+    lo, hi = [0] * x.ndim, [0] * x.ndim
+    for i in range(len(pad) // 2):
+        lo[x.ndim - 1 - i], hi[x.ndim - 1 - i] = int(pad[2 * i]), int(pad[2 * i + 1])
+    for d in range(x.ndim):
+        if lo[d] < 0 or hi[d] < 0:
+            n = x.shape[d]
+            x = take_slice(x, d, max(0, -lo[d]), n - max(0, -hi[d]))
+            lo[d], hi[d] = max(lo[d], 0), max(hi[d], 0)
+    return PAD(x, lo=tuple(lo), hi=tuple(hi), value=value) if any(lo) or any(hi) else COPY(x)
+
+
+PUBLIC["constant_pad_nd"] = constant_pad
+
+
+@public()
+def diagonal(input: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
+    """The elements where the two dimensions' indices differ by `offset`, as a last dimension (a copy)."""
+    n = input.ndim
+    a, b = wrap_dim(dim1, n, "diagonal"), wrap_dim(dim2, n, "diagonal")
+    if a == b:
+        raise RuntimeError(f"diagonal dimensions cannot be identical {dim1}, {dim2}")
+    x = PERMUTE(input, dims=(*[d for d in range(n) if d not in (a, b)], a, b))
+    h, w = x.shape[-2:]
+    start, count = (offset, min(h, w - offset)) if offset >= 0 else (-offset * w, min(h + offset, w))
+    count = max(count, 0)
+    flat = RESHAPE(x, shape=(*x.shape[:-2], h * w))
+    if count == 0:
+        return take_slice(flat, n - 2, 0, 0)
+    return take_slice(flat, n - 2, start, start + (count - 1) * (w + 1) + 1, w + 1)
+
+
+def meshgrid(*tensors: Any, indexing: str = "ij") -> tuple:
+    """Coordinate grids of 1-d tensors; indexing "ij" or "xy"."""
+    ts = list(tensors[0]) if len(tensors) == 1 and not isinstance(tensors[0], Tensor) else list(tensors)
+    if indexing not in ("ij", "xy"):
+        raise RuntimeError(f'meshgrid: indexing must be one of "xy" or "ij", but received: {indexing}')
+    swap = indexing == "xy" and len(ts) >= 2
+    if swap:
+        ts[0], ts[1] = ts[1], ts[0]
+    shape = tuple(x.numel() for x in ts)
+    out = [expand(reshape(x, *[-1 if i == j else 1 for j in range(len(ts))]), *shape) for i, x in enumerate(ts)]
+    if swap:
+        out = [transpose(x, 0, 1) for x in out]
+        out[0], out[1] = out[1], out[0]
+    return tuple(out)
+
+
+PUBLIC["meshgrid"] = meshgrid

@@ -1,0 +1,424 @@
+"""The tensor: an array, the memory it shares, and what autograd and capture remember of it.
+
+    Tensor  = array (a NumPy array; None while it is pending in a captured segment)
+              storage (what views share: a version counter; made at need)
+              node (gradient edge: who made it), view (base and chain of view primitives), ref (identity inside a capture)
+    Storage = version, pending (the capture run that owes it a value), volatile (its memory was handed out)
+
+This file holds data, conversion and reading. The tape is `flame.autograd`, the operations are `flame.functions`; both hang
+their methods on this class. Every read of values by a user goes through `Tensor._read`, which ends a captured segment if it
+must; kernels read `Tensor._data()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flame import dtypes
+from flame.dtypes import dtype
+from flame.primitive import Number, Spec, force
+from flame.runtime.device import device
+
+CPU = device("cpu")
+
+
+class Size(tuple):
+    """The shape of a tensor."""
+
+    def numel(self) -> int:
+        n = 1
+        for d in self:
+            n *= d
+        return n
+
+    def __repr__(self) -> str:
+        return f"flame.Size({list(self)})"
+
+    def __getitem__(self, i: Any) -> Any:
+        got = tuple.__getitem__(self, i)
+        return Size(got) if isinstance(i, slice) else got
+
+    def __add__(self, other: Any) -> Size:
+        return Size(tuple.__add__(self, other))
+
+
+class Storage:
+    """Memory that tensors share."""
+
+    __slots__ = ("version", "pending", "volatile", "window", "__weakref__")
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.pending: Any = None
+        self.volatile = False
+        self.window: Any = None  #: capture's view of this memory, while a run tracks it
+
+
+class View(NamedTuple):
+    """How a tensor is seen through its base: primitives applied in order. `version` is the storage's when it was made."""
+
+    base: Tensor
+    chain: tuple[tuple[Any, tuple], ...]  #: (primitive, sorted params items)
+    version: int
+
+
+class Tensor:
+    """A multi-dimensional array of one dtype that knows how to differentiate what was done to it."""
+
+    _array: Any = None
+    _storage: Storage | None = None
+    _requires_grad = False
+    _grad: Tensor | None = None
+    _node: tuple | None = None
+    _accumulator: Any = None
+    _view: View | None = None
+    _hooks: Any = None
+    _retains_grad = False
+    _inference = False
+    _ref: Any = None  #: identity inside a captured segment
+    _trace: Any = None  #: the memory window that it shows there
+    __array_priority__ = 1000.0
+    __hash__ = object.__hash__
+
+    def __new__(cls, data: Any = None, *more: Any, device: Any = None) -> Any:
+        """`Tensor(sequence or array)` copies it as the default dtype; `Tensor(2, 3)` is uninitialised of that shape."""
+        t = object.__new__(cls)
+        d = dtypes.get_default_dtype().numpy
+        if data is None:
+            t._array = np.empty((0,), d)
+        elif isinstance(data, int) and not isinstance(data, bool):
+            t._array = np.zeros((data, *more), d)
+        else:
+            if more:
+                raise TypeError("Tensor() takes sizes or one sequence")
+            t._array = np.array(data._read() if isinstance(data, Tensor) else data, d, order="C")
+        return t
+
+    # ---------------------------------------------------------------- memory
+
+    def storage_of(self) -> Storage:
+        """The storage, made at its first need."""
+        s = self._storage
+        if s is None:
+            s = self._storage = Storage()
+        return s
+
+    def _data(self) -> Any:
+        """The array as kernels read it."""
+        a = self._array
+        if a is None or (self._storage is not None and self._storage.pending is not None):
+            a = self._settle()
+        return a
+
+    def _settle(self) -> Any:
+        """Have the capture run that owes this tensor a value deliver it."""
+        owner = self._owner()
+        if owner is not None:
+            owner.settle(self)
+        if self._array is None:
+            raise RuntimeError(
+                "this tensor belongs to a compiled call that is still running on another thread, or that raised before it was "
+                "computed; use it on the thread that runs the compiled function"
+            )
+        return self._array
+
+    def _owner(self) -> Any:
+        if self._ref is not None:
+            return self._ref.run
+        return self._storage.pending if self._storage is not None else None
+
+    def _read(self) -> Any:
+        """The array as a user reads its values: a captured segment that owes them ends here."""
+        run = force.interpreter
+        if run is not None:
+            run.read(self)
+        return self._data()
+
+    # ---------------------------------------------------------------- what it is
+
+    @property
+    def shape(self) -> Size:
+        a = self._array
+        return Size(a.shape if a is not None else self._ref.spec.shape)
+
+    @property
+    def ndim(self) -> int:
+        a = self._array
+        return a.ndim if a is not None else len(self._ref.spec.shape)
+
+    @property
+    def dtype(self) -> dtype:
+        a = self._array
+        return dtypes._BY_NUMPY[a.dtype] if a is not None else self._ref.spec.dtype
+
+    @property
+    def spec(self) -> Spec:
+        a = self._array
+        return Spec(a.shape, dtypes._BY_NUMPY[a.dtype]) if a is not None else self._ref.spec
+
+    @property
+    def device(self) -> device:
+        return CPU
+
+    @property
+    def layout(self) -> str:
+        return "flame.strided"
+
+    @property
+    def itemsize(self) -> int:
+        return self.dtype.itemsize
+
+    element_size = lambda self: self.dtype.itemsize  # noqa: E731
+    is_cuda = False
+    is_sparse = False
+    is_meta = False
+    is_quantized = False
+    is_nested = False
+    is_xpu = False
+    is_mps = False
+    name = None
+
+    def size(self, dim: int | None = None) -> Any:
+        return self.shape if dim is None else self.shape[dim]
+
+    def dim(self) -> int:
+        return self.ndim
+
+    ndimension = dim
+
+    def numel(self) -> int:
+        return self.shape.numel()
+
+    nelement = numel
+
+    @property
+    def nbytes(self) -> int:
+        return self.spec.nbytes
+
+    def stride(self, dim: int | None = None) -> Any:
+        """Steps in elements between neighbours along each dimension (or one of them)."""
+        a = self._layout()
+        s = tuple(x // a.itemsize for x in a.strides)
+        return s if dim is None else s[dim]
+
+    def storage_offset(self) -> int:
+        a = self._layout()
+        base = a
+        while isinstance(base.base, np.ndarray):
+            base = base.base
+        return (a.__array_interface__["data"][0] - base.__array_interface__["data"][0]) // a.itemsize
+
+    def is_contiguous(self, memory_format: Any = None) -> bool:
+        return bool(self._layout().flags.c_contiguous)
+
+    def data_ptr(self) -> int:
+        a = self._read()
+        self.storage_of().volatile = True
+        return a.__array_interface__["data"][0]
+
+    def _layout(self) -> Any:
+        """An array with this tensor's strides. While pending, one is derived from the view chain, on no memory."""
+        if self._array is not None:
+            return self._array
+        trace, itemsize = self._trace, self.dtype.itemsize
+        if trace is None or not trace.chain:
+            return _phantom(self.shape, self.dtype, _contiguous_strides(self.shape, itemsize))
+        w = trace.window
+        if w.external is not None:
+            base = w.external._array
+        else:
+            base = _phantom(w.spec.shape, w.spec.dtype, _contiguous_strides(w.spec.shape, itemsize))
+        for p, params in trace.chain:
+            base = p.eager(base, **dict(params))
+        return base
+
+    def is_floating_point(self) -> bool:
+        return self.dtype.is_floating_point
+
+    def is_complex(self) -> bool:
+        return False
+
+    def is_signed(self) -> bool:
+        return self.dtype.is_signed
+
+    def is_inference(self) -> bool:
+        return self._inference
+
+    @property
+    def _version(self) -> int:
+        return 0 if self._storage is None else self._storage.version
+
+    # ---------------------------------------------------------------- reading
+
+    def item(self) -> Number:
+        """The value of a one-element tensor as a Python number. Raises RuntimeError for any other size."""
+        if self.numel() != 1:
+            raise RuntimeError(f"a Tensor with {self.numel()} elements cannot be converted to Scalar")
+        return self._read().item() if self.dtype is not dtypes.bfloat16 else float(self._read().reshape(()))
+
+    def tolist(self) -> Any:
+        a = self._read()
+        return (a.astype(np.float32) if self.dtype is dtypes.bfloat16 else a).tolist()
+
+    def numpy(self, *, force: bool = False) -> np.ndarray:
+        """The values as a NumPy array that shares this tensor's memory (bfloat16 comes as ml_dtypes.bfloat16).
+
+        Raises RuntimeError if the tensor requires grad (use `.detach().numpy()`), unless `force`.
+        """
+        if self.requires_grad:
+            if not force:
+                raise RuntimeError("Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead.")
+            return self.detach().numpy()
+        a = self._read()
+        self.storage_of().volatile = True
+        return a
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if self.requires_grad:
+            raise RuntimeError("Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead.")
+        a = self._read()
+        if dtype is not None and np.dtype(dtype) != a.dtype:
+            if copy is False:
+                raise ValueError(f"cannot give a {a.dtype} tensor as {np.dtype(dtype)} without a copy")
+            return a.astype(dtype)
+        if copy:
+            return a.copy()
+        self.storage_of().volatile = True
+        return a
+
+    def __dlpack__(self, **kwargs: Any) -> Any:
+        if self.requires_grad:
+            raise BufferError("Can't export tensors that require gradient, use tensor.detach()")
+        if self.dtype is dtypes.bfloat16:
+            raise BufferError("bfloat16 cannot be exported through NumPy's DLPack; cast to float32 first")
+        return self.numpy().__dlpack__(**kwargs)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (1, 0)
+
+    def __bool__(self) -> bool:
+        if self.numel() != 1:
+            n = self.numel()
+            raise RuntimeError(f"Boolean value of Tensor with {'no values' if n == 0 else 'more than one value'} is ambiguous")
+        return bool(self._read().reshape(()))
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __index__(self) -> int:
+        if self.dtype.is_floating_point or self.numel() != 1:
+            raise TypeError("only integer tensors of a single element can be converted to an index")
+        return int(self.item())
+
+    def __complex__(self) -> complex:
+        return complex(self.item())
+
+    def __len__(self) -> int:
+        if self.ndim == 0:
+            raise TypeError("len() of a 0-d tensor")
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        return represent(self)
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if self.ndim == 0 and spec else repr(self)
+
+    # ---------------------------------------------------------------- copying and pickling
+
+    def __deepcopy__(self, memo: dict) -> Tensor:
+        if self._node is not None or (self._ref is not None and self._ref.edge is not None and not self.is_leaf):
+            raise RuntimeError(
+                "Only Tensors created explicitly by the user (graph leaves) support the deepcopy protocol at the moment"
+            )
+        if id(self) in memo:
+            return memo[id(self)]
+        new = wrap(np.array(self._read(), order="C"), type(self))
+        memo[id(self)] = new
+        new._requires_grad = self._requires_grad
+        if self._grad is not None:
+            new._grad = self._grad.__deepcopy__(memo)
+        for k, v in self.__dict__.items():
+            if not k.startswith("_"):
+                new.__dict__[k] = v
+        return new
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        a = np.ascontiguousarray(self._read()).reshape(self.shape)
+        return (_rebuild, (type(self), a.tobytes(), tuple(a.shape), self.dtype.name, self._requires_grad))
+
+
+def _rebuild(cls: type, data: bytes, shape: tuple[int, ...], name: str, requires_grad: bool) -> Tensor:
+    t = wrap(np.frombuffer(bytearray(data), dtypes.BY_NAME[name].numpy).reshape(shape), cls)
+    t._requires_grad = requires_grad
+    return t
+
+
+def _contiguous_strides(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
+    out, step = [], itemsize
+    for d in reversed(shape):
+        out.append(step)
+        step *= max(d, 1)
+    return tuple(reversed(out))
+
+
+def _phantom(shape: Sequence[int], d: dtype, strides: tuple[int, ...]) -> np.ndarray:
+    """An array of a shape and strides over one element: for asking how views of it lie, not for reading."""
+    return np.lib.stride_tricks.as_strided(np.empty((), d.numpy), tuple(shape), strides, writeable=False)
+
+
+_new = object.__new__
+
+
+def wrap(array: Any, cls: type = Tensor) -> Any:
+    """A tensor over a NumPy array, without a copy."""
+    t = _new(cls)
+    t._array = array
+    return t
+
+
+def represent(t: Tensor) -> str:
+    """PyTorch's way of printing a tensor."""
+    a = t._read()
+    shown = a.astype(np.float32) if t.dtype in (dtypes.bfloat16, dtypes.float16) else a
+    with np.printoptions(precision=4, threshold=1000, edgeitems=3, linewidth=80, suppress=_plain_digits(shown)):
+        body = np.array2string(shown, separator=", ", prefix="tensor(") if a.size or a.ndim != 1 else "[]"
+    extra = []
+    if a.size == 0 and a.ndim != 1:
+        extra.append(f"size={tuple(a.shape)}")
+    if t.dtype not in (dtypes.get_default_dtype(), dtypes.int64, dtypes.bool_):
+        extra.append(f"dtype={t.dtype!r}")
+    if t.grad_fn is not None:
+        extra.append(f"grad_fn=<{t.grad_fn.name()}>")
+    elif t.requires_grad:
+        extra.append("requires_grad=True")
+    return f"tensor({', '.join([body, *extra])})"
+
+
+def _plain_digits(a: np.ndarray) -> bool:
+    """Whether the values are of a size that reads better without exponents."""
+    if a.dtype.kind != "f" or not a.size:
+        return True
+    x = np.abs(a[np.isfinite(a) & (a != 0)])
+    return not x.size or bool(x.max() < 1e8 and x.min() > 1e-5 and x.max() / x.min() < 1e5)
+
+
+def method(*names: str) -> Callable:
+    """Hang a function on Tensor under its own name, or under those given."""
+
+    def hang(f: Callable) -> Callable:
+        for n in names or (f.__name__,):
+            setattr(Tensor, n, f)
+        return f
+
+    return hang
+
+
+def is_tensor(x: object) -> bool:
+    return isinstance(x, Tensor)
