@@ -212,6 +212,18 @@ def test_random_draws_and_reductions_never_run_twice() -> None:
                 assert n.primitive.kind in ("elementwise", "movement", "create"), n
 
 
+def test_dropout_keeps_its_mask_and_not_its_random_bits() -> None:
+    def dropout(x: Value) -> Value:
+        bits = op("random_bits", 1, 0, shape=x.shape)
+        keep = op("lt", op("cast", op("shift_right", bits, 8), dtype=dt.float32), 0.5 * 2**24)
+        return op("where", keep, op("mul", op("exp", x), 2.0), 0.0)
+
+    g = graph_of(dropout, Spec((128, 64), dt.float32))
+    j = differentiate(g, [0], [0])
+    assert [o.dtype for o in j.forward.outputs[1:]] == [dt.bool_] and j.kept_bytes == 128 * 64
+    assert not any(n.primitive.kind == "random" for n in j.backward.nodes)
+
+
 def test_keeping_is_never_dearer_than_keeping_what_backward_reads() -> None:
     """The cut against the plain choice: every value that a backward node reads, written once and read once."""
     for seed in range(40):
