@@ -310,7 +310,7 @@ class Rows:
         its place."""
         body, kind = self.body, self._kind(q)
         value, dims = body.lookup(q.operands[0])
-        text = value.text if value.value is None else f"tl.full([], {value.text}, {tl(value.dtype)})"
+        text = value.tensor
         if value.dtype is bool_:
             text = f"{text}.to(tl.int32)"
         terms = [(text, dims, identity(q.op, kind))]

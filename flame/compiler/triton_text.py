@@ -92,6 +92,11 @@ class Text:
         """The text where nothing beside it says what dtype a number has."""
         return self.text if self.value is None else typed(self.value, self.dtype)
 
+    @property
+    def tensor(self) -> str:
+        """The text as a value that has methods."""
+        return self.text if self.value is None else f"tl.full([], {self.text}, {tl(self.dtype)})"
+
 
 #: operators that read a bare number in the other operand's dtype
 _INFIX = {
@@ -209,7 +214,7 @@ def spell(op: str, args: tuple[Text, ...], out: dtype, functions: Functions) -> 
     if op == "cast":
         return _cast(args[0], out)
     if op == "bitcast":
-        return f"{args[0].alone}.to({tl(out)}, bitcast=True)"
+        return f"{args[0].tensor}.to({tl(out)}, bitcast=True)"
     if op not in BASIC:
         return _call(op, args, functions)
     kind = args[-1].dtype
@@ -217,7 +222,7 @@ def spell(op: str, args: tuple[Text, ...], out: dtype, functions: Functions) -> 
         return _infix(_BOOLEAN[op], args)
     if kind is bool_ and op in COMPARISONS and op not in ("eq", "ne"):
         wide = by_name("int32")
-        args = tuple(Text(f"{a.alone}.to({tl(wide)})", wide) for a in args)
+        args = tuple(Text(f"{a.tensor}.to({tl(wide)})", wide) for a in args)
     if op in _INFIX:
         return _infix(_INFIX[op], args)
     x, *rest = (a.alone for a in args)
@@ -267,10 +272,10 @@ def _infix(symbol: str, args: tuple[Text, ...]) -> str:
 
 def _cast(x: Text, out: dtype) -> str:
     if out is x.dtype:
-        return x.alone
+        return x.tensor
     if out is bool_:
-        return f"{x.alone} != 0"
-    text = x.alone
+        return f"{x.tensor} != 0"
+    text = x.tensor
     if out.is_narrow_float and x.dtype is not float32 and not x.dtype.is_narrow_float:
         text = f"{text}.to(tl.float32)"
     if x.dtype.is_narrow_float and out is not float32:
