@@ -110,6 +110,27 @@ def test_temps_live_in_the_arena(backend: Any, d: dtypes.dtype, n: int, temps: i
     assert y.dtype == x.dtype
 
 
+def test_scratch_memory_of_kernels_lies_beside_the_temps(rng: np.random.Generator) -> None:
+    """A matmul that packs its operands, which are a temp and an input; its result is a temp too."""
+    kernel = cases()["matmul_nn_float32_33x45x29"][0]
+    shapes = [Spec(s, F32) for s in ((33, 29), (29, 45), (33, 29), (33, 45), (33, 45))]
+    ones = [Make("add_one", i=s.shape[0], j=s.shape[1]) for s in (shapes[0], shapes[3])]
+    for m in ones:
+        m.store("y", (i, j), m.op("add", m.load("x", (i, j)), m.const(1.0, F32)))
+    before, after = (m.case()[0] for m in ones)
+    slots = [Slot(shapes[0], "input", 0), Slot(shapes[1], "input", 1), Slot(shapes[2], "temp", 0, 0)]
+    slots += [Slot(shapes[3], "temp", 0, 3840), Slot(shapes[4], "output")]
+    steps = (
+        KernelStep(before, {"x": 0, "y": 2}),
+        KernelStep(kernel, {"x": 2, "y": 1, "o": 3}),
+        KernelStep(after, {"x": 3, "y": 4}),
+    )
+    e = Executable(Program("p", Graph(), tuple(slots), steps, (0, 1), (4,), 3840 + 5952))
+    assert e.kernels[1].workspace({}) > 0
+    x, y = (rng.standard_normal(s.shape).astype(np.float32) for s in shapes[:2])
+    np.testing.assert_allclose(e([x, y])[0], (x + 1) @ y + 1, rtol=1e-5, atol=1e-5)
+
+
 @BACKEND
 def test_results_are_fresh_and_inputs_untouched(backend: Any) -> None:
     e = Executable(chain(20_000, 1), backend=backend)

@@ -55,9 +55,7 @@ def test_devices_are_equal_by_name_alone() -> None:
         device("cpu").type = "cuda"  # type: ignore[misc]
 
 
-@pytest.mark.parametrize(
-    "text", ["gpu", "", "CPU", "cpu:", "cuda:-1", "cuda:x", "cuda:01", "cuda:1:2", "cpu:1", ":0", "c 1"]
-)
+@pytest.mark.parametrize("text", ["gpu", "", "CPU", "cpu:", "cuda:-1", "cuda:x", "cuda:01", "cuda:1:2", "cpu:1", ":0", "c 1"])
 def test_a_wrong_device_string_is_an_error(text: str) -> None:
     with pytest.raises(RuntimeError):
         device(text)
@@ -365,8 +363,9 @@ def test_a_forked_child_starts_workers_of_its_own(pool: Pool, code: llvm_jit.Lin
     if child == 0:
         status = 1
         try:
+            alone = pool._int32("workers").value == 0 and pool._int32("sleepers").value == 0
             counter.run(64)
-            if pool.wanting:
+            if pool.wanting and alone:
                 pool.start()
                 for _ in range(50):
                     counter.run(64)
@@ -517,28 +516,25 @@ def test_references_are_neither_lost_nor_kept(code: llvm_jit.Linked) -> None:
 
 def test_python_runs_while_a_plan_does(code: llvm_jit.Linked) -> None:
     """A plan that another thread runs does not hold the interpreter lock."""
-    plan = Plan([spec(1)], [NativeStep(code["count"], (0,), 1)])
-    slow = Plan([spec(1 << 20, dtype=dtypes.int32)], [NativeStep(code["count"], (0,), 1 << 20)] * 40)
+    slow = Plan([spec(1 << 20, dtype=dtypes.int32)], [NativeStep(code["count"], (0,), 1 << 20)] * 30)
     enter = entry.entry().enter
     assert enter is not None
-    big, small = np.zeros(1 << 20, np.int32), np.zeros(1, np.int64)
-    started, finished = threading.Event(), threading.Event()
+    big = np.zeros(1 << 20, np.int32)
+    finished = threading.Event()
 
     def work() -> None:
-        started.set()
-        enter(slow.address, 0, big)
+        for _ in range(5):
+            enter(slow.address, 0, big)
         finished.set()
 
     worker = threading.Thread(target=work)
     worker.start()
-    started.wait()
-    turns = 0
+    seen = set()
     while not finished.is_set():
-        enter(plan.address, 0, small)
-        turns += 1
+        seen.add(int(big[0]) % 30)
     worker.join()
-    assert turns > 50
-    assert (big == 40).all()
+    assert len(seen) > 3, "only whole runs were seen"
+    assert (big == 150).all()
 
 
 def test_the_layout_of_arrays_is_tried_before_it_is_relied_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,7 +166,8 @@ class Executable:
         found = []
         for phase in kernel.phases:
             chunks = phase.count(plain)
-            parallel = chunks > 1 and not 0 < phase.microseconds < PARALLEL_MICROSECONDS
+            # With symbols the estimate is that of the least sizes: the number of chunks says more.
+            parallel = chunks > 1 and (bool(values) or phase.microseconds >= PARALLEL_MICROSECONDS)
             found.append(NativeStep(phase.function, tuple(places), chunks, parallel, values))
         return found
 

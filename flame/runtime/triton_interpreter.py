@@ -188,4 +188,3 @@ def _repairs(tl: Any, interpreter: Any) -> list[tuple[Any, str, Any]]:
         (builder, "create_dot", dot),
         (interpreter.ReduceOps, "generic_reduce", reduce),
     ]
-
