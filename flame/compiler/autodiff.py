@@ -118,7 +118,14 @@ def joint_graph(
             raise RuntimeError(f"only results of floating-point dtype have gradients, but result {i} is {graph.outputs[i]}")
     joint = Graph(list(graph.inputs), list(graph.nodes), list(graph.outputs), graph.name)
     builder = Builder(joint)
-    cotangents = [builder.input(graph.outputs[i].spec, _cotangent_name(graph.outputs[i], k, joint)) for k, i in enumerate(of)]
+    taken = {v.name for v in graph.values()}
+    cotangents = []
+    for k, v in enumerate(graph.outputs[i] for i in of):
+        name = f"d_{v.name}"
+        while name in taken:
+            name = f"d{k}_{name}"
+        taken.add(name)
+        cotangents.append(builder.input(v.spec, name))
     got = pull_back(builder, [graph.outputs[i] for i in of], cotangents, [graph.inputs[i] for i in wrt], blocked)
     place: list[int | None] = []
     for g in got:
@@ -126,12 +133,6 @@ def joint_graph(
         if g is not None:
             joint.outputs.append(g)
     return joint, tuple(place)
-
-
-def _cotangent_name(v: Value, k: int, joint: Graph) -> str:
-    names = {x.name for x in joint.inputs}
-    name = f"d_{v.name}"
-    return f"d{k}_{v.name}" if name in names else name
 
 
 def differentiate(
