@@ -33,8 +33,8 @@ from flame.compiler.templates import Attempt, Templates
 _STATEMENTS, _BUFFERS, _DEPTH = 256, 32, 120
 #: statements and loads that a contraction's epilogue may have
 _EPILOGUE, _EPILOGUE_LOADS = 80, 10
-#: siblings that are looked at for each array, and the bytes from which reading an array once instead of twice matters
-_SIBLINGS, _WORTH_SHARING = 6, 4096
+#: siblings that are looked at for each array, how far off in rank, and from how many bytes on sharing an array matters
+_SIBLINGS, _FAR, _WORTH_SHARING = 6, 48, 4096
 #: launches that a kernel's own time may be worth and still be batched; buffers of a batch
 _SMALL, _BATCH_BUFFERS = 10.0, 24
 
@@ -56,9 +56,10 @@ def _settle(graph: Graph, target: Target, templates: Templates) -> Plan:
     stored: dict[Value, None] = {}
     while True:
         plan = choose_roots(graph, target, called, stored)
+        templates.under(plan.in_memory)
         changed = False
         for r in plan.roots:
-            got = templates.lower([r], lambda v: plan.in_memory(v))
+            got = templates.lower([r], [r])
             assert r.node is not None
             reason = got.refusal or (_waste(got.template.kernel) if got.template and not target.is_gpu else "")
             if not reason:
@@ -80,6 +81,30 @@ def _waste(kernel: Kernel) -> str:
         return ""
     holes = {c for s in kernel.statements if isinstance(s, Load) for c in s.mask if c.kind == "eq"}
     return f"{len(holes)} strides leave holes that a kernel would multiply by 0" if holes else ""
+
+
+def _misshapen(roots: Sequence[Value], stored: Sequence[Value]) -> str:
+    """Why these roots can't make one kernel, as far as counting elements shows it; lowering looks closer."""
+    contracted = [r for r in roots if r.node is not None and r.node.primitive.kind == "contract"]
+    reduced = [(r, x) for r in roots if (x := reduced_operand(r)) is not None and x.spec.numel != r.spec.numel]
+    if len(contracted) > 1:
+        return "a kernel holds one contraction"
+    if contracted and reduced:
+        return "a kernel holds reductions or a contraction, not both"
+    sizes = {r.spec.numel for r in stored}
+    if contracted:
+        allowed = {contracted[0].spec.numel}
+    elif reduced:
+        r, x = reduced[0]
+        for q, y in reduced[1:]:
+            if (q.spec.numel, y.spec.numel) != (r.spec.numel, x.spec.numel):
+                return f"{describe(r)} and {describe(q)} reduce unequal numbers of elements"
+        allowed = {r.spec.numel, x.spec.numel}
+    else:
+        allowed = {max(sizes)}
+    if not sizes <= allowed:
+        return f"results of {sorted(sizes)} elements where the kernel would walk {sorted(allowed)}"
+    return ""
 
 
 class _Fusion:
@@ -109,10 +134,11 @@ class _Fusion:
 
     def _lower(self, roots: Sequence[Value]) -> Attempt:
         """A group's kernel: roots that nobody else reads are not stored."""
-        here = frozenset(roots)
-        readers = self.groups.readers
-        stored = [r for r in roots if r in self._outputs or any(q not in here for q in readers.get(r, ()))]
-        return self.templates.lower(stored, lambda v: v not in here and self.plan.in_memory(v))
+        return self.templates.lower(roots, self._stored(roots))
+
+    def _stored(self, roots: Sequence[Value]) -> list[Value]:
+        here, readers = frozenset(roots), self.groups.readers
+        return [r for r in roots if r in self._outputs or any(q not in here for q in readers.get(r, ()))]
 
     def _is_fixed(self, g: Group) -> bool:
         """Groups that take no part: calls, library calls, and arrays without elements."""
@@ -125,7 +151,7 @@ class _Fusion:
         tried: set[tuple[Group, Group]] = set()
         while work:
             g = work.popleft()
-            if not g.alive:
+            if g.into is not None:
                 continue
             for h, related in self._neighbours(g):
                 a, b = (g, h) if g.rank < h.rank else (h, g)
@@ -157,7 +183,8 @@ class _Fusion:
             if x.spec.nbytes < _WORTH_SHARING:
                 continue
             others = dict.fromkeys(groups.of[q] for q in groups.readers[x])
-            near = sorted((h for h in others if h is not g), key=lambda h: abs(h.rank - g.rank))[:_SIBLINGS]
+            near = [h for h in others if h is not g and abs(h.rank - g.rank) <= _FAR]
+            near = sorted(near, key=lambda h: abs(h.rank - g.rank))[:_SIBLINGS]
             for h in near:
                 if h not in shared:
                     shared[h] = (False, x.spec.nbytes)
@@ -167,18 +194,14 @@ class _Fusion:
 
     def _objection(self, a: Group, b: Group, related: bool) -> str:
         """Why a and b stay apart; or, beginning with "saves", what joining them is worth."""
-        contractions = sum(r.node.primitive.kind == "contract" for g in (a, b) for r in g.roots if r.node is not None)
-        reductions = any(reduced_operand(r) is not None for g in (a, b) for r in g.roots)
-        if contractions > 1:
-            return "a kernel holds one contraction"
-        if contractions and reductions:
-            return "a kernel holds reductions or a contraction, not both"
         if self.plan.depth[a.roots[0]] + self.plan.depth[b.roots[0]] > _DEPTH:
             return f"a chain of more than {_DEPTH} nodes"
-        reason = self.groups.why_not(a, b)
+        roots = sorted((*a.roots, *b.roots), key=self.groups.position.__getitem__)
+        stored = self._stored(roots)
+        reason = _misshapen(roots, stored) or self.groups.why_not(a, b)
         if reason:
             return reason
-        joint = self._lower(sorted((*a.roots, *b.roots), key=self.groups.position.__getitem__))
+        joint = self.templates.lower(roots, stored)
         if joint.template is None:
             return joint.refusal
         reason = self._unfit(joint.template.kernel)

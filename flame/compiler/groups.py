@@ -8,12 +8,12 @@ after a merge (Pearce and Kelly, "A dynamic topological sort algorithm for direc
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flame.compiler.graph import Node, Value
 
 #: groups that a search for a path visits before it gives up: kernels that far apart are not neighbours
-_FARTHEST = 256
+_FARTHEST = 64
 
 
 @dataclass(eq=False, slots=True)
@@ -23,7 +23,9 @@ class Group:
     roots: tuple[Value, ...]
     rank: int
     call: Node | None = None
-    alive: bool = True
+    into: Group | None = None  #: what it was merged into
+    below: list[Group] = field(default_factory=list)  #: those that read its values, as of when they were asked for
+    above: list[Group] = field(default_factory=list)  #: those whose values it reads
 
     def __repr__(self) -> str:
         return "+".join(f"%{r.name}" for r in self.roots)
@@ -47,6 +49,10 @@ class Groups:
         self.reads[first] = frozenset(reads)
         for x in self.reads[first]:
             self.readers.setdefault(x, []).append(first)
+            h = self.of.get(x)
+            if h is not None and h not in g.above:
+                g.above.append(h)
+                h.below.append(g)
         for r in roots:
             self.of[r] = g
             self.position[r] = len(self.position)
@@ -58,16 +64,18 @@ class Groups:
 
     def below(self, g: Group) -> list[Group]:
         """The groups that read `g`'s values."""
-        found = (self.of[q] for r in g.roots for q in self.readers.get(r, ()))
-        return [h for h in dict.fromkeys(found) if h is not g]
+        if any(h.into is not None for h in g.below):
+            g.below = _current(g, g.below)
+        return g.below
 
     def above(self, g: Group) -> list[Group]:
         """The groups whose values `g` reads."""
-        found = (self.of[x] for r in g.roots for x in self.reads.get(r, ()) if x in self.of)
-        return [h for h in dict.fromkeys(found) if h is not g]
+        if any(h.into is not None for h in g.above):
+            g.above = _current(g, g.above)
+        return g.above
 
     def merge(self, a: Group, b: Group) -> Group:
-        """One group of the two. `between(a, b)` was asked before, and found no path."""
+        """One group of the two. `why_not(a, b)` was asked before, and had no objection."""
         if a.rank > b.rank:
             a, b = b, a
         down, up = self._reach(a, b.rank, 1, b), self._reach(b, a.rank, -1, a)
@@ -79,7 +87,9 @@ class Groups:
         down.sort(key=lambda g: g.rank)
         for g, rank in zip([*up, merged, *down], [*ranks[: len(up) + 1], *ranks[len(up) + 2 :]], strict=True):
             g.rank = rank
-        a.alive = b.alive = False
+        a.into = b.into = merged
+        merged.below = _current(merged, (*a.below, *b.below))
+        merged.above = _current(merged, (*a.above, *b.above))
         for r in roots:
             self.of[r] = merged
         return merged
@@ -89,11 +99,12 @@ class Groups:
         if a.rank > b.rank:
             a, b = b, a
         down = self._reach(a, b.rank, 1, b)
-        if down is None or self._reach(b, a.rank, -1, a) is None:
+        if down is None:
             return "too many kernels lie between"
-        if any(b in self.below(g) for g in down):
+        direct = frozenset(self.above(b))
+        if any(g in direct for g in down):
             return "another kernel lies between"
-        return ""
+        return "too many kernels lie between" if self._reach(b, a.rank, -1, a) is None else ""
 
     def _reach(self, start: Group, end: int, way: int, other: Group) -> list[Group] | None:
         """The groups reached from `start` downward (way 1) or upward (-1) before rank `end`, without a step to `other`."""
@@ -108,3 +119,14 @@ class Groups:
                     seen[h] = None
                     pending.append(h)
         return list(seen)
+
+
+def _current(g: Group, found: Iterable[Group]) -> list[Group]:
+    """The groups that stand for `found` now, each once, without `g` itself."""
+    out: dict[Group, None] = {}
+    for h in found:
+        while h.into is not None:
+            h = h.into
+        if h is not g:
+            out[h] = None
+    return list(out)

@@ -44,26 +44,46 @@ class Attempt:
 
 
 class Templates:
-    """The lowerings of one compilation."""
+    """The lowerings of one compilation.
+
+    A root's FRAGMENT is what stands between it and memory, spelled once a plan; a group's key is its roots' fragments with
+    the values that they read numbered across the group, and which of the roots are stored.
+    """
 
     def __init__(self, target: Target):
         self.target = target
+        self._in_memory: Callable[[Value], bool] = lambda v: v.node is None
         self._known: dict[tuple, Template | str] = {}
+        self._fragments: dict[Value, tuple[int, tuple[Value, ...]]] = {}
         self._signatures: dict[Node, int] = {}
         self._interned: dict[Any, int] = {}
 
-    def lower(self, stored: Sequence[Value], in_memory: Callable[[Value], bool]) -> Attempt:
-        """The kernel that stores these values, computing from memory."""
-        key, values = self._key(stored, in_memory)
+    def under(self, in_memory: Callable[[Value], bool]) -> None:
+        """From now on, these values may stand in memory."""
+        self._in_memory = in_memory
+        self._fragments.clear()
+
+    def lower(self, roots: Sequence[Value], stored: Sequence[Value]) -> Attempt:
+        """The kernel that computes these roots from memory, and stores those of them that are `stored`."""
+        number: dict[Value, int] = {}
+        spelled: list[int] = []
+        for r in roots:
+            fragment, reads = self._fragment(r)
+            spelled.append(fragment)
+            for x in reads:
+                spelled.append(number.setdefault(x, len(number)))
+            spelled.append(number.setdefault(r, len(number)))
+        key = (tuple(spelled), tuple([number[r] for r in stored]))
+        values = list(number)
         known = self._known.get(key)
         if known is None:
-            known = self._known[key] = self._make(stored, in_memory, values)
+            here = frozenset(roots)
+            known = self._known[key] = self._make(stored, lambda v: v not in here and self._in_memory(v), number)
         if isinstance(known, Template):
             return Attempt(known, values)
-        return Attempt(None, values, re.sub(r"%(\d+)", lambda m: f"%{values[int(m[1])].name}", known))
+        return Attempt(None, values, re.sub(r"%(\d+)\b", lambda m: f"%{values[int(m[1])].name}", known))
 
-    def _make(self, stored: Sequence[Value], in_memory: Callable[[Value], bool], values: list[Value]) -> Template | str:
-        number = {v: i for i, v in enumerate(values)}
+    def _make(self, stored: Sequence[Value], in_memory: Callable[[Value], bool], number: dict[Value, int]) -> Template | str:
         try:
             made = lower(stored, in_memory)
         except Refused as refusal:
@@ -71,28 +91,34 @@ class Templates:
             return re.sub(r"%(\w+)", lambda m: "%" + by_name.get(m[1], m[1]), str(refusal))
         return Template(made.kernel, {b: number[v] for b, v in made.buffers.items()}, cost(made.kernel, self.target))
 
-    def _key(self, stored: Sequence[Value], in_memory: Callable[[Value], bool]) -> tuple[tuple, list[Value]]:
+    def _fragment(self, root: Value) -> tuple[int, tuple[Value, ...]]:
+        """A number for all that stands between `root` and memory, and the values that it reads there, in its order."""
+        found = self._fragments.get(root)
+        if found is not None:
+            return found
         number: dict[Value, int] = {}
-        spelled: list[tuple] = []
-        roots = frozenset(stored)
-        pending = list(reversed(stored))
+        reads: list[Value] = []
+        spelled: list[tuple[int, ...]] = []
+        pending = [root]
         while pending:
             v = pending[-1]
             if v in number:
                 pending.pop()
                 continue
             node = v.node
-            if node is None or (v not in roots and in_memory(v)):
+            if node is None or (v is not root and self._in_memory(v)):
                 spelled.append((-1, self._intern(v.spec)))
+                reads.append(v)
             else:
                 missing = [x for x in node.operands if isinstance(x, Value) and x not in number]
                 if missing:
                     pending.extend(reversed(missing))
                     continue
-                spelled.append((self._signature(node), *(number[x] for x in node.operands if isinstance(x, Value))))
+                spelled.append((self._signature(node), *[number[x] for x in node.operands if isinstance(x, Value)]))
             number[v] = len(number)
             pending.pop()
-        return (tuple(spelled), tuple(number[r] for r in stored)), list(number)
+        found = self._fragments[root] = (self._intern(tuple(spelled)), tuple(reads))
+        return found
 
     def _signature(self, node: Node) -> int:
         """A number for everything of a node but its operands that are values."""
