@@ -7,7 +7,8 @@ standard library such as `tl.sum`) stands aside for its plain one.
 
 The interpreter itself is put right where it departs from what GPUs do: bfloat16 rounds to nearest even (it truncates), `tl.dot`
 of bfloat16 multiplies numbers (it multiplies their bit patterns), integer `tl.dot` wraps, functions of `libdevice` exist, and
-reductions with a function of one's own fold halves of a tile instead of one element at a time, as a GPU does, and faster.
+reductions with a function of one's own fold halves of a tile instead of one element at a time, as a GPU does, and faster. In
+older versions ~ of unsigned integers and run-time loop bounds fail with NumPy 2.
 """
 
 from __future__ import annotations
@@ -148,6 +149,7 @@ def _repairs(tl: Any, interpreter: Any) -> list[tuple[Any, str, Any]]:
     """What the interpreter gets wrong, put right: (where, name, value)."""
     builder, handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
     cast_impl, reduce_slowly = builder.cast_impl, interpreter.ReduceOps.generic_reduce
+    patch_tensor = interpreter._patch_lang_tensor
 
     def values(x: Any) -> np.ndarray:
         return x.data.view(ml_dtypes.bfloat16).astype(np.float32) if x.dtype.scalar == tl.bfloat16 else x.data
@@ -182,7 +184,18 @@ def _repairs(tl: Any, interpreter: Any) -> list[tuple[Any, str, Any]]:
             parts = [t.handle.data for t in (made if isinstance(made, tuple) else (made,))]
         return [self.to_tensor(np.squeeze(p, axis), k) for p, k in zip(parts, kinds)]
 
+    def all_ones(self: Any, kind: Any) -> Any:
+        d = interpreter._get_np_dtype(kind)
+        bits = True if d == np.bool_ else np.iinfo(d).max if d.kind == "u" else -1
+        return handle(np.full(1, bits, d), kind.scalar)
+
+    def patched(tensor: Any, *scope: Any) -> None:
+        patch_tensor(tensor, *scope)
+        tensor.__index__ = lambda self: int(self.handle.data.reshape(()))  # `patch_tensor` set it, and will see it removed
+
     return [
+        (builder, "get_all_ones_value", all_ones),
+        (interpreter, "_patch_lang_tensor", patched),
         (builder, "cast_impl", cast),
         (builder, "create_fp_to_fp", lambda self, src, to, _mode: cast(self, src, to)),
         (builder, "create_dot", dot),
