@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import kernels_for_tests as given
+import llvmlite.binding as llvm
 import numpy as np
 import pytest
-from llvm_for_tests import Runner
+from llvm_for_tests import HOST, Runner
 
-from flame.compiler.kernel import Kernel
+from flame import dtypes
+from flame.compiler.index_math import var
+from flame.compiler.kernel import Kernel, Store
+from flame.compiler.schedule_cpu import CpuSchedule, choose_cpu
+from flame.compiler.target_cpu import CpuTarget
+from flame.compiler.to_llvm import to_llvm
+from flame.ops.machine import COMPARISONS, NumpyMachine
 
 TOLERANCE = {"float32": 3e-5, "float64": 1e-12, "float16": 2e-3, "bfloat16": 1.6e-2}
 CASES = given.cases()
+NARROW_AND_WIDE = [
+    n for n in CASES if n.startswith(("pointwise", "softmax", "row_argmax", "matmul", "convolution", "layer_norm"))
+]
 
 
 def agree(kernel: Kernel, got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> None:
@@ -30,3 +42,213 @@ def test_kernels_compute_what_the_interpreter_does_whole_and_chunk_by_chunk(name
         fresh = {b: a.copy() for b, a in arrays.items()}
         runner.bind(fresh, symbols, split)()
         agree(kernel, fresh, want)
+
+
+def check(case: given.Case, cpu: CpuTarget = HOST) -> Runner:
+    """A case, run whole and in parts, equals the interpreter."""
+    kernel, arrays, symbols = case
+    want = given.expected(case)
+    runner = Runner(kernel, cpu)
+    for split in (False, True):
+        fresh = {b: a.copy() for b, a in arrays.items()}
+        runner.bind(fresh, symbols, split)()
+        agree(kernel, fresh, want)
+    return runner
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_kernels_compute_what_the_interpreter_does(seed: int) -> None:
+    check(given.random_case(seed))
+
+
+@pytest.mark.parametrize("target", ["sse2", "no_f16c", "lanes16"])
+def test_nothing_depends_on_the_instructions_of_this_machine(target: str) -> None:
+    """Other vector widths and missing instructions give the same results (run here, as far as this machine can)."""
+    cpu = {
+        "sse2": CpuTarget(HOST.triple, "x86-64", HOST.features & {"64bit", "sse", "sse2", "cx8", "fxsr", "mmx", "cmov"}, 4, 16),
+        "no_f16c": replace(HOST, features=HOST.features - {"f16c", "avx512f", "avx512fp16"}),
+        "lanes16": replace(HOST, lanes_f32=16, registers=32),
+    }[target]
+    if not HOST.is_x86:
+        pytest.skip("the targets of this test are x86 ones")
+    for name in NARROW_AND_WIDE:
+        check(CASES[name], cpu)
+
+
+@pytest.mark.parametrize("triple,name,features,lanes,registers", [
+    ("aarch64-linux-gnu", "neoverse-n1", frozenset({"neon"}), 4, 32),
+    ("arm64-apple-macosx", "apple-m1", frozenset({"neon"}), 4, 32),
+    ("x86_64-linux-gnu", "skylake-avx512", frozenset({"avx512f", "avx512vl", "avx512bw", "avx512dq", "fma", "f16c"}), 16, 32),
+])  # fmt: skip
+def test_code_is_made_for_processors_that_are_not_there(
+    triple: str, name: str, features: frozenset[str], lanes: int, registers: int
+) -> None:
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    cpu = CpuTarget(triple, name, features, lanes, registers)
+    for case in NARROW_AND_WIDE:
+        kernel = CASES[case][0]
+        source = to_llvm(kernel, choose_cpu(kernel, cpu), cpu)
+        module = llvm.parse_assembly(source.text)
+        module.verify()
+        tm = llvm.Target.from_triple(triple).create_target_machine(
+            cpu=name, features=",".join("+" + f for f in sorted(features))
+        )
+        assert len(tm.emit_object(module)) > 0
+
+
+def test_the_same_kernel_gives_the_same_text() -> None:
+    kernel = CASES["layer_norm_float32"][0]
+    assert to_llvm(kernel, CpuSchedule(), HOST).text == to_llvm(kernel, CpuSchedule(), HOST).text
+
+
+# ---- dtypes
+
+
+def one_op(name: str, kinds: list[dtypes.dtype], out: dtypes.dtype, arrays: list[np.ndarray]) -> given.Case:
+    m = given.Make(name, i=arrays[0].size)
+    i = var("i")
+    values = [m.load(f"x{n}", (i,), d, wide=False, array=a) for n, (d, a) in enumerate(zip(kinds, arrays, strict=True))]
+    m.store("o", (i,), m.op(name, *values, d=out))
+    return m.case()
+
+
+def result(case: given.Case) -> np.ndarray:
+    kernel, arrays, symbols = case
+    fresh = {b: a.copy() for b, a in arrays.items()}
+    Runner(kernel).bind(fresh, symbols)()
+    return fresh["o"]
+
+
+def numbers(d: dtypes.dtype, n: int = 203) -> np.ndarray:
+    """Ordinary and extreme values of a dtype."""
+    r = np.random.default_rng(d.itemsize * 7 + ord(d.kind))
+    if d.kind == "b":
+        return r.integers(0, 2, n).astype(bool)
+    if d.kind in "iu":
+        info = np.iinfo(d.numpy)
+        x = r.integers(info.min, info.max, n, dtype=d.numpy, endpoint=True)
+        x[: n // 2] = r.integers(-9 if d.kind == "i" else 0, 10, n // 2).astype(d.numpy)
+        x[:4] = [0, 1, info.min, info.max]
+        return x
+    x = r.standard_normal(n) * np.exp(r.uniform(-30, 30, n) if d.itemsize > 2 else r.uniform(-12, 11, n))
+    x[: n // 3] = r.standard_normal(n // 3) * 4
+    x[:7] = [0.0, -0.0, 1.0, np.inf, -np.inf, np.nan, 0.5]
+    with np.errstate(over="ignore"):
+        return x.astype(d.numpy)
+
+
+EVERY = dtypes.ALL + dtypes.BITS
+
+
+@pytest.mark.parametrize("source", EVERY, ids=str)
+@pytest.mark.parametrize("target", EVERY, ids=str)
+def test_casts_are_numpys(source: dtypes.dtype, target: dtypes.dtype) -> None:
+    x = numbers(source)
+    if source.kind == "f" and target.kind in "iu":  # out of range is not defined
+        info = np.iinfo(target.numpy)
+        x = np.clip(np.nan_to_num(x.astype(np.float64), posinf=0, neginf=0), max(info.min, -(2.0**52)), min(info.max, 2.0**52))
+        x = np.trunc(x).astype(source.numpy)
+        x = np.where((x.astype(np.float64) <= info.max) & (x.astype(np.float64) >= info.min), x, 0).astype(source.numpy)
+    with np.errstate(all="ignore"):
+        want = x.astype(target.numpy)
+    got = result(one_op("cast", [source], target, [x]))
+    if target.kind == "f":
+        both_nan = np.isnan(got.astype(np.float64)) & np.isnan(want.astype(np.float64))
+        bits = f"u{target.itemsize}"
+        assert np.array_equal(np.where(both_nan, 0, got.view(bits)), np.where(both_nan, 0, want.view(bits)))
+    else:
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("has_half", [True, False])
+def test_every_float16_goes_to_float32_and_back(has_half: bool) -> None:
+    cpu = HOST if has_half else replace(HOST, features=HOST.features - {"f16c", "avx512f", "avx512fp16"})
+    x = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    case = one_op("cast", [dtypes.float16], dtypes.float32, [x])
+    wide = {"x0": x.copy(), "o": np.zeros(x.size, np.float32)}
+    Runner(case[0], cpu).bind(wide, {})()
+    np.testing.assert_array_equal(wide["o"], x.astype(np.float32))
+    finite = x[np.isfinite(x)].astype(np.float32)
+    near = np.concatenate([finite * np.float32(f) for f in (1, 1 + 2**-11, 1 - 2**-12, 1 + 2**-10)])
+    case = one_op("cast", [dtypes.float32], dtypes.float16, [near])
+    back = {"x0": near, "o": np.zeros(near.size, np.float16)}
+    Runner(case[0], cpu).bind(back, {})()
+    with np.errstate(all="ignore"):
+        np.testing.assert_array_equal(back["o"], near.astype(np.float16))
+
+
+BINARY = ["add", "sub", "mul", "div", "maximum", "minimum", "eq", "ne", "lt", "le", "gt", "ge"]
+BINARY += ["bitwise_and", "bitwise_or", "bitwise_xor", "floor_divide_int", "remainder_int"]
+UNARY = ["neg", "abs", "sqrt", "floor", "ceil", "trunc", "rint", "bitwise_not"]
+
+
+@pytest.mark.parametrize("op", BINARY + UNARY)
+@pytest.mark.parametrize("d", [d for d in EVERY if not d.is_narrow_float and d.kind != "b"], ids=str)
+def test_basic_operations_are_numpys(op: str, d: dtypes.dtype) -> None:
+    integral = op.startswith("bitwise") or op.endswith("_int")
+    if (d.kind == "f" and integral) or (d.kind != "f" and op in ("div", "sqrt", "floor", "ceil", "trunc", "rint")):
+        pytest.skip("not of this dtype")
+    x, y = numbers(d), np.roll(numbers(d), 31)
+    operands = [x, y] if op in BINARY else [x]
+    out = dtypes.bool_ if op in COMPARISONS else d
+    want = NumpyMachine().emit(op, *operands)
+    got = result(one_op(op, [d] * len(operands), out, operands))
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("op", ["shift_left", "shift_right"])
+@pytest.mark.parametrize("d", dtypes.INTS + dtypes.BITS, ids=str)
+def test_shifts_are_numpys(op: str, d: dtypes.dtype) -> None:
+    x = numbers(d)
+    by = (np.arange(x.size) % (8 * d.itemsize)).astype(d.numpy)
+    np.testing.assert_array_equal(result(one_op(op, [d, d], d, [x, by])), NumpyMachine().emit(op, x, by))
+
+
+def test_the_upper_half_of_a_product() -> None:
+    x = numbers(dtypes.uint32)
+    y = np.roll(x, 5)
+    want = ((x.astype(np.uint64) * y) >> np.uint64(32)).astype(np.uint32)
+    np.testing.assert_array_equal(result(one_op("mul_high", [dtypes.uint32] * 2, dtypes.uint32, [x, y])), want)
+
+
+# ---- contractions and sums at sizes that reach every edge
+
+
+@pytest.mark.parametrize(
+    "m,n,k", [(4, 8, 64), (6, 16, 1030), (7, 17, 65), (13, 33, 2), (50, 100, 37), (97, 41, 129), (5, 300, 1100)]
+)
+@pytest.mark.parametrize("turned", ["nn", "nt", "tn", "tt"])
+def test_products_of_every_shape_and_orientation(m: int, n: int, k: int, turned: str) -> None:
+    i, j, q = var("i"), var("j"), var("k")
+    for d in {"nt": (dtypes.float32, dtypes.bfloat16), "nn": (dtypes.float64, dtypes.int32)}.get(turned, (dtypes.float32,)):
+        make = given.Make(f"product_{turned}_{d.name}", i=m, j=n, k=k)
+        x = make.load("x", (q, i) if turned[0] == "t" else (i, q), d, wide=False)
+        y = make.load("y", (j, q) if turned[1] == "t" else (q, j), d, wide=False)
+        make.store("o", (i, j), make.contract(x, y, "k"))
+        kernel, arrays, symbols = make.case()
+        want = given.expected((kernel, arrays, symbols))
+        runner = Runner(kernel)
+        for split in (False, True):
+            fresh = {b: a.copy() for b, a in arrays.items()}
+            runner.bind(fresh, symbols, split)()
+            scale = 1e-5 * np.sqrt(k) if d is not dtypes.float64 else 1e-13 * k
+            np.testing.assert_allclose(fresh["o"], want["o"], rtol=scale, atol=scale)
+
+
+def test_what_is_read_and_written_in_place_is_read_first() -> None:
+    i, j = var("i"), var("j")
+    make = given.Make("in_place", i=9, j=35)
+    make.buffer("x", dtypes.float32, (9, 35), "inout", given.random_array((9, 35), dtypes.float32, 3))
+    x = make.load("x", (i, j))
+    total = make.reduce("sum", x, "j")
+    y = make.op("sub", x, total)
+    make.statements.append(Store("x", (i, j), y))
+    make.store("square", (i, j), make.op("mul", x, x))
+    make.store("total", (i,), total)
+    make.store("columns", (j,), make.reduce("sum", x, "i"))
+    case = make.case()
+    want = given.expected(case)
+    fresh = {b: a.copy() for b, a in case[1].items()}
+    Runner(case[0]).bind(fresh, {})()
+    agree(case[0], fresh, want)

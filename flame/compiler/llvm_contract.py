@@ -16,7 +16,6 @@ give; what they lead to is never stored.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from flame.compiler.index_math import E, ex, simplify, subst, var
@@ -216,8 +215,9 @@ class ContractWriter:
         self.block_rows: E = self.left_panels  # left panels a chunk
         panels = t.panels
         self.row_blocks: E = ex(1)
-        if batch is not None and lefts is not None and rights is not None and k.axes[K].const is not None:
-            work = 2e-5 * batch * lefts * t.rows * rights * t.columns * k.axes[K].const  # microseconds at 100 GF/s
+        depth = k.axes[K].const
+        if batch is not None and lefts is not None and rights is not None and depth is not None:
+            work = 2e-5 * batch * lefts * t.rows * rights * t.columns * depth  # microseconds at 100 GF/s
             wanted = int(min(64, max(1, work / (4 * self.schedule.chunk_us))))
             blocks = -(-rights // panels)
             while panels > 1 and batch * blocks < wanted and panels * t.columns > 64:
@@ -302,16 +302,17 @@ class ContractWriter:
             last_right = f.least(f.add(first_right, t.panels), rights)
             panels_of_batch = f.address(left, f.mul(f.mul(batch, lefts), p.integer_of(self.left_panel)), self.t)
             b = Block(panels_of_batch, right, tiles, first_left, last_left, first_right, last_right)
-            if t.depth is None:
+            step = t.depth
+            if step is None:
                 self._block(p, b, 0, depth, True)
                 return []
 
             def of_depth(k0: str, _: list[str]) -> list[str]:
-                self._block(p, b, k0, f.least(f.sub(depth, k0), t.depth), False)
+                self._block(p, b, k0, f.least(f.sub(depth, k0), step), False)
                 return []
 
             with p.scope():
-                f.loop(0, depth, t.depth, [], of_depth)
+                f.loop(0, depth, step, [], of_depth)
             return []
 
         blocks, chunks = p.integer_of(self.blocks), p.integer_of(self.chunks)
@@ -537,52 +538,46 @@ class ContractWriter:
         f, lanes = p.function, self.tiling.lanes
         n = p.integer_of(self.kernel.axes[group])
         v = wide(self.t, lanes)
-        for j in range(0, width, lanes):
-            rows = min(lanes, width - j)
-            points = []
-            for r in range(rows):
-                q = p.fork()
-                q.open()
-                q.bind(group, Linear(f.least(f.add(start, j + r), f.sub(n, 1))))
-                points.append(q)
+        points = []
+        for r in range(width):
+            q = p.fork()
+            q.open()
+            q.bind(group, Linear(f.least(f.add(start, r), f.sub(n, 1))))
+            points.append(q)
+        aligned = isinstance(k0, int) and k0 % lanes == 0
 
-            def block(k: str, tail: str | None, points: list[Point] = points, j: int = j) -> None:
-                vectors = []
-                before = [dict(q.axes) for q in points]
-                for q in points:
-                    q.open()
-                    q.tail = tail
-                    q.bind(K, Linear(f.add(k0, k), 1, None, isinstance(k0, int) and k0 % lanes == 0))
-                    vectors.append(self._value(q, name).text)
-                for q, axes in zip(points, before, strict=True):
-                    q.tail = None
-                    q.close(axes)
-                turned = transpose(f, self.t, vectors + ["zeroinitializer"] * (lanes - len(vectors)), lanes)
-                to = f.address(target, f.add(f.mul(k, width), j), self.t)
-                for i, x in enumerate(turned):
-                    f.store(v, x, f.address(to, i * width, self.t), self.dtype.itemsize)
-
-            def full(k: str, _: list[str], block: Callable[..., None] = block) -> list[str]:
-                block(k, None)
-                return []
-
-            def partial(k: str, _: list[str], block: Callable[..., None] = block) -> list[str]:
-                block(k, existing_lanes(f, k, kc, lanes))
-                return []
-
-            whole = f.sub(kc, f.rem(kc, lanes))
+        def block(k: str, masked: bool) -> list[str]:
+            tail = existing_lanes(f, k, kc, lanes) if masked else None
+            rows = []
             before = [dict(q.axes) for q in points]
             for q in points:
                 q.open()
-            f.loop(0, whole, lanes, [], full)
+                q.tail = tail
+                q.bind(K, Linear(f.add(k0, k), 1, None, aligned))
+                rows.append(self._value(q, name).text)
+            for q, axes in zip(points, before, strict=True):
+                q.tail = None
+                q.close(axes)
+            turned = []
+            for j in range(0, width, lanes):
+                few = rows[j : j + lanes]
+                turned.append(transpose(f, self.t, few + ["zeroinitializer"] * (lanes - len(few)), lanes))
+            to = f.address(target, f.mul(k, width), self.t)
+            for i in range(lanes):  # line by line: what a line writes past its end, the next one overwrites
+                for j, columns in enumerate(turned):
+                    f.store(v, columns[i], f.address(to, i * width + j * lanes, self.t), self.dtype.itemsize)
+            return []
+
+        whole = f.sub(kc, f.rem(kc, lanes))
+        for first, last, masked in ((0, whole, False), (whole, kc, True)):
+            if isinstance(first, int) and isinstance(last, int) and first == last:
+                continue
+            before = [dict(q.axes) for q in points]
+            for q in points:
+                q.open()
+            f.loop(first, last, lanes, [], lambda k, _, masked=masked: block(k, masked))  # type: ignore[misc]
             for q, axes in zip(points, before, strict=True):
                 q.close(axes)
-            if not (isinstance(kc, int) and whole == kc):
-                for q in points:
-                    q.open()
-                f.loop(whole, kc, lanes, [], partial)
-                for q, axes in zip(points, before, strict=True):
-                    q.close(axes)
 
 
 @dataclass(frozen=True)

@@ -145,8 +145,8 @@ class RowWriter:
         sweeps = self.nest.sweeps
         made: dict[str, int] = {}
         again: set[str] = set()
-        for i, s in enumerate(sweeps):
-            for t in [*s.reduces, *s.stores]:
+        for i, sweep in enumerate(sweeps):
+            for t in [*sweep.reduces, *sweep.stores]:
                 for v in cone(self.kernel, t):
                     if made.setdefault(v, i) != i:
                         again.add(v)
@@ -249,7 +249,8 @@ class RowWriter:
 
         def one(i: str, _: list[str]) -> list[str]:
             left: Int = i
-            first, last = 0, n
+            first: Int = 0
+            last = n
             if cut:
                 b = f.rem(left, blocks)
                 left = f.div(left, blocks)

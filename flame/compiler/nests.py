@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from flame.compiler.kernel import Contract, Kernel, Load, Reduce, Store, domain, domain_of, reads
+from flame.errors import Refused
 
 Sink = Reduce | Contract | Store
 
@@ -88,6 +89,8 @@ def plan(kernel: Kernel) -> list[Nest]:
     def put(nest: int, s: Sink, inner: tuple[str, ...]) -> None:
         sweeps = nests[nest].sweeps
         at = first_sweep(nest, s)
+        if isinstance(s, Store) and kernel.buffers[s.buffer].role == "inout":  # after all that read the old contents
+            at = max([at, *(i for i, q in enumerate(sweeps) if any(reads_buffer(kernel, t, s.buffer) for t in sinks_of(q)))])
         while True:
             if at == len(sweeps):
                 sweeps.append(Sweep(inner))
@@ -114,14 +117,42 @@ def plan(kernel: Kernel) -> list[Nest]:
         put(fits[0], s, inner)
     for t in _stores_in_order(kernel):
         run = walked(kernel, t)
-        fits = [i for i in range(earliest(t), len(nests)) if frozenset(nests[i].outer) <= run and _worth(nests[i], run)]
+        first = earliest(t)
+        if kernel.buffers[t.buffer].role == "inout":
+            reading = [
+                i for i, n in enumerate(nests) if any(reads_buffer(kernel, q, t.buffer) for s in n.sweeps for q in sinks_of(s))
+            ]
+            first = max([first, *reading])
+        fits = [i for i in range(first, len(nests)) if frozenset(nests[i].outer) <= run and _worth(nests[i], run)]
         if not fits:
             nests.append(Nest(in_order(run)))
             fits = [len(nests) - 1]
         chosen = next((i for i in fits if any(where[r] == i for r in needs[id(t)])), fits[-1])
         put(chosen, t, in_order(run - frozenset(nests[chosen].outer)))
     _keep(kernel, nests, needs, where)
+    _read_before_written(kernel, nests)
     return nests
+
+
+def _read_before_written(kernel: Kernel, nests: list[Nest]) -> None:
+    """Raise Refused if memory that is updated in place would be read after its update."""
+    written: dict[str, tuple[int, int]] = {}
+    for i, nest in enumerate(nests):
+        for j, sweep in enumerate(nest.sweeps):
+            for s in sinks_of(sweep):
+                for t in loads_of(kernel, s):
+                    if written.get(t.buffer, (i, j)) < (i, j):
+                        raise Refused(f"{kernel.name}: {t.buffer} would be read after it was updated in place")
+            written |= {t.buffer: (i, j) for t in sweep.stores if kernel.buffers[t.buffer].role == "inout"}
+
+
+def sinks_of(sweep: Sweep) -> list[Sink]:
+    return [*sweep.reduces, *sweep.stores]
+
+
+def reads_buffer(kernel: Kernel, s: Sink, buffer: str) -> bool:
+    """Does a sink load from a buffer, not looking behind reductions?"""
+    return any(t.buffer == buffer for t in loads_of(kernel, s))
 
 
 def _stores_in_order(kernel: Kernel) -> list[Store]:
