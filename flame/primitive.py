@@ -14,6 +14,7 @@ installed by `flame.tensor`); tracing a graph and following a captured one are o
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import threading
@@ -176,6 +177,7 @@ class _Force(threading.local):
     interpreter: Any = None
     grad: bool = True
     inference: bool = False
+    note: str = ""  #: the composite that is running: a comment in generated code
 
 
 force = _Force()
@@ -202,6 +204,23 @@ def interpreting(interpreter: Interpreter | None) -> Iterator[None]:
         yield
     finally:
         force.interpreter = before
+
+
+def composite(f: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark a function over primitives by its name: graphs, explanations and generated kernels show it."""
+    name = f.__name__
+
+    @functools.wraps(f)
+    def named(*args: Any, **kwargs: Any) -> Any:
+        if force.note:
+            return f(*args, **kwargs)
+        force.note = name
+        try:
+            return f(*args, **kwargs)
+        finally:
+            force.note = ""
+
+    return named
 
 
 def broadcast_shapes(*shapes: tuple[int, ...], op: str = "broadcast_shapes") -> tuple[int, ...]:

@@ -332,7 +332,7 @@ class Run:
         step.items = tuple(params.items())
         step.exact_params = _holds_ambiguous(params.values())
         step.grad = grad
-        step.note = _note.name
+        step.note = force.note
         node = next((t._node[0] for t in outs if t._node is not None), None)
         step.source = user_source() if self.inner is None else self._gradient_source
         refs_out = []
@@ -780,15 +780,6 @@ class Run:
                 t._storage.pending = None
             if w is not None:
                 w.storage.pending = None
-
-
-class _Note(threading.local):
-    """The composite that is running on this thread, for comments in generated code."""
-
-    name = ""
-
-
-_note = _Note()
 
 
 def _alike(a: Any, b: Any) -> bool:

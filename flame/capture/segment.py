@@ -40,7 +40,7 @@ def op_steps(path: list[Step]) -> Iterator[Step]:
 class Plan:
     """What is compiled for one path and one set of results."""
 
-    def __init__(self, run: Any, values: frozenset[int], edges: frozenset[int]):
+    def __init__(self, run: Any, values: frozenset[int], edges: frozenset[int], freed: frozenset[int]):
         self.values = tuple(sorted(values))
         self.edges = tuple(sorted(edges))
         builder = Builder(Graph(name=run.capture.name))
@@ -50,7 +50,7 @@ class Plan:
         known: dict[Any, Value] = {}
         carrying: dict[int, int | None] = {}  #: value id -> the edge that its graph value stands for
         self.blocked: list[Value] = []
-        self.replayed = False
+        self.replayed = bool(edges and freed) and _reached_from(run.path, edges, freed)
         self.input_edges: list[tuple[int, int]] = []  #: (graph input, edge id)
         for i, (_, ref, window) in enumerate(run.externals):
             if ref.value in made:
@@ -145,9 +145,65 @@ def number_dtype(step: Step) -> dtype:
     return specs[0].dtype if specs else step.outs[0].spec.dtype
 
 
+def freed_edges(path: list[Step]) -> frozenset[int]:
+    """The edges whose tape a gradient step of the path has let go of already: nothing flows through them any more."""
+    freed: set[int] = set()
+    for i, s in enumerate(path):
+        if s.kind != "gradient":
+            continue
+        n_y, _, _, retain, _ = s.options
+        if retain:
+            continue
+        reach = {r.edge for r in s.operands[:n_y]}
+        for b in reversed(list(op_steps(path[:i]))):
+            if any(r.edge is not None and r.edge in reach for r in b.outs):
+                freed.update(r.edge for r in b.outs if r.edge is not None)
+                reach.update(o.edge for o in b.operands if type(o) is Ref and o.edge is not None)
+    return frozenset(freed)
+
+
+def _reached_from(path: list[Step], edges: frozenset[int], freed: frozenset[int]) -> bool:
+    """Whether the gradient of `edges` would run into what was freed."""
+    reach = set(edges)
+    for b in reversed(list(op_steps(path))):
+        if any(r.edge is not None and r.edge in reach for r in b.outs):
+            reach.update(o.edge for o in b.operands if type(o) is Ref and o.edge is not None)
+    return not reach.isdisjoint(freed)
+
+
+class FreedNode:
+    """The tape's record of something whose gradient was taken inside the segment, and its graph freed with it."""
+
+    edges: tuple = ()
+    next_functions: tuple = ()
+    hooks: Any = None
+    segment: Any = None
+    released = True
+    outputs: tuple = (None,)
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def name(self) -> str:
+        return f"Compiled<{self._name}>Backward"
+
+    def apply(self, cotangents: list) -> list:
+        raise RuntimeError(
+            "Trying to backward through the graph a second time (or directly access saved tensors after they have already been "
+            "freed). Specify retain_graph=True if you need to backward through the graph a second time or if you need to access "
+            "saved tensors after calling backward."
+        )
+
+    def release(self) -> None:
+        pass
+
+
 def flush(run: Any, leaf: Step) -> None:
     """End a followed segment: compute what is alive, fill it in, write what was written."""
     run.capture.stats.flushed += 1
+    if leaf.freed is None:
+        leaf.freed = freed_edges(run.path)
+    freed = leaf.freed
     alive = run.live()
     values: set[int] = set()
     edges: set[int] = set()
@@ -160,14 +216,14 @@ def flush(run: Any, leaf: Step) -> None:
         elif trace.window.external is None:
             values.add(trace.window.current)
         e = t._ref.edge
-        if e is not None and e not in run.edges:
+        if e is not None and e not in run.edges and e not in freed:
             edges.add(e)
             values.add(e)
     for w in run.written:
         if w.external is not None:
             values.add(w.current)
             e = w.external._ref.edge
-            if e is not None and e not in run.edges:
+            if e is not None and e not in run.edges and e not in freed:
                 edges.add(e)
                 values.add(e)
     if not values:
@@ -181,7 +237,7 @@ def flush(run: Any, leaf: Step) -> None:
             values |= set(plan.values)
             edges |= set(plan.edges)
         started = time.perf_counter()
-        plan = plans["latest"] = Plan(run, frozenset(values), frozenset(edges))
+        plan = plans["latest"] = Plan(run, frozenset(values), frozenset(edges), freed)
         run.capture.stats.compiled += 1
         run.capture.stats.compile_seconds += time.perf_counter() - started
         run.capture.plans.append(plan)
@@ -202,6 +258,8 @@ def flush(run: Any, leaf: Step) -> None:
     def edge_of(e: int) -> Any:
         if e in run.edges:
             return run.edges[e]
+        if e in freed:
+            return (FreedNode(run.capture.name), 0)
         assert node is not None
         return (node, node.index[e])
 

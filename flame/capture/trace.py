@@ -89,7 +89,7 @@ class Step:
 
     __slots__ = (
         "kind", "primitive", "operands", "params", "exact_params", "grad", "outs", "children", "note", "source", "key", "inner",
-        "guards", "options", "successor", "plans", "view", "items",
+        "guards", "options", "successor", "plans", "view", "items", "freed",
     )  # fmt: skip
 
     def __init__(self, kind: str, primitive: Primitive | None = None):
@@ -110,6 +110,7 @@ class Step:
         self.successor: Step | None = None  #: end of a break: the root of what follows
         self.plans: Any = None  #: end: what was compiled for the path that ends here
         self.view = False
+        self.freed: Any = None  #: end: the edges whose tape the path itself has freed
         self.items: tuple = ()  #: params as items, for view chains
 
     def __repr__(self) -> str:

@@ -1,0 +1,321 @@
+"""Activations, softmax, dropout, linear maps and embeddings."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from flame import dtypes
+from flame.functions.creation import one_hot  # noqa: F401
+from flame.functions.elementwise import PUBLIC
+from flame.functions.promotion import cast, promoted, tensor_operand, to_dtype
+from flame.functions.random import uniform
+from flame.functions.shape import wrap_dim
+from flame.primitive import composite, registered
+from flame.tensor import Tensor
+
+MATMUL, ADD, MUL, WHERE, AMAX, SUM = map(registered, ("matmul", "add", "mul", "where", "amax", "sum"))
+EXP, LOG, LOG1P, ERF, TANH, SIGMOID, RELU, ABS = map(
+    registered, ("exp", "log", "log1p", "erf", "tanh", "sigmoid", "relu", "abs")
+)
+MAXIMUM, MINIMUM, INDEX_SELECT = map(registered, ("maximum", "minimum", "index_select"))
+
+
+def _into(input: Tensor, value: Tensor, inplace: bool) -> Tensor:
+    return input.copy_(value) if inplace else value  # type: ignore[attr-defined]
+
+
+@composite
+def relu(input: Tensor, inplace: bool = False) -> Tensor:
+    return _into(input, RELU(tensor_operand(input, "relu")), inplace)
+
+
+def relu_(input: Tensor) -> Tensor:
+    return relu(input, inplace=True)
+
+
+@composite
+def relu6(input: Tensor, inplace: bool = False) -> Tensor:
+    return hardtanh(input, 0.0, 6.0, inplace)
+
+
+@composite
+def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor:
+    return _into(input, MINIMUM(MAXIMUM(input, min_val), max_val), inplace)
+
+
+@composite
+def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
+    return _into(input, WHERE(input > 0, input, input * negative_slope), inplace)
+
+
+@composite
+def prelu(input: Tensor, weight: Tensor) -> Tensor:
+    w = weight.reshape(1, -1, *[1] * (input.ndim - 2)) if weight.numel() > 1 and input.ndim > 1 else weight.reshape(-1)  # type: ignore[attr-defined]
+    return WHERE(input > 0, input, input * w)
+
+
+@composite
+def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
+    return _into(input, WHERE(input > 0, input, PUBLIC["expm1"](input) * alpha), inplace)
+
+
+@composite
+def selu(input: Tensor, inplace: bool = False) -> Tensor:
+    alpha, scale = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946
+    return _into(input, WHERE(input > 0, input, PUBLIC["expm1"](input) * alpha) * scale, inplace)
+
+
+@composite
+def celu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
+    return _into(input, WHERE(input > 0, input, PUBLIC["expm1"](input / alpha) * alpha), inplace)
+
+
+@composite
+def gelu(input: Tensor, approximate: str = "none") -> Tensor:
+    """x times the normal distribution function (Hendrycks and Gimpel, 2016); "tanh" for the approximation."""
+    x = tensor_operand(input, "gelu")
+    if approximate == "none":
+        return x * 0.5 * (ERF(x * math.sqrt(0.5)) + 1.0)
+    if approximate == "tanh":
+        return x * 0.5 * (TANH((x + x * x * x * 0.044715) * math.sqrt(2.0 / math.pi)) + 1.0)
+    raise RuntimeError(f"approximate argument must be either none or tanh, got {approximate!r}")
+
+
+@composite
+def silu(input: Tensor, inplace: bool = False) -> Tensor:
+    return _into(input, input * SIGMOID(input), inplace)
+
+
+@composite
+def mish(input: Tensor, inplace: bool = False) -> Tensor:
+    return _into(input, input * TANH(softplus(input)), inplace)
+
+
+@composite
+def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+    """log(1 + exp(beta x)) / beta; x itself where beta x > threshold."""
+    z = input * beta if beta != 1.0 else input
+    smooth = LOG1P(EXP(-ABS(z))) + RELU(z)
+    return WHERE(z > threshold, input, smooth / beta if beta != 1.0 else smooth)
+
+
+@composite
+def logsigmoid(input: Tensor) -> Tensor:
+    return MINIMUM(input, 0.0) - LOG1P(EXP(-ABS(input)))
+
+
+@composite
+def softsign(input: Tensor) -> Tensor:
+    return input / (ABS(input) + 1.0)
+
+
+@composite
+def tanhshrink(input: Tensor) -> Tensor:
+    return input - TANH(input)
+
+
+@composite
+def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    return _into(input, MINIMUM(MAXIMUM(input + 3.0, 0.0), 6.0) / 6.0, inplace)
+
+
+@composite
+def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
+    return _into(input, input * MINIMUM(MAXIMUM(input + 3.0, 0.0), 6.0) / 6.0, inplace)
+
+
+@composite
+def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
+    return WHERE(input > lambd, input - lambd, WHERE(input < -lambd, input + lambd, input * 0.0))
+
+
+@composite
+def hardshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
+    return WHERE(ABS(input) > lambd, input, 0.0)
+
+
+@composite
+def threshold(input: Tensor, threshold: float, value: float, inplace: bool = False) -> Tensor:
+    return _into(input, WHERE(input > threshold, input, value), inplace)
+
+
+@composite
+def glu(input: Tensor, dim: int = -1) -> Tensor:
+    n = input.shape[wrap_dim(dim, input.ndim, "glu")]
+    if n % 2:
+        raise RuntimeError(f"Halving dimension must be even, but dimension {dim} is size {n}")
+    a, b = input.chunk(2, dim)  # type: ignore[attr-defined]
+    return a * SIGMOID(b)
+
+
+def sigmoid(input: Tensor) -> Tensor:
+    return PUBLIC["sigmoid"](input)
+
+
+def tanh(input: Tensor) -> Tensor:
+    return PUBLIC["tanh"](input)
+
+
+@composite
+def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None) -> Tensor:
+    """exp(x) over its sum along `dim`, shifted by the maximum."""
+    x = _soft_operand(input, dim, dtype, "softmax")
+    if x.ndim == 0:
+        return x * 0.0 + 1.0
+    d = wrap_dim(dim, x.ndim, "softmax")
+    e = EXP(x - AMAX(x.detach(), dim=(d,), keepdim=True)) if x.shape[d] else x  # type: ignore[attr-defined]
+    return e / SUM(e, dim=(d,), keepdim=True)
+
+
+def _soft_operand(input: Tensor, dim: Any, dtype: Any, op: str) -> Tensor:
+    x = tensor_operand(input, op)
+    if dim is None:
+        raise TypeError(f"{op}(): missing argument 'dim': say along which dimension")
+    x = to_dtype(x, dtype) if dtype is not None else x
+    if x.dtype.kind != "f":
+        raise RuntimeError(f'"{op}" not implemented for {x.dtype!r}')
+    return x
+
+
+@composite
+def log_softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None) -> Tensor:
+    """x minus the log of the sum of exponentials along `dim`."""
+    x = _soft_operand(input, dim, dtype, "log_softmax")
+    if x.ndim == 0:
+        return x * 0.0
+    d = wrap_dim(dim, x.ndim, "log_softmax")
+    z = x - AMAX(x.detach(), dim=(d,), keepdim=True) if x.shape[d] else x  # type: ignore[attr-defined]
+    return z - LOG(SUM(EXP(z), dim=(d,), keepdim=True))
+
+
+@composite
+def softmin(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None) -> Tensor:
+    return softmax(-input, dim, dtype=dtype)
+
+
+def _softmax_method(self: Tensor, dim: int | None = None, dtype: Any = None) -> Tensor:
+    return softmax(self, dim, dtype=dtype)
+
+
+def _log_softmax_method(self: Tensor, dim: int | None = None, dtype: Any = None) -> Tensor:
+    return log_softmax(self, dim, dtype=dtype)
+
+
+PUBLIC["softmax"] = Tensor.softmax = _softmax_method  # type: ignore[attr-defined]
+PUBLIC["log_softmax"] = Tensor.log_softmax = _log_softmax_method  # type: ignore[attr-defined]
+
+
+# -------------------------------------------------------------------- dropout
+
+
+def _rate(p: float) -> None:
+    if not 0.0 <= p <= 1.0:
+        raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
+
+
+def _dropped(input: Tensor, shape: tuple[int, ...], p: float, training: bool, inplace: bool) -> Tensor:
+    _rate(p)
+    x = tensor_operand(input, "dropout")
+    if not training or p == 0.0:
+        return x
+    if p == 1.0:
+        return _into(x, x * 0.0, inplace)
+    keep = uniform(shape, dtypes.float32) >= p
+    return _into(x, WHERE(keep, x * (1.0 / (1.0 - p)), 0.0), inplace)
+
+
+@composite
+def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """Zero elements with probability p and scale the others by 1 / (1 - p) (Srivastava et al., 2014)."""
+    return _dropped(input, tuple(input.shape), p, training, inplace)
+
+
+def _channels(dims: int) -> Any:
+    @composite
+    def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        lead = input.ndim - dims
+        return _dropped(input, tuple(n if i < lead else 1 for i, n in enumerate(input.shape)), p, training, inplace)
+
+    dropout.__name__ = f"dropout{dims}d"
+    return dropout
+
+
+dropout1d, dropout2d, dropout3d = _channels(1), _channels(2), _channels(3)
+
+
+@composite
+def alpha_dropout(input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False) -> Tensor:
+    """Dropout that keeps mean and variance of SELU networks (Klambauer et al., 2017)."""
+    _rate(p)
+    if not training or p == 0.0:
+        return input
+    saturated = -1.7580993408473766
+    a = ((1.0 - p) * (1.0 + p * saturated**2)) ** -0.5
+    keep = uniform(tuple(input.shape), dtypes.float32) >= p
+    return _into(input, WHERE(keep, input, saturated) * a + (-a * saturated * p), inplace)
+
+
+# -------------------------------------------------------------------- linear maps and tables
+
+
+@composite
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """input @ weight.T + bias; weight [out, in], or [in]."""
+    x = tensor_operand(input, "linear")
+    if x.ndim and weight.ndim and x.shape[-1] != weight.shape[-1]:
+        raise RuntimeError(
+            f"linear: the input's last dimension must be the weight's: input {list(x.shape)}, weight {list(weight.shape)} "
+            "(mat1 and mat2 shapes cannot be multiplied)"
+        )
+    y = PUBLIC["matmul"](x, weight if weight.ndim == 1 else weight.t())  # type: ignore[attr-defined]
+    return y if bias is None else ADD(*promoted(y, bias))
+
+
+@composite
+def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    y = PUBLIC["einsum"]("...i,oij,...j->...o", input1, weight, input2)
+    return y if bias is None else y + bias
+
+
+@composite
+def embedding(
+    input: Tensor, weight: Tensor, padding_idx: int | None = None, max_norm: float | None = None, norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False, sparse: bool = False,
+) -> Tensor:  # fmt: skip
+    """The rows of `weight` that the integers name. The row `padding_idx` gets no gradient."""
+    i = tensor_operand(input, "embedding")
+    if i.dtype.name not in ("int64", "int32"):
+        raise RuntimeError(
+            f"Expected tensor for argument #1 'indices' to have one of the following scalar types: Long, Int; but got {i.dtype!r}"
+            " instead (while checking arguments for embedding)"
+        )
+    if max_norm is not None or scale_grad_by_freq or sparse:
+        raise RuntimeError("embedding: max_norm, scale_grad_by_freq and sparse gradients are not supported")
+    i = cast(i, dtype=dtypes.int64) if i.dtype is not dtypes.int64 else i
+    out = INDEX_SELECT(weight, i, dim=0)
+    if padding_idx is not None:
+        if padding_idx < 0:
+            padding_idx += weight.shape[0]
+        if weight.requires_grad:  # type: ignore[attr-defined]
+            out = WHERE((i == padding_idx).unsqueeze(-1), out.detach(), out)  # type: ignore[attr-defined]
+    return out
+
+
+
+
+@composite
+def normalize(input: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12) -> Tensor:
+    """input over its p-norm along `dim` (at least eps)."""
+    return input / MAXIMUM(PUBLIC["norm"](input, p, dim, True), eps)
+
+
+@composite
+def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    a, b = (x / MAXIMUM(PUBLIC["norm"](x, 2, dim, True), eps) for x in (x1, x2))
+    return (a * b).sum(dim)
+
+
+@composite
+def pairwise_distance(x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> Tensor:
+    return PUBLIC["norm"](x1 - x2 + eps, p, -1, keepdim)

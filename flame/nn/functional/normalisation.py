@@ -1,0 +1,169 @@
+"""Normalisations and attention."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+
+from flame import dtypes
+
+from flame.functions.promotion import tensor_operand
+from flame.functions.reduction import mean
+from flame.nn.functional.activation import dropout, softmax
+from flame.primitive import composite, registered
+from flame.tensor import Tensor
+
+RSQRT, WHERE, RESHAPE, MATMUL = map(registered, ("rsqrt", "where", "reshape", "matmul"))
+
+
+def _scaled(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
+@composite
+def layer_norm(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """Over the last dimensions: minus the mean, over the standard deviation (biased), scaled and shifted (Ba et al., 2016)."""
+    x = tensor_operand(input, "layer_norm")
+    shape = tuple(normalized_shape)
+    k = len(shape)
+    if not k or tuple(x.shape[-k:]) != shape:
+        raise RuntimeError(
+            f"Given normalized_shape={list(shape)}, expected input with shape [*, {', '.join(map(str, shape))}], but got input of "
+            f"size{list(x.shape)}"
+        )
+    dims = tuple(range(x.ndim - k, x.ndim))
+    d = x - mean(x, dims, True)
+    return _scaled(d * RSQRT(mean(d * d, dims, True) + eps), weight, bias)
+
+
+@composite
+def rms_norm(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+    """Over the last dimensions: divided by the root of the mean square (Zhang and Sennrich, 2019)."""
+    x = tensor_operand(input, "rms_norm")
+    k = len(tuple(normalized_shape))
+    if not k or tuple(x.shape[-k:]) != tuple(normalized_shape):
+        raise RuntimeError(f"rms_norm: the last dimensions of input {list(x.shape)} must be {list(normalized_shape)}")
+    e = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}[x.dtype.name] if eps is None else eps
+    return _scaled(x * RSQRT(mean(x * x, tuple(range(x.ndim - k, x.ndim)), True) + e), weight, None)
+
+
+def _along_channels(v: Tensor | None, ndim: int) -> Tensor | None:
+    return None if v is None else RESHAPE(v, shape=(1, v.numel(), *[1] * (ndim - 2)))
+
+
+@composite
+def batch_norm(
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None, bias: Tensor | None = None,
+    training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    """Each channel by its mean and variance over batch and space (Ioffe and Szegedy, 2015); running statistics are updated in
+    place while training, with the unbiased variance."""
+    x = tensor_operand(input, "batch_norm")
+    n = x.ndim
+    if n < 2:
+        raise RuntimeError(f"batch_norm: expected at least 2D input (got {n}D input)")
+    c = x.shape[1]
+    for name, v in (("running_mean", running_mean), ("running_var", running_var), ("weight", weight), ("bias", bias)):
+        if v is not None and v.numel() != c:
+            raise RuntimeError(f"{name} should contain {c} elements not {v.numel()}")
+    if training:
+        dims = (0, *range(2, n))
+        count = x.numel() // max(c, 1)
+        if count <= 1:
+            raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(x.shape)}")
+        m = mean(x, dims, True)
+        d = x - m
+        v = mean(d * d, dims, True)
+        if running_mean is not None and running_var is not None:
+            from flame.autograd.modes import no_grad
+
+            with no_grad():
+                keep = 1.0 - momentum
+                running_mean.copy_(running_mean * keep + RESHAPE(m, shape=(c,)) * momentum)  # type: ignore[attr-defined]
+                unbiased = RESHAPE(v, shape=(c,)) * (count / (count - 1))
+                running_var.copy_(running_var * keep + unbiased * momentum)  # type: ignore[attr-defined]
+    else:
+        if running_mean is None or running_var is None:
+            raise ValueError("batch_norm: running_mean and running_var are needed where training is False")
+        d = x - _along_channels(running_mean, n)
+        v = _along_channels(running_var, n)  # type: ignore[assignment]
+    return _scaled(d * RSQRT(v + eps), _along_channels(weight, n), _along_channels(bias, n))
+
+
+@composite
+def instance_norm(
+    input: Tensor, running_mean: Tensor | None = None, running_var: Tensor | None = None, weight: Tensor | None = None,
+    bias: Tensor | None = None, use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    x = tensor_operand(input, "instance_norm")
+    if not use_input_stats:
+        return batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
+    dims = tuple(range(2, x.ndim))
+    d = x - mean(x, dims, True)
+    return _scaled(d * RSQRT(mean(d * d, dims, True) + eps), _along_channels(weight, x.ndim), _along_channels(bias, x.ndim))
+
+
+@composite
+def group_norm(input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+    """Groups of channels by their mean and variance over channels and space (Wu and He, 2018)."""
+    x = tensor_operand(input, "group_norm")
+    s = tuple(x.shape)
+    if s[1] % num_groups:
+        raise RuntimeError(f"Expected number of channels in input to be divisible by num_groups, but got input of shape {list(s)} and num_groups={num_groups}")
+    y = RESHAPE(x, shape=(s[0], num_groups, math.prod(s[1:]) // num_groups))
+    d = y - mean(y, 2, True)
+    y = RESHAPE(d * RSQRT(mean(d * d, 2, True) + eps), shape=s)
+    return _scaled(y, _along_channels(weight, len(s)), _along_channels(bias, len(s)))
+
+
+@composite
+def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
+    sq = input * input
+    lo, hi = [0] * input.ndim, [0] * input.ndim
+    lo[1], hi[1] = size // 2, (size - 1) // 2
+    w = registered("window")(registered("pad")(sq, lo=tuple(lo), hi=tuple(hi), value=0), dim=1, size=size, step=1, dilation=1)
+    return input / (mean(w, w.ndim - 1) * alpha + k) ** beta
+
+
+@composite
+def scaled_dot_product_attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False,
+    scale: float | None = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    """softmax(query @ key^T * scale + mask) @ value over [..., L, E], [..., S, E], [..., S, Ev].
+
+    A boolean mask says where to attend; a floating one is added. `is_causal` attends to keys not after the query. `enable_gqa`
+    repeats key and value heads to the query's number.
+    """
+    q, k, v = (tensor_operand(t, "scaled_dot_product_attention", n) for t, n in ((query, "query"), (key, "key"), (value, "value")))
+    if q.dtype is not k.dtype or q.dtype is not v.dtype:
+        raise RuntimeError(
+            f"Expected query, key, and value to have the same dtype, but got query.dtype: {q.dtype!r} key.dtype: {k.dtype!r} and "
+            f"value.dtype: {v.dtype!r} instead."
+        )
+    if q.ndim < 2 or k.ndim < 2 or v.ndim < 2:
+        raise RuntimeError("scaled_dot_product_attention: query, key and value need at least 2 dimensions")
+    if is_causal and attn_mask is not None:
+        raise RuntimeError("_scaled_dot_product_attention: Explicit attn_mask should not be set when is_causal=True")
+    if enable_gqa:
+        n = q.shape[-3]
+        k = k.repeat_interleave(n // k.shape[-3], -3)  # type: ignore[attr-defined]
+        v = v.repeat_interleave(n // v.shape[-3], -3)  # type: ignore[attr-defined]
+    factor = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
+    s = MATMUL(q * factor, k.transpose(-2, -1))  # type: ignore[attr-defined]
+    if is_causal:
+        iota = registered("iota")
+        rows = RESHAPE(iota(size=q.shape[-2], dtype=dtypes.int32), shape=(q.shape[-2], 1))
+        s = WHERE(iota(size=k.shape[-2], dtype=dtypes.int32) <= rows, s, float("-inf"))
+    elif attn_mask is not None:
+        s = WHERE(attn_mask, s, float("-inf")) if attn_mask.dtype.kind == "b" else s + attn_mask
+    p = softmax(s, -1)
+    if dropout_p:
+        p = dropout(p, dropout_p)
+    return MATMUL(p, v)
+
+
