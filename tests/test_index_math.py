@@ -39,7 +39,7 @@ def random_expression(r: random.Random, leaves: list[E], depth: int) -> E:
     if depth == 0 or r.random() < 0.15:
         return r.choice([*leaves, ex(r.randint(-7, 7))])
     a = random_expression(r, leaves, depth - 1)
-    match r.randrange(7):
+    match r.randrange(8):
         case 0 | 1:
             return a + random_expression(r, leaves, depth - 1)
         case 2:
@@ -49,6 +49,8 @@ def random_expression(r: random.Random, leaves: list[E], depth: int) -> E:
         case 4:
             return a // r.choice([ex(1), ex(2), ex(3), ex(4), ex(6), ex(12), n, m * 2, n * m])
         case 5:
+            return r.choice(leaves) * r.choice(leaves) + a
+        case 6:
             return a % r.choice([ex(2), ex(3), ex(4), ex(6), ex(12), n, m * 3, n * m])
         case _:
             d = r.choice([2, 3, 4, 6])
@@ -114,6 +116,21 @@ def test_operators_are_integer_arithmetic() -> None:
         e = build([i, j, k, val("v"), n], 4, random.Random(seed))
         direct = subst(e, {"n": 4, "m": 3})
         assert evaluate(e, p) == evaluate(direct, p) == subst(direct, p).const
+
+
+def test_chains_of_two_divisions_are_integer_arithmetic() -> None:
+    points = {"i": np.arange(-60, 60)}
+    numbers = (1, 2, 3, 4, 6, 12)
+    for a, b, c, d in itertools.product(numbers, numbers, (1, 2, 3, -1), (0, 1, 5)):
+        x, at = c * i + d, c * points["i"] + d
+        for e, want in [
+            (x // a // b, at // a // b),
+            (x // a % b, at // a % b),
+            (x % a // b, at % a // b),
+            (x % a % b, at % a % b),
+            (x % (a * b) // b * a + x // b, at % (a * b) // b * a + at // b),
+        ]:
+            np.testing.assert_array_equal(full(evaluate(e, points), points), want, str((e, a, b, c, d)))
 
 
 def test_proofs_are_never_wrong() -> None:
@@ -202,6 +219,10 @@ def test_proofs_that_lowering_relies_on() -> None:
     assert nonneg(n - 1 - j, bounds) and not nonneg(n - 2 - j, bounds)
     assert nonneg(n * n - 1 - (j * n + j), bounds)
     assert nonneg((n + 3) // 4 * 4 - n, bounds) and not nonneg(n - (n + 3) // 4 * 4, bounds)
+    assert not nonneg(n // 4 * 4 - n, bounds) and nonneg(n - n // 4 * 4, bounds) and nonneg(n // 4 * 4 - n + 3, bounds)
+    assert nonneg(3 - n % 4, bounds) and not nonneg(2 - n % 4, bounds)
+    below = Bounds({}, {}, {"v": (-3, 2), "w": (-1, 5)})
+    assert not nonneg(val("v") * val("w") + 5, below) and extreme(val("v") * val("w"), 1, below) is None
     row = 2 * i + r - 1
     assert not nonneg(row, bounds)
     assert implied(row // 2, [Cond(row)], bounds)

@@ -112,6 +112,13 @@ def test_only_what_every_address_allows_becomes_one() -> None:
     assert merged_axes(m) == {"i": 3, "j": 4}
 
 
+def test_an_axis_that_is_reduced_elsewhere_stays() -> None:
+    m = Make("reduced elsewhere", i=3, j=4, k=5)
+    total = m.reduce("sum", m.load("y", (k,)), "j")
+    m.store("o", (i, j, k), m.op("add", m.load("x", (i, j, k)), total))
+    assert merged_axes(m) == {"i": 3, "j": 4, "k": 5}
+
+
 def test_views_that_cancel_merge_too() -> None:
     m = Make("unfolded", i=6, j=8)
     m.store("o", (i, j), m.op("neg", m.load("x", (i, j // 4, j % 4), shape=(6, 2, 4))))
