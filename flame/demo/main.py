@@ -52,7 +52,7 @@ def both_ways(task: Task, device: str, seed: int, console: Console) -> Outcome:
     with Progress(*columns, console=console) as progress:
         for compiled in (False, True):
             name = f"{task.name}, {'compiled' if compiled else 'eager'}"
-            bar = progress.add_task(f"{name:16}", total=task.steps, figures="")
+            bar = progress.add_task(f"{name:16}", total=task.steps if compiled else task.eager_steps, figures="")
 
             def after_step(run: Run, bar=bar) -> None:
                 recent = run.seconds[-10:]

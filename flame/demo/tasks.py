@@ -20,11 +20,15 @@ from flame.demo.models import CharGPT, DigitNet
 
 @dataclass(frozen=True)
 class Task:
-    """One training problem. `batch(step)` gives NumPy inputs and targets of the same shapes at every step."""
+    """One training problem. `batch(step)` gives NumPy inputs and targets of the same shapes at every step.
+
+    A compiled run takes `steps`, an eager one the first `eager_steps` of them: enough to compare without a wait.
+    """
 
     name: str
     title: str
     steps: int
+    eager_steps: int
     learning_rate: float
     model: Callable[[], nn.Module]
     batch: Callable[[int], tuple[np.ndarray, np.ndarray]]
@@ -38,6 +42,7 @@ def digits_task(quick: bool, seed: int = 0) -> Task:
     images = digits(seed)
     size, per_epoch = 64, len(images.train_x) // 64
     channels = 16 if quick else 32
+    steps = (8 if quick else 12) * per_epoch
 
     def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
         epoch, place = divmod(step, per_epoch)
@@ -48,7 +53,8 @@ def digits_task(quick: bool, seed: int = 0) -> Task:
     return Task(
         name="digits",
         title="a convolutional classifier on handwritten digits",
-        steps=8 * per_epoch if quick else 30 * per_epoch,
+        steps=steps,
+        eager_steps=steps,
         learning_rate=2e-3,
         model=lambda: DigitNet(channels),
         batch=batch,
@@ -79,7 +85,8 @@ def text_task(quick: bool, seed: int = 0) -> Task:
     return Task(
         name="text",
         title="a character-level GPT on English text",
-        steps=200 if quick else 600,
+        steps=150 if quick else 1000,
+        eager_steps=100 if quick else 150,
         learning_rate=3e-3 if quick else 2e-3,
         model=model,
         batch=batch,

@@ -32,7 +32,7 @@ class Run:
     def step_seconds(self) -> float:
         """The median time of a step once the run is warm."""
         warm = WARM_UP + (self.first_compiled or 0)
-        return statistics.median(self.seconds[warm:] or self.seconds)
+        return statistics.median(self.seconds[warm:] or self.seconds[-1:])
 
     @property
     def seconds_to_first_compiled(self) -> float | None:
@@ -54,7 +54,8 @@ class Outcome:
 
     @property
     def largest_loss_difference(self) -> float:
-        return max(abs(a - b) for a, b in zip(self.eager.losses, self.compiled.losses, strict=True))
+        """Over the steps that both runs took."""
+        return max(abs(a - b) for a, b in zip(self.eager.losses, self.compiled.losses))
 
 
 def train(
@@ -65,7 +66,7 @@ def train(
     seed: int = 0,
     after_step: Callable[[Run], None] = lambda run: None,
 ) -> tuple[Run, Any]:
-    """Train `task`'s model for its steps. Returns the run and the trained model; `after_step(run)` is told of each step."""
+    """Train `task`'s model. Returns the run and the trained model; `after_step(run)` is told of each step."""
     flame.manual_seed(seed)
     model = task.model().to(device)
     optimizer = flame.optim.AdamW(model.parameters(), lr=task.learning_rate)
@@ -77,9 +78,9 @@ def train(
         optimizer.step()
         return loss
 
-    take = flame.compile(step) if compiled else step
+    take: Any = flame.compile(step) if compiled else step
     run = Run(compiled)
-    for i in range(task.steps):
+    for i in range(task.steps if compiled else task.eager_steps):
         x, y = (flame.tensor(a, device=device) for a in task.batch(i))
         start = perf_counter()
         loss = take(x, y).item()
