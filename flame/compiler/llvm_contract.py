@@ -23,7 +23,7 @@ from flame.compiler.kernel import Contract, IndexOf, Kernel, Load, Statement, St
 from flame.compiler.llvm_machine import LlvmMachine, Value
 from flame.compiler.llvm_point import Linear, Point
 from flame.compiler.llvm_rows import begin, product, size, unit_axes
-from flame.compiler.llvm_text import Function, Int, element, suffix, vector, wide
+from flame.compiler.llvm_text import Function, Int, element, existing_lanes, suffix, transpose, wide
 from flame.compiler.nests import Nest, loads_of
 from flame.compiler.schedule_cpu import CpuSchedule
 from flame.compiler.target_cpu import CpuTarget, Phase
@@ -591,29 +591,6 @@ class Block:
     last_left: Int
     first_right: Int
     last_right: Int
-
-
-def existing_lanes(f: Function, start: Int, last: Int, lanes: int) -> str:
-    """A mask: start + lane < last."""
-    left = f.splat(str(f.sub(last, start)), "i64", lanes)
-    return f.emit(f"icmp sgt {wide('i64', lanes)} {left}, {vector(range(lanes), 'i64')}")
-
-
-def transpose(f: Function, t: str, rows: list[str], lanes: int) -> list[str]:
-    """`lanes` vectors -> the vectors of their columns, by log2(lanes) rounds of block exchanges."""
-    x = list(rows)
-    d = lanes // 2
-    while d:
-        y = [""] * lanes
-        for i in range(lanes):
-            if i & d:
-                continue
-            low = [j if not j & d else lanes + j - d for j in range(lanes)]
-            high = [j + d if not j & d else lanes + j for j in range(lanes)]
-            y[i] = f.shuffle(t, lanes, x[i], x[i + d], low)
-            y[i + d] = f.shuffle(t, lanes, x[i], x[i + d], high)
-        x, d = y, d // 2
-    return x
 
 
 def _rounded(bytes_: E) -> E:

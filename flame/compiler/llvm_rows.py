@@ -19,7 +19,7 @@ from flame.compiler.kernel import Kernel, Load, Op, Store, domain_of, flat
 from flame.compiler.llvm_machine import LlvmMachine, Value
 from flame.compiler.llvm_point import Linear, Point
 from flame.compiler.llvm_reduce import Accumulator, State
-from flame.compiler.llvm_text import Function, Int, element, vector, wide
+from flame.compiler.llvm_text import Function, Int, element, existing_lanes, vector, wide
 from flame.compiler.nests import Nest, Sweep, loads_of, walked
 from flame.compiler.schedule_cpu import CpuSchedule
 from flame.compiler.target_cpu import CpuTarget, Phase
@@ -230,16 +230,17 @@ class RowWriter:
             return
         count = p.integer_of(chunks)
         flattened: list[str] = []
-        while len(flattened) < len(plain) and size(kernel, product(kernel, tuple(flattened))) < 4 * size(kernel, chunks):
+        wanted = chunks.const
+        while len(flattened) < len(plain) and (wanted is None or size(kernel, self._rounds(flattened)) < 4 * wanted):
             flattened.append(plain[len(flattened)])
         rest = plain[len(flattened) :]
-        cut = bool(lane) and size(kernel, product(kernel, tuple(flattened))) < 2 * size(kernel, chunks)
+        cut = bool(lane) and (wanted is None or size(kernel, self._rounds(flattened)) < 2 * wanted)
         n: Int = p.integer_of(kernel.axes[lane]) if lane else 1
         block = step
         if cut and flattened:
             block = step * max(1, 1024 // step)
         blocks: Int = f.div(f.add(n, block - 1), block) if cut else 1
-        total = f.mul(p.integer_of(product(kernel, tuple(flattened))), blocks)
+        total = f.mul(p.integer_of(self._rounds(flattened)), blocks)
         low = f.div(f.mul("%begin", total), count)
         high = f.div(f.mul("%end", total), count)
         if cut and not flattened:
@@ -256,22 +257,30 @@ class RowWriter:
                 left = f.div(left, blocks)
                 first = f.mul(b, block)
                 last = f.least(f.add(first, block), n)
-            self.unflatten(left, flattened)
+            self._unflatten(left, flattened)
             self._nested(rest, lambda: self._at_outer(first, last))
             return []
 
         with p.scope():
             f.loop(low, high, 1, [], one)
 
-    def unflatten(self, index: Int, axes: list[str]) -> None:
+    def _rounds(self, axes: list[str]) -> E:
+        """How many times loops over some outer axes go round."""
+        return product(self.kernel, tuple(axes))
+
+    def _bind_outer(self, axis: str, i: Int) -> None:
+        """Round `i` of the loop over an outer axis."""
+        self.point.bind(axis, Linear(i))
+
+    def _unflatten(self, index: Int, axes: list[str]) -> None:
         """Bind axes to the digits of one index, the last axis the fastest."""
         f = self.function
         for i, a in enumerate(reversed(axes)):
             if i == len(axes) - 1:
-                self.point.bind(a, Linear(index))
+                self._bind_outer(a, index)
             else:
-                n = self.point.integer_of(self.kernel.axes[a])
-                self.point.bind(a, Linear(f.rem(index, n)))
+                n = self.point.integer_of(self._rounds([a]))
+                self._bind_outer(a, f.rem(index, n))
                 index = f.div(index, n)
 
     def _nested(self, axes: list[str], body: Callable[[], None]) -> None:
@@ -282,11 +291,11 @@ class RowWriter:
         p = self.point
 
         def one(i: str, _: list[str]) -> list[str]:
-            p.bind(axes[0], Linear(i))
+            self._bind_outer(axes[0], i)
             self._nested(axes[1:], body)
             return []
 
-        n = p.integer_of(self.kernel.axes[axes[0]])
+        n = p.integer_of(self._rounds(axes[:1]))
         with p.scope():
             self.function.loop(0, n, 1, [], one)
 
@@ -324,7 +333,7 @@ class RowWriter:
             points.append(p)
             p.open()
             if last is not None:
-                p.tail = self.existing_lanes(start, last)
+                p.tail = existing_lanes(self.function, start, last, self.lanes)
             p.bind(self.outer_lane, Linear(f.add(start, self.lanes * u), 1, None, True))
         for sweep in self.nest.sweeps:
             accumulators = [Accumulator(self.kernel, r, self.machine, self.lanes) for r in sweep.reduces]
@@ -356,12 +365,6 @@ class RowWriter:
         for p, axes_before in zip(points, before, strict=True):
             p.close(axes_before)
         return unpacked(accumulators, names, len(points))
-
-    def existing_lanes(self, start: Int, last: Int) -> str:
-        """A mask: start + lane < last."""
-        f, n = self.function, self.lanes
-        left = f.splat(str(f.sub(last, start)), "i64", n)
-        return f.emit(f"icmp sgt {wide('i64', n)} {left}, {vector(range(n), 'i64')}")
 
     # -- lanes along an inner axis
 
@@ -442,7 +445,7 @@ class RowWriter:
 
         def one(i: str, names: list[str]) -> list[str]:
             (state,) = unpacked(accumulators, names, 1)
-            return packed([at(i, state, self.existing_lanes(i, extent))])
+            return packed([at(i, state, existing_lanes(self.function, i, extent, n))])
 
         with p.scope():
             names = f.loop(full, extent, n, carried(states[:1]), one)

@@ -289,6 +289,29 @@ class Function:
         return self.emit(f"shufflevector {v} {a}, {v} {b}, <{len(order)} x i32> {vector(order, 'i32')}")
 
 
+def existing_lanes(f: Function, start: Int, last: Int, lanes: int) -> str:
+    """A mask: start + lane < last."""
+    left = f.splat(str(f.sub(last, start)), "i64", lanes)
+    return f.emit(f"icmp sgt {wide('i64', lanes)} {left}, {vector(range(lanes), 'i64')}")
+
+
+def transpose(f: Function, t: str, rows: list[str], lanes: int) -> list[str]:
+    """`lanes` vectors -> the vectors of their columns, by log2(lanes) rounds of block exchanges."""
+    x = list(rows)
+    d = lanes // 2
+    while d:
+        y = [""] * lanes
+        for i in range(lanes):
+            if i & d:
+                continue
+            low = [j if not j & d else lanes + j - d for j in range(lanes)]
+            high = [j + d if not j & d else lanes + j for j in range(lanes)]
+            y[i] = f.shuffle(t, lanes, x[i], x[i + d], low)
+            y[i + d] = f.shuffle(t, lanes, x[i], x[i + d], high)
+        x, d = y, d // 2
+    return x
+
+
 def module(functions: Sequence[Function], constants: Sequence[str] = ()) -> str:
     """The module of these functions. Equal functions give equal text."""
     declarations = sorted(set().union(*(f.declarations for f in functions)))

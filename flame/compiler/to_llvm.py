@@ -12,8 +12,9 @@ from flame.compiler.graph import identifier
 from flame.compiler.index_math import E, ex, var
 from flame.compiler.kernel import Buffer, Contract, Kernel, Load, Reduce, Statement, Store
 from flame.compiler.llvm_contract import ContractWriter, groups_of
-from flame.compiler.llvm_rows import RowWriter, begin
+from flame.compiler.llvm_rows import RowWriter, begin, lanes_for, vector_axis
 from flame.compiler.llvm_text import Function, module
+from flame.compiler.llvm_turn import TurnWriter, turned_loads
 from flame.compiler.nests import Nest, Sweep, plan
 from flame.compiler.schedule_cpu import CpuSchedule
 from flame.compiler.target_cpu import CpuTarget, LlvmSource, Phase
@@ -41,7 +42,9 @@ def to_llvm(kernel: Kernel, schedule: CpuSchedule, cpu: CpuTarget) -> LlvmSource
             notes.append(f"{entry_name}: {tiles.describe()}")
             continue
         entry = begin(entry_name, part, places, cpu, len(kernel.buffers))
-        writer = RowWriter(part, nest, schedule, cpu, entry)
+        lane = schedule.vector_axis or vector_axis(part, nest, lanes_for(part, nest, cpu))
+        turned = lane in nest.outer and turned_loads(part, nest, lane)[1]
+        writer = (TurnWriter if turned else RowWriter)(part, nest, schedule, cpu, entry)
         phases.append(writer.write(entry_name))
         functions.append(entry.function)
         constants += writer.point.globals()
