@@ -89,10 +89,13 @@ def _misshapen(roots: Sequence[Value], stored: Sequence[Value]) -> str:
     reduced = [(r, x) for r in roots if (x := reduced_operand(r)) is not None and x.spec.numel != r.spec.numel]
     if len(contracted) > 1:
         return "a kernel holds one contraction"
-    if contracted and reduced:
+    summed = len(reduced) == 1 and reduced[0][1] in contracted and contracted[0] not in stored
+    if contracted and reduced and not summed:
         return "a kernel holds reductions or a contraction, not both"
     sizes = {r.spec.numel for r in stored}
-    if contracted:
+    if contracted and reduced:
+        allowed = {reduced[0][0].spec.numel}
+    elif contracted:
         allowed = {contracted[0].spec.numel}
     elif reduced:
         r, x = reduced[0]

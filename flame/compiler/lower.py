@@ -138,7 +138,7 @@ class _Lowering(Writer):
         self._place_of: dict[str, tuple[int, int]] = {}  #: axis -> dimension of the lead, place among that dimension's axes
         self._stores: list[tuple[Value, Index, str, frozenset[str]]] = []
         self._lead(lead, extents)
-        for r in sorted((r for r in self.roots if r is not lead), key=lambda r: reduced_operand(r) is not None):
+        for r in sorted((r for r in self.roots if r is not lead), key=lambda r: reduced_operand(r) is None):
             self._follow(r)
 
     # ---- where roots are stored
@@ -241,8 +241,9 @@ class _Lowering(Writer):
         return name
 
     def _speak(self, node: Node) -> None:
-        p = node.primitive
-        self.words.setdefault(node.note or p.name, bool(node.note) or p.kind not in ("movement", "create"))
+        worth = node.primitive.kind not in ("movement", "create")
+        word = node.note or node.primitive.name
+        self.words[word] = worth or self.words.get(word, False)
 
     def _load(self, v: Value, index: Index, guard: Guard, fill: Number | None = None) -> str:
         """An element of memory. With `fill`, the value outside the guard; without, nobody asks for it there."""
@@ -344,6 +345,8 @@ class _Lowering(Writer):
             if op not in _IDENTITY:
                 raise Refused(f"{describe(node)} reduces no elements")
             return self.const(_IDENTITY[op], out.dtype)
+        if op == "sum" and self._is_bare_contraction(x):
+            return self._summed_contraction(node, x, index)
         if self.contraction is not None:
             raise Refused(f"{describe(node)} reduces, and {describe(self.contraction)} contracts: a kernel does one of the two")
         cover = self._must_cover(node, index)
@@ -403,20 +406,43 @@ class _Lowering(Writer):
             v = self.emit(Reduce, op, (v,), here, acc, domain=domain, note=_note(node))
         return self.op("mul", (v, self.const(times, acc)), acc) if times != 1 and op == "sum" else v
 
+    def _is_bare_contraction(self, x: Value) -> bool:
+        """Would `x` be contracted in this kernel, for nobody but the one who asks?"""
+        made = x.node is not None and x.node.primitive.kind == "contract" and x.node.primitive.lower is not None
+        return made and x not in self.roots and not self.in_memory(x) and not self._covers
+
+    def _summed_contraction(self, node: Node, x: Value, index: Index) -> str:
+        """A sum over dimensions of a contraction: one contraction that sums over more (a batched weight gradient)."""
+        assert x.node is not None
+        cover = self._once(node, index, self.swept or ())
+        dim, keep = node.params["dim"], node.params["keepdim"]
+        extents = [x.shape[i] for i in dim if x.shape[i] != 1]
+        reduced, axes = self._sweep(node, extents, cover) if extents else ([], ())
+        kept = [e for i, e in enumerate(index) if not keep or i not in dim]
+        return self._contraction(x.node, _at_operand_of_reduction(node, kept, reduced, x.shape), cover, axes)
+
     def _contract(self, node: Node, index: Index) -> str:
         if self.swept is not None:
             other = "another contraction" if self.contraction is not None else "reductions"
             raise Refused(f"{describe(node)}: a kernel holds one contraction, and this one has {other} already")
+        return self._contraction(node, index, self._once(node, index, ()), ())
+
+    def _once(self, node: Node, index: Index, removed: Sequence[str]) -> frozenset[str]:
+        """The axes that cover a contraction's result: all there are, but for those that are removed."""
         cover = self._must_cover(node, index)
-        again = math.prod(n for a, n in self.axes.items() if a not in cover)
+        again = math.prod(n for a, n in self.axes.items() if a not in cover and a not in removed)
         if again != 1:
             raise Refused(f"{describe(node)} would be computed {again} times")
+        return cover
+
+    def _contraction(self, node: Node, index: Index, cover: frozenset[str], also: tuple[str, ...]) -> str:
+        """The contraction `node` at `index`, summed over the axes `also` too."""
         contraction: Contraction = node.primitive.lower(index, *_specs(node), **node.params)
         acc = compute_dtype(node.output.dtype)
         if 0 in contraction.extents:
             return self.const(0, acc)
         summed = tuple(ZERO if n == 1 else var(self.axis(n, "r")) for n in contraction.extents)
-        axes = tuple(a for e in summed for a in names(e))
+        axes = (*also, *(a for e in summed for a in names(e)))
         self.swept, self.contraction = axes, node
         self._covers.append((node, cover))
         a, b = (self._factor(node, side(summed)) for side in (contraction.left, contraction.right))
@@ -476,10 +502,13 @@ class _Lowering(Writer):
     def _name(self, used: frozenset[str]) -> str:
         """What the kernel does, and over how much: softmax_2048x1024."""
         words = [w for w, worth in self.words.items() if worth] or list(self.words) or ["copy"]
-        if len(words) > 3:
-            words = [words[0], words[1], words[-1]]
+        plain = list(dict.fromkeys(w.removesuffix(" backward") for w in words))
+        if len(plain) > 3:
+            plain = [plain[0], plain[1], plain[-1]]
+        if any(w.endswith(" backward") for w in words):
+            plain.append("backward")
         size = "x".join(str(n) for a, n in self.axes.items() if a in used)
-        return identifier("_".join(filter(None, (*words, size))))
+        return identifier("_".join(filter(None, (*plain, size))))
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,15 +86,12 @@ def _wanted(plan: Plan, target: Target, users: dict[Value, list[Node]], outputs:
             wanted[n.output] = ""
         elif kind == "contract":
             wanted[n.output] = ""
-            by_library = target.library_matmul and _is_library_matmul(n)
-            if by_library:
+            if target.library_matmul and _is_library_matmul(n, users[n.output]):
                 plan.library[n.output] = n
             for v in n.values:
                 base = beneath_views(v)
                 if _computed(base):
                     wanted.setdefault(base, f"{describe(n)} reads it")
-                if by_library and not _library_reads(v):
-                    wanted.setdefault(v, f"{describe(n)} is a library call, which reads no such view")
         elif kind == "index":
             for v in n.values:
                 base = beneath_views(v)
@@ -123,11 +120,17 @@ def _end_of_chain(v: Value, users: dict[Value, list[Node]], outputs: set[Value],
     return last
 
 
-def _is_library_matmul(n: Node) -> bool:
+def _is_library_matmul(n: Node, users: list[Node]) -> bool:
+    """Is it one large product of matrices that a library reads where they lie, and not summed further at once?"""
     if n.primitive.name != "matmul" or n.output.dtype not in (dtypes.float32, dtypes.float64):
         return False
     a, b = n.operands
-    return isinstance(a, Value) and isinstance(b, Value) and n.output.spec.numel * a.shape[-1] >= LIBRARY_WORK
+    if not isinstance(a, Value) or not isinstance(b, Value) or not _library_reads(a) or not _library_reads(b):
+        return False
+    each = math.prod(n.output.shape[-2:]) * a.shape[-1]
+    whole = n.output.spec.numel * a.shape[-1]
+    summed = len(users) == 1 and users[0].primitive.kind == "reduce"
+    return each >= LIBRARY_WORK // 4 and whole >= LIBRARY_WORK and not summed
 
 
 def _library_reads(v: Value) -> bool:
