@@ -6,8 +6,8 @@ rule, and `interpret` builds what the other mode would have built, for one run: 
 standard library such as `tl.sum`) stands aside for its plain one.
 
 The interpreter itself is put right where it departs from what GPUs do: bfloat16 rounds to nearest even (it truncates), `tl.dot`
-of bfloat16 multiplies numbers (it multiplies their bit patterns), integer `tl.dot` wraps, functions of `libdevice` exist, and
-reductions with a function of one's own fold halves of a tile instead of one element at a time, as a GPU does, and faster. In
+of bfloat16 multiplies numbers (it multiplies their bit patterns), integer `tl.dot` wraps, a scalar condition may mask a tile,
+functions of `libdevice` exist, and reductions with a function of one's own fold halves of a tile instead of one element at a time, as a GPU does, and faster. In
 older versions ~ of unsigned integers and run-time loop bounds fail with NumPy 2.
 """
 
@@ -189,12 +189,17 @@ def _repairs(tl: Any, interpreter: Any) -> list[tuple[Any, str, Any]]:
         bits = True if d == np.bool_ else np.iinfo(d).max if d.kind == "u" else -1
         return handle(np.full(1, bits, d), kind.scalar)
 
+    def splat(self: Any, to: Any, x: Any) -> Any:  # a comparison's handle says that it has its operands' type
+        kind = tl.int1 if x.data.dtype == np.bool_ else x.dtype.scalar
+        return handle(np.full([int(n) for n in to.shape], x.data.reshape(-1)[0], x.data.dtype), kind)
+
     def patched(tensor: Any, *scope: Any) -> None:
         patch_tensor(tensor, *scope)
         tensor.__index__ = lambda self: int(self.handle.data.reshape(()))  # `patch_tensor` set it, and will see it removed
 
     return [
         (builder, "get_all_ones_value", all_ones),
+        (builder, "create_splat", splat),
         (interpreter, "_patch_lang_tensor", patched),
         (builder, "cast_impl", cast),
         (builder, "create_fp_to_fp", lambda self, src, to, _mode: cast(self, src, to)),
