@@ -19,7 +19,7 @@ from numpy.lib.stride_tricks import as_strided
 from flame import dtypes
 from flame.dtypes import dtype
 from flame.ops.access import Choice, Cond, Contraction, E, Index
-from flame.ops.declare import draw, draws, is_narrow, quiet
+from flame.ops.declare import draw, draws, is_narrow, quiet, widened
 from flame.ops.movement import permute
 from flame.primitive import Spec, broadcast_shapes, register
 
@@ -40,7 +40,7 @@ def _one_dtype(name: str, a: Spec, b: Spec) -> dtype:
 def _product(f: Any, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """f(a, b) carried in the accumulator's dtype, rounded to the operands'."""
     if is_narrow(a.dtype):
-        return quiet.run(quiet.run(f, a.astype(np.float32), b.astype(np.float32)).astype, a.dtype, order="C")
+        return quiet.run(quiet.run(f, widened(a), widened(b)).astype, a.dtype, order="C")
     return np.asarray(quiet.run(f, a, b), order="C")
 
 

@@ -60,9 +60,14 @@ def is_narrow(d: np.dtype) -> bool:
     return d.itemsize == 2 and d.kind in "fV"
 
 
+def widened(x: np.ndarray) -> np.ndarray:
+    """float16 or bfloat16 as float32."""
+    return quiet.run(x.astype, np.float32)
+
+
 def _widened(x: Any, narrow: np.dtype) -> Any:
     if isinstance(x, np.ndarray):
-        return x.astype(np.float32) if x.dtype == narrow else x
+        return widened(x) if x.dtype == narrow else x
     return as_operand(x, np.dtype(np.float32))
 
 

@@ -33,6 +33,7 @@ from flame.ops.declare import (
     infer_elementwise,
     is_narrow,
     quiet,
+    widened,
 )
 from flame.ops.declare import operands as sampled
 from flame.primitive import Scalar, Spec, broadcast_shapes, register
@@ -558,7 +559,7 @@ copy = register(
 
 def _cast_eager(x: np.ndarray, *, dtype: DType) -> np.ndarray:
     if is_narrow(x.dtype) and dtype.kind != "f":
-        x = x.astype(np.float32)
+        x = widened(x)
     return quiet.run(x.astype, dtype.numpy, order="C")
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from flame import dtypes
 from flame.ops.access import At, Choice, Index, Read
 from flame.ops.create import full
-from flame.ops.declare import INTEGER, draw, draws, is_narrow, quiet
+from flame.ops.declare import INTEGER, draw, draws, is_narrow, quiet, widened
 from flame.ops.movement import pad
 from flame.primitive import Spec, broadcast_shapes, register
 
@@ -52,8 +52,8 @@ def _nothing(spec: Any) -> Any:
 def _added(out: np.ndarray, where: Any, v: Any) -> np.ndarray:
     """`out` with v added at positions that may repeat; narrow floats are added up in float32."""
     if is_narrow(out.dtype):
-        wide = out.astype(np.float32)
-        quiet.run(np.add.at, wide, where, v.astype(np.float32))
+        wide = widened(out)
+        quiet.run(np.add.at, wide, where, widened(v))
         return quiet.run(wide.astype, out.dtype)
     quiet.run(np.add.at, out, where, v)
     return out
@@ -229,11 +229,11 @@ def _add_eager(x: np.ndarray, index: np.ndarray, src: np.ndarray, *, dim: int) -
     starts = np.flatnonzero(np.concatenate(([True], flat[1:] != flat[:-1])))
     rows = src.reshape(x.shape[:dim] + (flat.size,) + x.shape[dim + 1 :]).take(order, axis=dim)
     narrow = is_narrow(x.dtype)
-    rows = rows.astype(np.float32) if narrow else rows
+    rows = widened(rows) if narrow else rows
     sums = quiet.run(np.add.reduceat, rows, starts, axis=dim)
     where = (slice(None),) * dim + (flat[starts],)
     if narrow:
-        out[where] = quiet.run((out[where].astype(np.float32) + sums).astype, x.dtype)
+        out[where] = quiet.run((widened(out[where]) + sums).astype, x.dtype)
     else:
         out[where] = quiet.run(np.add, out[where], sums)
     return out

@@ -113,5 +113,17 @@ class NumpyMachine(Machine):
     def libm(self, name: str, *x: Any) -> Any:
         spelled = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "atan2": "arctan2", "pow": "power"}.get(name, name)
         with np.errstate(all="ignore"):
-            f = getattr(np, spelled, None) or np.vectorize(getattr(math, name), otypes=[np.asarray(x[0]).dtype])
+            f = getattr(np, spelled, None) or np.vectorize(_never_raising(getattr(math, name)), otypes=[np.asarray(x[0]).dtype])
             return f(*x)
+
+
+def _never_raising(f: Any) -> Any:
+    """A function of `math` with C's answer where Python raises: infinite at lgamma's poles and beyond float64."""
+
+    def g(x: float) -> float:
+        try:
+            return f(x)
+        except (ValueError, OverflowError):
+            return math.inf
+
+    return g

@@ -17,7 +17,7 @@ from numpy.lib.stride_tricks import as_strided
 from flame import dtypes
 from flame.ops.access import At, Choice, Cond, Contraction, E, Index, Read
 from flame.ops.create import full
-from flame.ops.declare import draw, draws
+from flame.ops.declare import draw, draws, is_narrow, widened
 from flame.primitive import Number, Spec, register
 
 Ints = tuple[int, ...]
@@ -470,7 +470,7 @@ def _window_grad_infer(g: Spec, one: Number, *, shape: Ints, dim: int, step: int
 
 
 def _window_grad_eager(g: np.ndarray, one: Number, *, shape: Ints, dim: int, step: int, dilation: int) -> np.ndarray:
-    wide = g.astype(np.float32) if dtypes.from_numpy_dtype(g.dtype).is_narrow_float else g
+    wide = widened(g) if is_narrow(g.dtype) else g
     out = np.zeros(shape, wide.dtype)
     count = g.shape[dim]
     for k in range(g.shape[-1]):

@@ -10,7 +10,7 @@ import numpy as np
 from flame import dtypes
 from flame.dtypes import dtype, int64
 from flame.ops.create import full
-from flame.ops.declare import draw, draws, is_narrow, quiet
+from flame.ops.declare import draw, draws, is_narrow, quiet, widened
 from flame.ops.elementwise import div, eq, logical_and, mul, where
 from flame.ops.index import scatter_add
 from flame.ops.movement import flip
@@ -47,7 +47,7 @@ def _scan_infer(name: str) -> Callable[..., Spec]:
 def _scan_eager(f: np.ufunc) -> Callable[..., np.ndarray]:
     def eager(x: np.ndarray, *, dim: int) -> np.ndarray:
         if is_narrow(x.dtype):
-            return quiet.run(quiet.run(f.accumulate, x.astype(np.float32), axis=dim).astype, x.dtype, order="C")
+            return quiet.run(quiet.run(f.accumulate, widened(x), axis=dim).astype, x.dtype, order="C")
         wide = x if x.dtype.kind == "f" else x.astype(np.int64)
         return np.asarray(quiet.run(f.accumulate, wide, axis=dim), order="C")
 
@@ -101,7 +101,7 @@ def _sort_infer(name: str, gives: dtype | None) -> Callable[..., Spec]:
 def _argsort_eager(x: np.ndarray, *, dim: int, descending: bool) -> np.ndarray:
     """Stable both ways: descending sorts the reversed array and counts back."""
     if is_narrow(x.dtype):
-        x = x.astype(np.float32)
+        x = widened(x)
     if not descending:
         return np.asarray(np.argsort(x, axis=dim, kind="stable"), np.int64, order="C")
     back = np.flip(np.argsort(np.flip(x, dim), axis=dim, kind="stable"), dim)
@@ -109,7 +109,7 @@ def _argsort_eager(x: np.ndarray, *, dim: int, descending: bool) -> np.ndarray:
 
 
 def _sort_eager(x: np.ndarray, *, dim: int, descending: bool) -> np.ndarray:
-    wide = x.astype(np.float32) if is_narrow(x.dtype) else x
+    wide = widened(x) if is_narrow(x.dtype) else x
     out = np.sort(wide, axis=dim, kind="stable")
     return np.array(np.flip(out, dim) if descending else out, x.dtype, order="C")
 

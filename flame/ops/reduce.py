@@ -14,7 +14,7 @@ import numpy as np
 from flame import dtypes
 from flame.dtypes import bool_, dtype, int64
 from flame.ops.access import Reduction
-from flame.ops.declare import ANY, BOOL, NUMBER, draw, draws, is_narrow, quiet
+from flame.ops.declare import ANY, BOOL, NUMBER, draw, draws, is_narrow, quiet, widened
 from flame.ops.elementwise import cast, div, eq, mul, where
 from flame.ops.movement import expand, reshape
 from flame.primitive import Primitive, Spec, register
@@ -60,7 +60,7 @@ def _eager(f: Callable[..., Any], gives: Callable[[dtype], dtype]) -> Callable[.
         d = x.dtype
         out_dtype = d if d.kind in "fV" else gives(dtypes.from_numpy_dtype(d)).numpy
         if is_narrow(d):
-            x = x.astype(np.float32)
+            x = widened(x)
         elif d != out_dtype and f in (np.add.reduce, np.multiply.reduce):
             x = x.astype(out_dtype)
         out = quiet.run(f, x, axis=dim, keepdims=keepdim)
@@ -72,7 +72,7 @@ def _eager(f: Callable[..., Any], gives: Callable[[dtype], dtype]) -> Callable[.
 def _arg_eager(f: Callable[..., Any]) -> Callable[..., np.ndarray]:
     def eager(x: np.ndarray, *, dim: Dims, keepdim: bool) -> np.ndarray:
         if is_narrow(x.dtype):
-            x = x.astype(np.float32)
+            x = widened(x)
         if len(dim) == 1:
             return np.asarray(f(x, axis=dim[0], keepdims=keepdim))
         return np.asarray(f(x)).reshape(reduced_shape(x.shape, dim, keepdim))
