@@ -8,9 +8,8 @@ simplify what is true of all integers. `Bounds` states the ranges: an axis lies 
 above, a value between two expressions. `simplify`, `nonneg`, `extreme`, `implied` and `simplify_conds` take one; nothing is
 ambient. Proofs put extremes for axes and values, and then look at the signs of a polynomial in (symbol - lower bound).
 
-Expressions are interned: equal ones are the same object. Their order, and so all printing, does not depend on the order in
-which they were made. An axis of extent 0 has no points, so that anything is true of expressions that name it; for that reason
-a division by the constant 0, which shape arithmetic on empty arrays makes, gives 0.
+Equal expressions are one object; their order is that of their names. An axis of extent 0 has no points, so that anything is
+true of expressions that name it: a division by the constant 0, which shape arithmetic on empty arrays makes, gives 0.
 """
 
 from __future__ import annotations
@@ -124,10 +123,8 @@ class E:
         return self._text
 
     def __add__(self, other: E | int) -> E:
-        if not isinstance(other, E):
-            other = ex(other)
         d = dict(self.terms)
-        for m, c in other.terms:
+        for m, c in other.terms if isinstance(other, E) else (((), operator.index(other)),):
             d[m] = d.get(m, 0) + c
         return _recombined(d, NOTHING)
 
@@ -140,11 +137,11 @@ class E:
         return self + -ex(other)
 
     def __rsub__(self, other: E | int) -> E:
-        return ex(other) + -self
+        return -self + other
 
     def __mul__(self, other: E | int) -> E:
         if not isinstance(other, E):
-            other = ex(other)
+            return E({m: c * operator.index(other) for m, c in self.terms})
         d: dict[Monomial, int] = {}
         for m, c in self.terms:
             for n, b in other.terms:
@@ -173,7 +170,12 @@ _lock = threading.Lock()
 
 def ex(x: E | int) -> E:
     """`x` as an expression."""
-    return x if isinstance(x, E) else E({(): operator.index(x)})
+    return x if isinstance(x, E) else _constant(operator.index(x))
+
+
+@functools.lru_cache(4096)
+def _constant(n: int) -> E:
+    return E({(): n})
 
 
 def var(name: str) -> E:
@@ -446,14 +448,12 @@ def _implied(e: E, given: list[E], bounds: Bounds, depth: int) -> bool:
             left = e * p - E({factors: q}) * h + (p - 1)
             if _implied(left, given[:i] + given[i + 1 :], bounds, depth - 1) if depth else nonneg(left, bounds):
                 return True
-    if depth:
-        for m, c in e.terms:  # look through one division: k + c*(x // d) >= 0
-            a = m[0] if len(m) == 1 else ""
-            if isinstance(a, Div) and a.divisor.const and abs(c) == 1:
-                rest = (e - E({m: c})) * a.divisor
-                inner = rest + a.numerator if c == 1 else rest + a.divisor - 1 - a.numerator
-                if _implied(inner, given, bounds, depth - 1):
-                    return True
+    for m, c in e.terms if depth else ():  # look through one division: k + c*(x // d) >= 0
+        a = m[0] if len(m) == 1 else ""
+        if isinstance(a, Div) and a.divisor.const and abs(c) == 1:
+            inner = a.numerator if c == 1 else a.divisor - 1 - a.numerator
+            if _implied((e - E({m: c})) * a.divisor + inner, given, bounds, depth - 1):
+                return True
     return False
 
 
