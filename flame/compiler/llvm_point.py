@@ -370,6 +370,11 @@ class Point:
         self.scopes[deepest].memo[key] = (pointer, rest)
         return pointer, rest, deepest
 
+    def load(self, s: Load) -> Value:
+        """A load that is not among the kernel's statements, written here and not remembered."""
+        pointer, rest, _ = self._pointer(s)
+        return self._load_at(s, pointer, rest, None, None)
+
     def _load(self, s: Load) -> tuple[Value, int]:
         pointer, rest, depth = self._pointer(s)
         same, each, depth_of_mask = self.conditions(s.mask)

@@ -38,7 +38,8 @@ def identity(op: str, d: dtype) -> bool | int | float:
     raise NotImplementedError(op)
 
 
-_JOIN = {"sum": "add", "prod": "mul", "max": "maximum", "min": "minimum", "any": "logical_or", "all": "logical_and"}
+#: monoid -> basic operation
+JOIN = {"sum": "add", "prod": "mul", "max": "maximum", "min": "minimum", "any": "logical_or", "all": "logical_and"}
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Accumulator:
             return self._better(state, [x, self._position(point)], exists)
         if exists is not None:
             x = m.emit("where", exists, x, m.const(identity(self.op, self.dtype), self.dtype))
-        return [m.emit(_JOIN[self.op], x, state[0])]
+        return [m.emit(JOIN[self.op], x, state[0])]
 
     def _position(self, point: Point) -> Value:
         """Where the element stands, row-major over the reduced axes."""
@@ -134,7 +135,7 @@ class Accumulator:
     def join(self, a: State, b: State) -> State:
         if self.is_arg:
             return self._better(a, b)
-        return [self.machine.emit(_JOIN[self.op], a[0], b[0])]
+        return [self.machine.emit(JOIN[self.op], a[0], b[0])]
 
     def join_all(self, states: list[State]) -> State:
         """Several accumulators into one, as a tree."""

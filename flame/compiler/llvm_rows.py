@@ -15,15 +15,16 @@ from dataclasses import dataclass
 
 from flame.compiler.cpu_cost import EXPENSIVE, cone, microseconds, op_cost, statement_cost
 from flame.compiler.index_math import E, evaluate, ex, simplify, var
-from flame.compiler.kernel import Kernel, Load, Op, Store, domain_of, flat
+from flame.compiler.kernel import Kernel, Load, Op, Reduce, Store, domain_of, flat
 from flame.compiler.llvm_machine import LlvmMachine, Value
 from flame.compiler.llvm_point import Linear, Point
-from flame.compiler.llvm_reduce import Accumulator, State
+from flame.compiler.llvm_reduce import JOIN, Accumulator, State, identity
 from flame.compiler.llvm_text import Function, Int, element, existing_lanes, vector, wide
-from flame.compiler.nests import Nest, Sweep, loads_of, walked
+from flame.compiler.nests import PART, Nest, Sweep, loads_of, part_of, sinks_of, walked
 from flame.compiler.schedule_cpu import CpuSchedule
 from flame.compiler.target_cpu import CpuTarget, Phase
 
+PARTS = 16  #: chunks of a nest that reductions run across, each with accumulators of its own in memory
 KEEP_BYTES = 64 << 10  #: of stack memory for what later sweeps of a row read again
 
 
@@ -113,7 +114,7 @@ class RowWriter:
         self.function, self.machine = entry.function, entry.machine
         self.lanes = schedule.lanes or lanes_for(kernel, nest, target)
         axis = schedule.vector_axis or vector_axis(kernel, nest, self.lanes)
-        self.outer_lane = axis if axis in nest.outer else ""
+        self.outer_lane = axis if axis in nest.outer and not nest.across else ""
         self.unroll = self._unroll()
         self.point = Point(kernel, self.function, self.machine, self.lanes, entry.buffers, entry.symbols, entry.function.name)
         self.sweep = 0
@@ -133,7 +134,7 @@ class RowWriter:
         """Vectors side by side: fewer where one is many instructions already."""
         heaviest = 0
         for s in self.nest.sweeps:
-            values = dict.fromkeys(v for t in [*s.reduces, *s.stores] for v in cone(self.kernel, t))
+            values = dict.fromkeys(v for t in sinks_of(s) for v in cone(self.kernel, t))
             heaviest = max(heaviest, sum(statement_cost(self.kernel, v) for v in values))
         if self.outer_lane and self.nest.reduces and self.target.registers >= 16 and heaviest <= 12:
             return 2 * self.schedule.unroll
@@ -146,7 +147,7 @@ class RowWriter:
         made: dict[str, int] = {}
         again: set[str] = set()
         for i, sweep in enumerate(sweeps):
-            for t in [*sweep.reduces, *sweep.stores]:
+            for t in sinks_of(sweep):
                 for v in cone(self.kernel, t):
                     if made.setdefault(v, i) != i:
                         again.add(v)
@@ -159,7 +160,7 @@ class RowWriter:
             row = product(self.kernel, first.axes).const
             if op_cost(s.op, kinds) < EXPENSIVE or row is None or s.dtype.name == "bool":
                 continue
-            using = [q for q in sweeps if any(v in cone(self.kernel, t) for t in [*q.reduces, *q.stores])]
+            using = [q for q in sweeps if any(v in cone(self.kernel, t) for t in sinks_of(q))]
             if any(frozenset(q.axes) != frozenset(first.axes) for q in using):
                 continue
             if (row + self.lanes) * s.dtype.itemsize > KEEP_BYTES // max(1, len(self.kept) + 1):
@@ -193,16 +194,58 @@ class RowWriter:
     def write(self, entry: str) -> Phase:
         """Write the body of the entry function; gives the phase it is."""
         kernel, nest = self.kernel, self.nest
-        sinks = [*nest.reduces, *nest.stores]
+        sinks = [*nest.reduces, *nest.across, *nest.stores]
         points = ex(1)
         for s in sinks:
             here = product(kernel, tuple(sorted(walked(kernel, s))))
             points = here if size(kernel, here) > size(kernel, points) else points
         cost = microseconds(kernel, sinks, points, self.target)
         plain = [a for a in nest.outer if a != self.outer_lane]
+        if nest.across:
+            self._in_parts(plain)
+            return Phase(entry, ex(PARTS), cost)
         chunks = self._chunk_count(cost, points)
         self._chunked(plain, chunks)
         return Phase(entry, chunks, cost)
+
+    def _in_parts(self, plain: list[str]) -> None:
+        """Chunk by chunk, whatever the range, so that the sums are the same: clear the chunk's accumulators, walk its rows."""
+        f, p = self.function, self.point
+
+        def part(c: str, _: list[str]) -> list[str]:
+            p.bind(PART, Linear(c))
+            for r in self.nest.across:
+                self._clear(r)
+            total = p.integer_of(product(self.kernel, tuple(plain)))
+            low, high = f.div(f.mul(c, total), PARTS), f.div(f.mul(f.add(c, 1), total), PARTS)
+
+            def row(i: str, _: list[str]) -> list[str]:
+                self._unflatten(i, plain)
+                self._at_outer(0, 1)
+                return []
+
+            with p.scope():
+                f.loop(low, high, 1, [], row)
+            return []
+
+        with p.scope():
+            f.loop("%begin", "%end", 1, [], part)
+
+    def _part(self, r: Reduce) -> Load:
+        """Where a chunk accumulates a reduction that runs across."""
+        index = (var(PART), *(var(a) for a in self.kernel.axes if a in self.kernel.domains[r.name]))
+        return Load(part_of(r.name), part_of(r.name), index, (), 0, r.dtype)
+
+    def _clear(self, r: Reduce) -> None:
+        columns = tuple(a for a in self.kernel.axes if a in self.kernel.domains[r.name])
+        start = self.machine.const(identity(r.op, r.dtype), r.dtype)
+        place = self._part(r)
+        sweep = Sweep(columns, stores=[Store(place.buffer, place.index, r.name)])
+        lane = columns[-1]
+        others = list(columns[:-1])
+        with self.point.scope():
+            self.point.define(r.name, start)
+            self._along(sweep, [], others, lane, [[]])
 
     def _chunk_count(self, cost: float, points: E) -> E:
         """About `chunk_us` of work each, no more than there are outer points; an expression where sizes are symbolic."""
@@ -455,8 +498,13 @@ class RowWriter:
         """One point: enter what is reduced, then store what is stored (everything is read before anything is written)."""
         new = [a.step(s, p, masked) for a, s in zip(accumulators, state, strict=True)]
         values = [p.need(t.value) for t in sweep.stores]
+        elements = [p.need(r.operands[0]) for r in sweep.across]
         for t, value in zip(sweep.stores, values, strict=True):
             p.store(t, value)
+        for r, x in zip(sweep.across, elements, strict=True):
+            place = self._part(r)
+            old = p.load(place)
+            p.store(Store(place.buffer, place.index, r.name), self.machine.emit(JOIN[r.op], x, old))
         return new
 
 

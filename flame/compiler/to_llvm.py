@@ -12,10 +12,10 @@ from flame.compiler.graph import identifier
 from flame.compiler.index_math import E, ex, var
 from flame.compiler.kernel import Buffer, Contract, Kernel, Load, Reduce, Statement, Store
 from flame.compiler.llvm_contract import ContractWriter, groups_of
-from flame.compiler.llvm_rows import RowWriter, begin, lanes_for, vector_axis
+from flame.compiler.llvm_rows import PARTS, RowWriter, begin, lanes_for, vector_axis
 from flame.compiler.llvm_text import Function, module
 from flame.compiler.llvm_turn import TurnWriter, turned_loads
-from flame.compiler.nests import Nest, Sweep, plan
+from flame.compiler.nests import PART, Nest, Sweep, part_of, plan
 from flame.compiler.schedule_cpu import CpuSchedule
 from flame.compiler.target_cpu import CpuTarget, LlvmSource, Phase
 
@@ -61,33 +61,46 @@ def to_llvm(kernel: Kernel, schedule: CpuSchedule, cpu: CpuTarget) -> LlvmSource
 
 
 def keep_between(kernel: Kernel, nests: list[Nest]) -> tuple[list[tuple[Kernel, Nest]], dict[str, E], E]:
-    """Each nest with the kernel as it sees it: a reduction of an earlier nest is a load from workspace, and one that a later
-    nest reads is stored there. Gives also the new buffers' offsets in workspace, in bytes, and its size."""
+    """Each nest with the kernel as it sees it. A reduction of an earlier nest is a load from workspace, and one that a later
+    nest reads is stored there; of one that runs across a nest, the parts stand there. Gives also the new buffers' offsets in
+    workspace, in bytes, and its size."""
     buffers, places, offset = dict(kernel.buffers), {}, ex(0)
-    index: dict[str, tuple[E, ...]] = {}
+    axes = dict(kernel.axes)
+    kept: dict[str, tuple[E, ...]] = {}
     made: dict[str, int] = {}
+
+    def place(name: str, r: str, shape: tuple[E, ...]) -> None:
+        nonlocal offset
+        d = kernel.definitions[r].dtype
+        buffers[name] = Buffer(name, d, shape, "inout")
+        places[name] = offset
+        size = ex(d.itemsize)
+        for e in shape:
+            size = size * e
+        offset = offset + (size + 63) // 64 * 64
+
     for i, nest in enumerate(nests):
         for r in nest.keep:
-            d, buffer = kernel.definitions[r].dtype, f"kept_{r}"
-            index[r] = tuple(var(a) for a in nest.outer)
-            made[r] = i
-            buffers[buffer] = Buffer(buffer, d, tuple(kernel.axes[a] for a in nest.outer), "inout")
-            places[buffer] = offset
-            size = ex(d.itemsize)
-            for a in nest.outer:
-                size = size * kernel.axes[a]
-            offset = offset + (size + 63) // 64 * 64
+            made[r], kept[r] = i, tuple(var(a) for a in nest.outer)
+            place(f"kept_{r}", r, tuple(kernel.axes[a] for a in nest.outer))
         if nest.keep:
-            nest.sweeps.append(Sweep((), stores=[Store(f"kept_{r}", index[r], r) for r in nest.keep]))
-    if not made:
+            nest.sweeps.append(Sweep((), stores=[Store(f"kept_{r}", kept[r], r) for r in nest.keep]))
+        if nest.joins is not None:
+            axes[PART] = ex(PARTS)
+            place(part_of(nest.joins.name), nest.joins.name, (ex(PARTS), *(kernel.axes[a] for a in nest.outer)))
+    if not places:
         return [(kernel, nest) for nest in nests], {}, offset
     parts = []
     for i, nest in enumerate(nests):
         statements: list[Statement] = []
         for s in kernel.statements:
             if isinstance(s, Reduce | Contract) and made.get(s.name, i) < i:
-                statements.append(Load(s.name, f"kept_{s.name}", index[s.name], (), 0, s.dtype))
+                statements.append(Load(s.name, f"kept_{s.name}", kept[s.name], (), 0, s.dtype))
+            elif nest.joins is s:
+                part = part_of(nest.joins.name)
+                index = (var(PART), *(var(a) for a in nest.outer))
+                statements += [Load(part, part, index, (), 0, nest.joins.dtype), nest.reduces[0]]
             else:
                 statements.append(s)
-        parts.append((Kernel(kernel.name, buffers, kernel.axes, kernel.symbols, statements, kernel.values), nest))
+        parts.append((Kernel(kernel.name, buffers, axes, kernel.symbols, statements, kernel.values), nest))
     return parts, places, offset
