@@ -14,7 +14,8 @@
 
 Meaning. An axis is neither parallel nor sequential: a value's DOMAIN is the set of axes that it depends on; reduce and
 contract remove axes; a later statement may name the same axis again, which is a new sweep over it (softmax sweeps its row
-three times). STAGE is how many reductions stand upstream. A store's address must vary with every axis of its value's domain.
+three times). A reduced axis that an operand does not vary with counts its value once a point. STAGE is how many reductions
+stand upstream. A store's address must vary with every axis of its value's domain.
 Arithmetic is in the statement's dtype. float16 and bfloat16 are storage: nothing but load, cast, store and a contraction's
 operands has those dtypes. reduce accumulates in its own dtype (float32 for narrow floats, by the casts around it); contract's
 products are unrounded and accumulate in its dtype. Integer arithmetic wraps. max and min carry NaN. argmax and argmin are
