@@ -7,6 +7,7 @@ name says. A boolean is true for "1", "true", "yes", "on".
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass, field
 
 
@@ -27,6 +28,17 @@ def _count(name: str, default: int) -> int:
     return int(text)
 
 
+def _user_cache() -> str:
+    """`flame` in the folder where the platform keeps a user's caches; empty where it names none."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA", "")
+    elif sys.platform == "darwin":
+        base = os.path.expanduser("~/Library/Caches")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME", "") or os.path.expanduser("~/.cache")
+    return os.path.join(base, "flame") if os.path.isabs(base) else ""
+
+
 @dataclass
 class Knobs:
     """The settings in force."""
@@ -35,8 +47,8 @@ class Knobs:
     log: frozenset[str] = field(default_factory=lambda: _topics("FLAME_LOG"))
     #: FLAME_DISABLE: `flame.compile` hands back what it was given
     disable: bool = field(default_factory=lambda: _flag("FLAME_DISABLE"))
-    #: FLAME_CACHE_DIR: where compiled kernels are kept; empty: the user's cache folder
-    cache_dir: str = field(default_factory=lambda: os.environ.get("FLAME_CACHE_DIR", ""))
+    #: FLAME_CACHE_DIR: where compiled kernels are kept; by default in the user's cache folder; empty where there is none
+    cache_dir: str = field(default_factory=lambda: os.environ.get("FLAME_CACHE_DIR", "") or _user_cache())
     #: FLAME_CACHE: "0" keeps nothing on disk
     cache: bool = field(default_factory=lambda: os.environ.get("FLAME_CACHE", "1") != "0")
     #: FLAME_NUM_THREADS: threads that compiled kernels use; by default one for each CPU this process may run on

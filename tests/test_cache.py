@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flame.knobs import knobs
+from flame.knobs import Knobs, knobs
 from flame.runtime import cache
 from flame.runtime.cache import DiskCache, key
 
@@ -177,18 +177,23 @@ def test_no_folder_is_no_cache() -> None:
     assert store.disabled
 
 
-def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(knobs, "cache_dir", str(tmp_path / "mine"))
-    assert cache.default_folder() == tmp_path / "mine"
-    monkeypatch.setattr(knobs, "cache_dir", "")
-    if sys.platform == "linux":
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        assert cache.default_folder() == tmp_path / "flame"
-        monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-        assert cache.default_folder() is None
-    monkeypatch.setattr(cache, "_shared", None)
-    monkeypatch.setattr(knobs, "cache", False)
-    assert cache.shared().disabled
+@pytest.mark.skipif(sys.platform != "linux", reason="other platforms have other folders")
+def test_the_knobs_say_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("FLAME_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert Knobs().cache_dir == str(tmp_path / "flame")
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert Knobs().cache_dir == ""
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert Knobs().cache_dir == str(tmp_path / "home" / ".cache" / "flame")
+    monkeypatch.setenv("FLAME_CACHE_DIR", str(tmp_path / "mine"))
+    assert Knobs().cache_dir == str(tmp_path / "mine")
+    for folder, kept, disabled in ((str(tmp_path / "mine"), True, False), ("", True, True), (str(tmp_path), False, True)):
+        monkeypatch.setattr(cache, "_shared", None)
+        monkeypatch.setattr(knobs, "cache_dir", folder)
+        monkeypatch.setattr(knobs, "cache", kept)
+        assert bool(cache.shared().disabled) == disabled
 
 
 def test_the_folder_stays_within_its_limit_and_keeps_what_was_used_last(tmp_path: Path) -> None:

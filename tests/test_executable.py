@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from graphs_for_tests import random_graph, random_inputs
 from kernels_for_tests import F32, F64, I64, Case, Make, cases, expected, i, j, run
 
 import flame.ops.contract
@@ -22,7 +23,9 @@ from flame import dtypes
 from flame.compiler.graph import Builder, Graph, Node
 from flame.compiler.index_math import evaluate
 from flame.compiler.kernel import Kernel
+from flame.compiler.pipeline import compile_graph
 from flame.compiler.program import Argument, CallStep, KernelStep, Program, Slot, Step
+from flame.compiler.program_interpret import run_interpreted
 from flame.compiler.target_cpu import CpuTarget
 from flame.errors import CompileError, MissingTargetError, Refused
 from flame.primitive import REGISTRY, Primitive, Spec
@@ -232,6 +235,26 @@ def test_results_that_repeat_or_are_inputs(backend: Any) -> None:
 def test_a_program_without_steps(backend: Any) -> None:
     p = Program("nothing", Graph(), (), (), (), ())
     assert Executable(p, backend=backend)([]) == []
+
+
+@pytest.mark.parametrize("floats", [(F32,), (F64,), (dtypes.bfloat16, F32), (dtypes.float16,)], ids=str)
+def test_compiled_random_graphs_give_what_their_programs_mean(floats: tuple[dtypes.dtype, ...]) -> None:
+    for seed in range(7000, 7008):
+        graph = random_graph(seed, outputs=3, floats=floats, **({"sizes": (0, 1, 1, 7)} if seed % 4 == 0 else {}))
+        program = compile_graph(graph, cpu.target())
+        arrays = random_inputs(graph, seed)
+        e = Executable(program)
+        assert all(d.verdict != "interpreted" for d in e.decisions)
+        e(arrays)
+        for value, got, want in zip(graph.outputs, e(arrays), run_interpreted(program, arrays), strict=True):
+            assert got.shape == value.shape and got.dtype == value.dtype.numpy and got.flags.c_contiguous
+            if value.dtype.kind != "f":  # a float beside a step may fall on its other side
+                assert not got.size or np.mean(got == want) > 0.9
+                continue
+            y = want.astype(np.float64)
+            bound = {2: 2e-2, 4: 1e-4, 8: 1e-9}[got.dtype.itemsize]
+            size = max(1.0, float(np.max(np.abs(y), initial=0, where=np.isfinite(y))))
+            np.testing.assert_allclose(got.astype(np.float64), y, rtol=bound, atol=bound * size, err_msg=f"{seed}: {value}")
 
 
 # ---- calls between kernels

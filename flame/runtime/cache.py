@@ -42,19 +42,6 @@ def key(*parts: str | bytes) -> str:
     return h.hexdigest()
 
 
-def default_folder() -> Path | None:
-    """`knobs.cache_dir`, else the user's cache folder by the platform's habit; None where there is none."""
-    if knobs.cache_dir:
-        return Path(knobs.cache_dir)
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA", "")
-    elif sys.platform == "darwin":
-        base = os.path.expanduser("~/Library/Caches")
-    else:
-        base = os.environ.get("XDG_CACHE_HOME", "") or os.path.expanduser("~/.cache")
-    return Path(base) / "flame" if os.path.isabs(base) else None
-
-
 class DiskCache:
     """The store in `folder` (None: no store). Holds at most about `limit` bytes."""
 
@@ -207,5 +194,5 @@ def shared() -> DiskCache:
     """The process's store, by the knobs `cache` and `cache_dir` when it was first asked for."""
     global _shared
     if _shared is None:
-        _shared = DiskCache(default_folder() if knobs.cache else None)
+        _shared = DiskCache(Path(knobs.cache_dir) if knobs.cache and knobs.cache_dir else None)
     return _shared

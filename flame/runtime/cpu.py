@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from flame.compiler.index_math import E, evaluate, ex, show, var
-from flame.compiler.kernel import Kernel, canonical, digest
+from flame.compiler.kernel import Kernel, canonical, text
 from flame.compiler.schedule_cpu import CpuSchedule, choose_cpu
 from flame.compiler.target import Target
 from flame.compiler.target_cpu import CpuTarget, LlvmSource
@@ -72,15 +72,15 @@ def _cache_bytes(level: int) -> int:
         about = Path(f"/sys/devices/system/cpu/cpu0/cache/index{index}")
         try:
             if (about / "type").read_text().strip() != "Instruction" and int((about / "level").read_text()) == level:
-                text = (about / "size").read_text().strip()
-                return int(text.rstrip("KM")) * {"K": 1 << 10, "M": 1 << 20}.get(text[-1], 1)
+                size = (about / "size").read_text().strip()
+                return int(size.rstrip("KM")) * {"K": 1 << 10, "M": 1 << 20}.get(size[-1], 1)
         except (OSError, ValueError):
             break
     if platform.system() == "Darwin":
         value = ctypes.c_int64()
-        size = ctypes.c_size_t(8)
+        room = ctypes.c_size_t(8)
         for name in (f"hw.perflevel0.l{level}{'d' * (level == 1)}cachesize", f"hw.l{level}{'d' * (level == 1)}cachesize"):
-            if ctypes.CDLL(None).sysctlbyname(name.encode(), ctypes.byref(value), ctypes.byref(size), None, 0) == 0:
+            if ctypes.CDLL(None).sysctlbyname(name.encode(), ctypes.byref(value), ctypes.byref(room), None, 0) == 0:
                 return value.value
     return 0
 
@@ -143,7 +143,7 @@ def load(
     cpu = cpu or host()
     plain = canonical(kernel)[0]
     schedule = schedule or choose_cpu(plain, cpu)
-    known = (digest(kernel), schedule, cpu)
+    known = (hashlib.sha256(text(plain, notes=False).encode()).hexdigest(), schedule, cpu)  # its digest, from names made once
     with _lock:
         got = _loaded.get(known)
         if got is None:
@@ -196,7 +196,7 @@ def _decoded(entry: bytes) -> _Made | None:
         return None
 
 
-def _expression(text: str) -> E:
+def _expression(written: str) -> E:
     """What `show` wrote."""
 
     def read(node: ast.expr) -> Any:
@@ -220,9 +220,9 @@ def _expression(text: str) -> E:
                         return x // y
                     case ast.Mod():
                         return x % y
-        raise ValueError(f"not an integer expression: {text!r}")
+        raise ValueError(f"not an integer expression: {written!r}")
 
-    return read(ast.parse(text, mode="eval").body)
+    return read(ast.parse(written, mode="eval").body)
 
 
 @functools.cache

@@ -449,29 +449,40 @@ class Pool:
             if not self.wanting:
                 return
             self.wanting = False
+            call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
             code = self._functions()
-            ctypes.memset(self.address, 0, _SIZE)
-            self._int32("spin").value = _SPIN
-            self._int32("cpu").value = -1
-            libc = ctypes.CDLL(None)
-            if self.waiting == "pthread":
-                libc.pthread_mutex_init(ctypes.c_void_p(self.address + _AT["mutex"]), None)
-                libc.pthread_cond_init(ctypes.c_void_p(self.address + _AT["condition"]), None)
-            cpus = self._write_cpus()
-            masked = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+            # Held meanwhile: a caller that saw the earlier workers may still be about to publish a job.
+            call(code["flame_pool_lock"])(self.address)
             try:
-                for _ in range(self.threads - 1):
-                    thread = ctypes.c_void_p()
-                    worker, memory = ctypes.c_void_p(code["flame_worker"]), ctypes.c_void_p(self.address)
-                    error = libc.pthread_create(ctypes.byref(thread), None, worker, memory)
-                    if error:
-                        self.serial_reason = "" if self._threads else f"no thread could be started: {os.strerror(error)}"
-                        break
-                    self._threads.append(thread)
+                self._start(code)
             finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, masked)
-            self._int32("steer").value = int(self.waiting == "futex" and 0 < len(self._threads) < cpus)
-            self._int32("workers").value = len(self._threads)
+                call(code["flame_pool_unlock"])(self.address)
+
+    def _start(self, code: llvm_jit.Linked) -> None:
+        after = _AT["busy"] + 4
+        ctypes.memset(self.address, 0, _AT["busy"])
+        ctypes.memset(self.address + after, 0, _SIZE - after)
+        self._int32("spin").value = _SPIN
+        self._int32("cpu").value = -1
+        libc = ctypes.CDLL(None)
+        if self.waiting == "pthread":
+            libc.pthread_mutex_init(ctypes.c_void_p(self.address + _AT["mutex"]), None)
+            libc.pthread_cond_init(ctypes.c_void_p(self.address + _AT["condition"]), None)
+        cpus = self._write_cpus()
+        masked = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+        try:
+            for _ in range(self.threads - 1):
+                thread = ctypes.c_void_p()
+                worker, memory = ctypes.c_void_p(code["flame_worker"]), ctypes.c_void_p(self.address)
+                error = libc.pthread_create(ctypes.byref(thread), None, worker, memory)
+                if error:
+                    self.serial_reason = "" if self._threads else f"no thread could be started: {os.strerror(error)}"
+                    break
+                self._threads.append(thread)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+        self._int32("steer").value = int(self.waiting == "futex" and 0 < len(self._threads) < cpus)
+        self._int32("workers").value = len(self._threads)
 
     def close(self) -> None:
         """End the workers for good; what runs later runs on its caller."""
