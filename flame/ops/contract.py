@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from flame.dtypes import dtype
 from flame.ops.access import Choice, Cond, Contraction, E, Index
 from flame.ops.declare import draw, draws, is_narrow, quiet, widened
 from flame.ops.movement import permute
-from flame.primitive import Spec, broadcast_shapes, register
+from flame.primitive import Primitive, Spec, broadcast_shapes, register
 
 Ints = tuple[int, ...]
 Padding = tuple[tuple[int, int], ...]
@@ -96,7 +96,7 @@ def _matmul_samples() -> Iterator[tuple[tuple, dict]]:
             yield (draw(r, d, a, -2, 2), draw(r, d, b, -2, 2)), {}
 
 
-matmul = register(
+matmul: Primitive = register(
     "matmul",
     kind="contract",
     infer=_matmul_infer,
@@ -184,7 +184,7 @@ def _contract_samples() -> Iterator[tuple[tuple, dict]]:
             yield tuple(draw(r, d, tuple(sizes[c] for c in s), -2, 2) for s in (la, lb)), {"spec": spec}
 
 
-contract = register(
+contract: Primitive = register(
     "contract",
     kind="contract",
     infer=_contract_infer,
@@ -243,13 +243,18 @@ def _conv_check(x: Spec, w: Spec, *, stride: Ints, padding: Padding, dilation: I
     return Spec((x.shape[0], w.shape[0], *out), d)
 
 
+def _inner(space: Iterable[int], padding: Padding) -> Any:
+    """Where the input lies in the padded one."""
+    return (..., *(slice(lo, lo + n) for n, (lo, _) in zip(space, padding, strict=True)))
+
+
 def _windows(x: np.ndarray, kernel: Ints, stride: Ints, padding: Padding, dilation: Ints, groups: int) -> np.ndarray:
     """What each place of the result sees, as a view of the padded input: [n, groups, c / groups, *k, *t]."""
     n, c, *space = x.shape
     out = conv_sizes(tuple(space), kernel, stride, padding, dilation)
     if any(lo or hi for lo, hi in padding):
         padded = np.zeros((n, c, *(s + lo + hi for s, (lo, hi) in zip(space, padding, strict=True))), x.dtype)
-        padded[(..., *(slice(lo, lo + s) for s, (lo, _) in zip(space, padding, strict=True)))] = x
+        padded[_inner(space, padding)] = x
         x = padded
     at = x.strides[2:]
     return as_strided(
@@ -314,7 +319,7 @@ def _input_grad_eager(g: np.ndarray, w: np.ndarray, *, input_shape: Ints, **how:
     groups, padding = how["groups"], how["padding"]
     kernel, space, out = w.shape[2:], input_shape[2:], g.shape[2:]
     padded = tuple(s + lo + hi for s, (lo, hi) in zip(space, padding, strict=True))
-    inner = (..., *(slice(lo, lo + s) for s, (lo, _) in zip(space, padding, strict=True)))
+    inner = _inner(space, padding)
 
     def multiply(g: np.ndarray, w: np.ndarray) -> np.ndarray:
         n, c = input_shape[:2]
@@ -325,7 +330,7 @@ def _input_grad_eager(g: np.ndarray, w: np.ndarray, *, input_shape: Ints, **how:
             columns = np.matmul(weights, cotangents[i]).reshape(c, *kernel, *out)
             image = np.zeros((c, *padded), g.dtype)
             for at in np.ndindex(*kernel):
-                places = (
+                places: Any = (
                     slice(k * d, k * d + (t - 1) * s + 1, s)
                     for k, d, t, s in zip(at, how["dilation"], out, how["stride"], strict=True)
                 )
@@ -449,7 +454,7 @@ def _conv_samples(which: str) -> Any:
     return samples
 
 
-conv = register(
+conv: Primitive = register(
     "conv",
     kind="contract",
     infer=_conv_check,
@@ -462,7 +467,7 @@ conv = register(
     samples=_conv_samples("conv"),
     doc="conv(x, w, *, stride, padding, dilation, groups): padding is ((lo, hi), ...), one pair a spatial dimension.",
 )
-conv_input_grad = register(
+conv_input_grad: Primitive = register(
     "conv_input_grad",
     kind="contract",
     infer=_input_grad_infer,
@@ -475,7 +480,7 @@ conv_input_grad = register(
     samples=_conv_samples("conv_input_grad"),
     doc="conv_input_grad(g, w, *, input_shape, ...): the cotangent of conv's input; a transposed convolution.",
 )
-conv_weight_grad = register(
+conv_weight_grad: Primitive = register(
     "conv_weight_grad",
     kind="contract",
     infer=_weight_grad_infer,

@@ -11,7 +11,7 @@ from flame import dtypes
 from flame.dtypes import dtype as DType
 from flame.ops.access import At, Index
 from flame.ops.declare import as_operand
-from flame.primitive import Number, Spec, register
+from flame.primitive import Number, Primitive, Spec, register
 
 
 def _shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -48,7 +48,7 @@ def _full_samples() -> Iterator[tuple[tuple, dict]]:
     yield (float("-inf"),), {"shape": (2, 2), "dtype": dtypes.bfloat16}
 
 
-full = register(
+full: Primitive = register(
     "full",
     kind="create",
     infer=_full_infer,
@@ -73,7 +73,7 @@ def _iota_samples() -> Iterator[tuple[tuple, dict]]:
                 yield (), {"size": size, "dtype": d}
 
 
-iota = register(
+iota: Primitive = register(
     "iota",
     kind="create",
     infer=_iota_infer,

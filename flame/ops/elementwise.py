@@ -1,4 +1,4 @@
-"""The elementwise primitives, one row each: arithmetic, rounding, functions, comparisons, logic, bits, selection, casts.
+"""The elementwise primitives of arithmetic, one row each: sums and products, divisions, extremes, rounding, functions.
 
 A row reads: name, the element types it takes, its meaning on NumPy arrays, a derivative rule for each operand (written in
 these same primitives; g is the cotangent of the result y), its definition on a machine where its name is not a basic
@@ -8,38 +8,25 @@ operation already, and samples. Derivatives at kinks follow PyTorch: 0 for abs a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from flame import dtypes
-from flame.dtypes import bool_
-from flame.dtypes import dtype as DType
 from flame.ops import special
 from flame.ops import vector_math as vm
 from flame.ops.create import full
 from flame.ops.declare import (
-    ANY,
-    BITS,
-    BOOL,
     FLOAT,
-    INTEGER,
     NUMBER,
-    as_operand,
-    draw,
-    draws,
     elementwise,
     infer_elementwise,
-    is_narrow,
-    quiet,
-    widened,
 )
 from flame.ops.declare import operands as sampled
-from flame.primitive import Scalar, Spec, broadcast_shapes, register
+from flame.ops.logic import eq, ge, gt, le, logical_and, logical_not, lt, where
+from flame.primitive import Primitive, Spec
 
 _STEP = "its result does not vary smoothly with its operands"
-_INTEGERS = "it takes integers and booleans only"
 
 _some, _pair = sampled(NUMBER, (-4, 4)), sampled(NUMBER, (-4, 4), (-4, 4))
 _floats, _float_pair = sampled(FLOAT, (-4, 4)), sampled(FLOAT, (-4, 4), (-4, 4))
@@ -52,24 +39,26 @@ def _nothing(g: Any) -> Any:
 
 # ---------------------------------------------------------------------------------------------------------- arithmetic
 
-add = elementwise("add", NUMBER, np.add, vjp=(lambda g, _y, _a, _b: g, lambda g, _y, _a, _b: g), samples=_pair)
-sub = elementwise("sub", NUMBER, np.subtract, vjp=(lambda g, _y, _a, _b: g, lambda g, _y, _a, _b: neg(g)), samples=_pair)
-mul = elementwise(
+add: Primitive = elementwise("add", NUMBER, np.add, vjp=(lambda g, _y, _a, _b: g, lambda g, _y, _a, _b: g), samples=_pair)
+sub: Primitive = elementwise(
+    "sub", NUMBER, np.subtract, vjp=(lambda g, _y, _a, _b: g, lambda g, _y, _a, _b: neg(g)), samples=_pair
+)
+mul: Primitive = elementwise(
     "mul", NUMBER, np.multiply, vjp=(lambda g, _y, _a, b: mul(g, b), lambda g, _y, a, _b: mul(g, a)), samples=_pair
 )
-div = elementwise(
+div: Primitive = elementwise(
     "div",
     FLOAT,
     np.divide,
     vjp=(lambda g, _y, _a, b: div(g, b), lambda g, y, _a, b: neg(mul(g, div(y, b)))),
     samples=sampled(FLOAT, (-4, 4), (0.5, 4)),
 )
-neg = elementwise("neg", NUMBER, np.negative, vjp=(lambda g, _y, _x: neg(g),), samples=_some)
-abs = elementwise("abs", NUMBER, np.abs, vjp=(lambda g, _y, x: mul(g, sign(x)),), samples=_some)
-square = elementwise(
+neg: Primitive = elementwise("neg", NUMBER, np.negative, vjp=(lambda g, _y, _x: neg(g),), samples=_some)
+abs: Primitive = elementwise("abs", NUMBER, np.abs, vjp=(lambda g, _y, x: mul(g, sign(x)),), samples=_some)
+square: Primitive = elementwise(
     "square", NUMBER, np.square, vjp=(lambda g, _y, x: mul(g, mul(x, 2.0)),), scalar=lambda m, x: m.mul(x, x), samples=_some
 )
-reciprocal = elementwise(
+reciprocal: Primitive = elementwise(
     "reciprocal",
     FLOAT,
     np.reciprocal,
@@ -77,8 +66,8 @@ reciprocal = elementwise(
     scalar=lambda m, x: m.div(m.const(1.0, m.dtype(x)), x),
     samples=_positive,
 )
-sqrt = elementwise("sqrt", FLOAT, np.sqrt, vjp=(lambda g, y, _x: div(g, mul(y, 2.0)),), samples=_positive)
-rsqrt = elementwise(
+sqrt: Primitive = elementwise("sqrt", FLOAT, np.sqrt, vjp=(lambda g, y, _x: div(g, mul(y, 2.0)),), samples=_positive)
+rsqrt: Primitive = elementwise(
     "rsqrt",
     FLOAT,
     lambda x: 1 / np.sqrt(x),
@@ -93,7 +82,7 @@ def _sign(m: Any, x: Any) -> Any:
     return m.where(m.gt(x, 0), m.const(1, d), m.where(m.lt(x, 0), m.const(0 if d.kind == "u" else -1, d), m.const(0, d)))
 
 
-sign = elementwise(
+sign: Primitive = elementwise(
     "sign",
     NUMBER,
     lambda x: np.asarray((x > 0).astype(x.dtype) - (x < 0).astype(x.dtype)),
@@ -182,7 +171,7 @@ def _eager_trunc_divide(a: Any, b: Any) -> Any:
 
 
 _quotients = sampled(NUMBER, (-9, 9), (1, 4))
-floor_divide = elementwise(
+floor_divide: Primitive = elementwise(
     "floor_divide",
     NUMBER,
     _divisor("floor_divide", np.floor_divide),
@@ -191,7 +180,7 @@ floor_divide = elementwise(
     scalar=_floor_divide,
     samples=_quotients,
 )
-trunc_divide = elementwise(
+trunc_divide: Primitive = elementwise(
     "trunc_divide",
     NUMBER,
     _divisor("trunc_divide", _eager_trunc_divide),
@@ -200,7 +189,7 @@ trunc_divide = elementwise(
     scalar=_trunc_divide,
     samples=_quotients,
 )
-remainder = elementwise(
+remainder: Primitive = elementwise(
     "remainder",
     NUMBER,
     _divisor("remainder", np.remainder),
@@ -210,7 +199,7 @@ remainder = elementwise(
     samples=_quotients,
     doc="What is left of a floor division: it has the divisor's sign.",
 )
-fmod = elementwise(
+fmod: Primitive = elementwise(
     "fmod",
     NUMBER,
     _divisor("fmod", np.fmod),
@@ -254,7 +243,7 @@ def _pow_exponent(g: Any, y: Any, a: Any, b: Any) -> Any:
     return where(logical_and(eq(a, 0.0), ge(b, 0.0)), 0.0, mul(g, mul(y, log(a))))
 
 
-pow = elementwise(
+pow: Primitive = elementwise(
     "pow",
     NUMBER,
     _eager_pow,
@@ -265,7 +254,7 @@ pow = elementwise(
 )
 
 
-hypot = elementwise(
+hypot: Primitive = elementwise(
     "hypot",
     FLOAT,
     np.hypot,
@@ -283,7 +272,7 @@ def _half_on_ties(g: Any, loses: Any, a: Any, b: Any) -> Any:
     return where(loses, 0.0, where(eq(a, b), mul(g, 0.5), g))
 
 
-maximum = elementwise(
+maximum: Primitive = elementwise(
     "maximum",
     NUMBER,
     np.maximum,
@@ -291,7 +280,7 @@ maximum = elementwise(
     samples=_pair,
     doc="The larger; NaN where either is NaN.",
 )
-minimum = elementwise(
+minimum: Primitive = elementwise(
     "minimum",
     NUMBER,
     np.minimum,
@@ -299,7 +288,7 @@ minimum = elementwise(
     samples=_pair,
     doc="The smaller; NaN where either is NaN.",
 )
-fmax = elementwise(
+fmax: Primitive = elementwise(
     "fmax",
     NUMBER,
     np.fmax,
@@ -311,7 +300,7 @@ fmax = elementwise(
     samples=_pair,
     doc="The larger; the other one where one is NaN.",
 )
-fmin = elementwise(
+fmin: Primitive = elementwise(
     "fmin",
     NUMBER,
     np.fmin,
@@ -323,7 +312,7 @@ fmin = elementwise(
     samples=_pair,
     doc="The smaller; the other one where one is NaN.",
 )
-relu = elementwise(
+relu: Primitive = elementwise(
     "relu",
     NUMBER,
     lambda x: np.maximum(x, x.dtype.type(0)),
@@ -337,7 +326,7 @@ def _signed_ratio(g: Any, y: Any, a: Any, _b: Any) -> Any:
     return where(eq(a, 0.0), 0.0, mul(g, div(y, a)))
 
 
-copysign = elementwise(
+copysign: Primitive = elementwise(
     "copysign",
     FLOAT,
     np.copysign,
@@ -348,10 +337,10 @@ copysign = elementwise(
 
 # ------------------------------------------------------------------------------------------------------------ rounding
 
-floor = elementwise("floor", FLOAT, np.floor, vjp=(lambda g, _y, _x: _nothing(g),), samples=_floats)
-ceil = elementwise("ceil", FLOAT, np.ceil, vjp=(lambda g, _y, _x: _nothing(g),), samples=_floats)
-trunc = elementwise("trunc", FLOAT, np.trunc, vjp=(lambda g, _y, _x: _nothing(g),), samples=_floats)
-round = elementwise(
+floor: Primitive = elementwise("floor", FLOAT, np.floor, vjp=(lambda g, _y, _x: _nothing(g),), samples=_floats)
+ceil: Primitive = elementwise("ceil", FLOAT, np.ceil, vjp=(lambda g, _y, _x: _nothing(g),), samples=_floats)
+trunc: Primitive = elementwise("trunc", FLOAT, np.trunc, vjp=(lambda g, _y, _x: _nothing(g),), samples=_floats)
+round: Primitive = elementwise(
     "round",
     FLOAT,
     np.rint,
@@ -360,7 +349,7 @@ round = elementwise(
     samples=_floats,
     doc="To the nearest whole number, halves to the even one.",
 )
-frac = elementwise(
+frac: Primitive = elementwise(
     "frac",
     FLOAT,
     lambda x: x - np.trunc(x),
@@ -371,36 +360,46 @@ frac = elementwise(
 
 # ----------------------------------------------------------------------------------------------- mathematical functions
 
-exp = elementwise("exp", FLOAT, np.exp, vjp=(lambda g, y, _x: mul(g, y),), scalar=vm.exp, samples=_floats)
-exp2 = elementwise("exp2", FLOAT, np.exp2, vjp=(lambda g, y, _x: mul(g, mul(y, math.log(2))),), scalar=vm.exp2, samples=_floats)
-expm1 = elementwise("expm1", FLOAT, np.expm1, vjp=(lambda g, y, _x: mul(g, add(y, 1.0)),), scalar=vm.expm1, samples=_floats)
-log = elementwise("log", FLOAT, np.log, vjp=(lambda g, _y, x: div(g, x),), scalar=vm.log, samples=_positive)
-log2 = elementwise(
+exp: Primitive = elementwise("exp", FLOAT, np.exp, vjp=(lambda g, y, _x: mul(g, y),), scalar=vm.exp, samples=_floats)
+exp2: Primitive = elementwise(
+    "exp2", FLOAT, np.exp2, vjp=(lambda g, y, _x: mul(g, mul(y, math.log(2))),), scalar=vm.exp2, samples=_floats
+)
+expm1: Primitive = elementwise(
+    "expm1", FLOAT, np.expm1, vjp=(lambda g, y, _x: mul(g, add(y, 1.0)),), scalar=vm.expm1, samples=_floats
+)
+log: Primitive = elementwise("log", FLOAT, np.log, vjp=(lambda g, _y, x: div(g, x),), scalar=vm.log, samples=_positive)
+log2: Primitive = elementwise(
     "log2", FLOAT, np.log2, vjp=(lambda g, _y, x: div(g, mul(x, math.log(2))),), scalar=vm.log2, samples=_positive
 )
-log10 = elementwise(
+log10: Primitive = elementwise(
     "log10", FLOAT, np.log10, vjp=(lambda g, _y, x: div(g, mul(x, math.log(10))),), scalar=vm.log10, samples=_positive
 )
-log1p = elementwise("log1p", FLOAT, np.log1p, vjp=(lambda g, _y, x: div(g, add(x, 1.0)),), scalar=vm.log1p, samples=_unit)
-sin = elementwise("sin", FLOAT, np.sin, vjp=(lambda g, _y, x: mul(g, cos(x)),), scalar=vm.sin, samples=_floats)
-cos = elementwise("cos", FLOAT, np.cos, vjp=(lambda g, _y, x: neg(mul(g, sin(x))),), scalar=vm.cos, samples=_floats)
-tan = elementwise("tan", FLOAT, np.tan, vjp=(lambda g, y, _x: mul(g, add(mul(y, y), 1.0)),), scalar=vm.tan, samples=_unit)
-asin = elementwise(
+log1p: Primitive = elementwise(
+    "log1p", FLOAT, np.log1p, vjp=(lambda g, _y, x: div(g, add(x, 1.0)),), scalar=vm.log1p, samples=_unit
+)
+sin: Primitive = elementwise("sin", FLOAT, np.sin, vjp=(lambda g, _y, x: mul(g, cos(x)),), scalar=vm.sin, samples=_floats)
+cos: Primitive = elementwise("cos", FLOAT, np.cos, vjp=(lambda g, _y, x: neg(mul(g, sin(x))),), scalar=vm.cos, samples=_floats)
+tan: Primitive = elementwise(
+    "tan", FLOAT, np.tan, vjp=(lambda g, y, _x: mul(g, add(mul(y, y), 1.0)),), scalar=vm.tan, samples=_unit
+)
+asin: Primitive = elementwise(
     "asin", FLOAT, np.arcsin, vjp=(lambda g, _y, x: mul(g, rsqrt(sub(1.0, mul(x, x)))),), scalar=vm.asin, samples=_unit
 )
-acos = elementwise(
+acos: Primitive = elementwise(
     "acos", FLOAT, np.arccos, vjp=(lambda g, _y, x: neg(mul(g, rsqrt(sub(1.0, mul(x, x))))),), scalar=vm.acos, samples=_unit
 )
-atan = elementwise(
+atan: Primitive = elementwise(
     "atan", FLOAT, np.arctan, vjp=(lambda g, _y, x: div(g, add(mul(x, x), 1.0)),), scalar=vm.atan, samples=_floats
 )
-sinh = elementwise("sinh", FLOAT, np.sinh, vjp=(lambda g, _y, x: mul(g, cosh(x)),), scalar=vm.sinh, samples=_floats)
-cosh = elementwise("cosh", FLOAT, np.cosh, vjp=(lambda g, _y, x: mul(g, sinh(x)),), scalar=vm.cosh, samples=_floats)
-tanh = elementwise("tanh", FLOAT, np.tanh, vjp=(lambda g, y, _x: mul(g, sub(1.0, mul(y, y))),), scalar=vm.tanh, samples=_floats)
-asinh = elementwise(
+sinh: Primitive = elementwise("sinh", FLOAT, np.sinh, vjp=(lambda g, _y, x: mul(g, cosh(x)),), scalar=vm.sinh, samples=_floats)
+cosh: Primitive = elementwise("cosh", FLOAT, np.cosh, vjp=(lambda g, _y, x: mul(g, sinh(x)),), scalar=vm.cosh, samples=_floats)
+tanh: Primitive = elementwise(
+    "tanh", FLOAT, np.tanh, vjp=(lambda g, y, _x: mul(g, sub(1.0, mul(y, y))),), scalar=vm.tanh, samples=_floats
+)
+asinh: Primitive = elementwise(
     "asinh", FLOAT, np.arcsinh, vjp=(lambda g, _y, x: mul(g, rsqrt(add(mul(x, x), 1.0))),), scalar=vm.asinh, samples=_floats
 )
-acosh = elementwise(
+acosh: Primitive = elementwise(
     "acosh",
     FLOAT,
     np.arccosh,
@@ -408,10 +407,10 @@ acosh = elementwise(
     scalar=vm.acosh,
     samples=sampled(FLOAT, (1.2, 6)),
 )
-atanh = elementwise(
+atanh: Primitive = elementwise(
     "atanh", FLOAT, np.arctanh, vjp=(lambda g, _y, x: div(g, sub(1.0, mul(x, x))),), scalar=vm.atanh, samples=_unit
 )
-atan2 = elementwise(
+atan2: Primitive = elementwise(
     "atan2",
     FLOAT,
     np.arctan2,
@@ -422,7 +421,7 @@ atan2 = elementwise(
     scalar=vm.atan2,
     samples=_float_pair,
 )
-sigmoid = elementwise(
+sigmoid: Primitive = elementwise(
     "sigmoid",
     FLOAT,
     special.sigmoid,
@@ -430,7 +429,7 @@ sigmoid = elementwise(
     scalar=vm.sigmoid,
     samples=_floats,
 )
-erf = elementwise(
+erf: Primitive = elementwise(
     "erf",
     FLOAT,
     special.erf,
@@ -438,7 +437,7 @@ erf = elementwise(
     scalar=vm.erf,
     samples=_floats,
 )
-erfc = elementwise(
+erfc: Primitive = elementwise(
     "erfc",
     FLOAT,
     special.erfc,
@@ -446,14 +445,14 @@ erfc = elementwise(
     scalar=vm.erfc,
     samples=_floats,
 )
-lgamma = elementwise(
+lgamma: Primitive = elementwise(
     "lgamma", FLOAT, special.lgamma, vjp=(lambda g, _y, x: mul(g, digamma(x)),), scalar=vm.lgamma, samples=_positive
 )
 _LIBRARY = "a series of its own for each range: computed by the library, not in a kernel"
-digamma = elementwise(
+digamma: Primitive = elementwise(
     "digamma", FLOAT, special.digamma, vjp=(lambda g, _y, x: mul(g, trigamma(x)),), opaque=_LIBRARY, samples=_positive
 )
-trigamma = elementwise(
+trigamma: Primitive = elementwise(
     "trigamma",
     FLOAT,
     special.trigamma,
@@ -461,151 +460,11 @@ trigamma = elementwise(
     opaque=_LIBRARY,
     samples=_positive,
 )
-nextafter = elementwise(
+nextafter: Primitive = elementwise(
     "nextafter",
     FLOAT,
     np.nextafter,
     vjp=_STEP,
     opaque="a step of one ULP, which no model needs inside a kernel: computed by the library",
     samples=_float_pair,
-)
-
-# ---------------------------------------------------------------------------------------------- comparisons and logic
-
-
-def _comparison(name: str, f: np.ufunc) -> Any:
-    return elementwise(name, ANY, f, vjp=_STEP, gives=bool_, samples=sampled(ANY, (-4, 4), (-4, 4)))
-
-
-eq, ne = _comparison("eq", np.equal), _comparison("ne", np.not_equal)
-lt, le = _comparison("lt", np.less), _comparison("le", np.less_equal)
-gt, ge = _comparison("gt", np.greater), _comparison("ge", np.greater_equal)
-
-isnan = elementwise("isnan", FLOAT, np.isnan, vjp=_STEP, gives=bool_, scalar=lambda m, x: m.ne(x, x), samples=_floats)
-isinf = elementwise(
-    "isinf", FLOAT, np.isinf, vjp=_STEP, gives=bool_, scalar=lambda m, x: m.eq(m.abs(x), math.inf), samples=_floats
-)
-isfinite = elementwise(
-    "isfinite", FLOAT, np.isfinite, vjp=_STEP, gives=bool_, scalar=lambda m, x: m.lt(m.abs(x), math.inf), samples=_floats
-)
-
-
-def _logic(name: str, f: np.ufunc, arity: int, scalar: Callable[..., Any] | None = None) -> Any:
-    return elementwise(name, BOOL, f, vjp=_INTEGERS, gives=bool_, scalar=scalar, samples=sampled(BOOL, *[(0, 2)] * arity))
-
-
-logical_and, logical_or = _logic("logical_and", np.logical_and, 2), _logic("logical_or", np.logical_or, 2)
-logical_xor = _logic("logical_xor", np.logical_xor, 2, lambda m, a, b: m.ne(a, b))
-logical_not = _logic("logical_not", np.logical_not, 1)
-
-
-def _bits(name: str, f: np.ufunc, arity: int = 2, takes: str = BITS, high: float = 4) -> Any:
-    return elementwise(name, takes, f, vjp=_INTEGERS, samples=sampled(takes, *[(-4, 4), (0, high)][:arity]))
-
-
-bitwise_and, bitwise_or = _bits("bitwise_and", np.bitwise_and), _bits("bitwise_or", np.bitwise_or)
-bitwise_xor, bitwise_not = _bits("bitwise_xor", np.bitwise_xor), _bits("bitwise_not", np.bitwise_not, 1)
-shift_left = _bits("shift_left", np.left_shift, 2, INTEGER, 7 / 3)
-shift_right = _bits("shift_right", np.right_shift, 2, INTEGER, 7 / 3)
-
-# ---------------------------------------------------------------------------------------- selection, copies and casts
-
-_branches = infer_elementwise("where", ANY, None)
-
-
-def _where_infer(condition: Spec, a: Any, b: Any) -> Spec:
-    if not isinstance(condition, Spec) or condition.dtype is not bool_:
-        raise RuntimeError(f"where expected condition to be a boolean tensor, but got {condition}")
-    spec = _branches(a, b)
-    return Spec(broadcast_shapes(condition.shape, spec.shape, op="where"), spec.dtype)
-
-
-def _where_eager(condition: np.ndarray, a: Any, b: Any) -> np.ndarray:
-    d = (a if isinstance(a, np.ndarray) else b).dtype
-    return np.asarray(np.where(condition, as_operand(a, d), as_operand(b, d)), order="C")
-
-
-def _where_samples() -> Iterator[tuple[tuple, dict]]:
-    r = draws("where")
-    for d in dtypes.ALL:
-        for c, a, b in (((3, 5),) * 3, ((),) * 3, ((0, 4),) * 3, ((2, 1), (3,), (2, 3)), ((4,), (2, 1), (1,))):
-            yield (draw(r, bool_, c), draw(r, d, a), draw(r, d, b)), {}
-        yield (draw(r, bool_, (2, 3)), draw(r, d, (2, 3)), draw(r, d, ()).item()), {}
-        yield (draw(r, bool_, (2, 3)), draw(r, d, ()).item(), draw(r, d, (2, 1))), {}
-
-
-where = register(
-    "where",
-    kind="elementwise",
-    infer=_where_infer,
-    eager=_where_eager,
-    vjp=(None, lambda g, _y, c, _a, _b: where(c, g, 0.0), lambda g, _y, c, _a, _b: where(c, 0.0, g)),
-    scalar=Scalar(),
-    samples=_where_samples,
-    doc="where(condition, a, b): a where the condition holds, else b.",
-)
-
-copy = register(
-    "copy",
-    kind="elementwise",
-    infer=infer_elementwise("copy", ANY, None),
-    eager=lambda x: np.array(x, order="C"),
-    vjp=(lambda g, _y, _x: g,),
-    scalar=Scalar(lambda m, x: x),
-    samples=sampled(ANY, (-4, 4)),
-    doc="The same values in memory of their own.",
-)
-
-
-def _cast_eager(x: np.ndarray, *, dtype: DType) -> np.ndarray:
-    if is_narrow(x.dtype) and dtype.kind != "f":
-        x = widened(x)
-    return quiet.run(x.astype, dtype.numpy, order="C")
-
-
-def _cast_samples() -> Iterator[tuple[tuple, dict]]:
-    r = draws("cast")
-    for source in dtypes.ALL:
-        for target in dtypes.ALL:
-            low = 0.0 if target.kind == "u" else -4.0  # what a negative float becomes in an unsigned dtype is undefined
-            for shape in ((3, 5), (), (0, 2)):
-                yield (draw(r, source, shape, low),), {"dtype": target}
-
-
-cast = register(
-    "cast",
-    kind="elementwise",
-    infer=lambda x, *, dtype: Spec(x.shape, dtype),
-    eager=_cast_eager,
-    vjp=(lambda g, _y, _x, *, dtype: cast(g, dtype=_x.dtype),),
-    scalar=Scalar(),
-    samples=_cast_samples,
-    doc="cast(x, *, dtype): floats to integers truncate (undefined out of range); to bool is `!= 0`.",
-)
-
-
-def _bitcast_infer(x: Spec, *, dtype: DType) -> Spec:
-    if dtype.itemsize != x.dtype.itemsize or "b" in (dtype.kind, x.dtype.kind):
-        raise RuntimeError(f"bitcast: {x.dtype} can't be read as {dtype}: both must have one width, and neither be bool")
-    return Spec(x.shape, dtype)
-
-
-def _bitcast_samples() -> Iterator[tuple[tuple, dict]]:
-    r = draws("bitcast")
-    everything = [d for d in dtypes.ALL + dtypes.BITS if d.kind != "b"]
-    for source in everything:
-        for target in everything:
-            if source.itemsize == target.itemsize:
-                yield (draw(r, source, (3, 5), 0.1),), {"dtype": target}
-
-
-bitcast = register(
-    "bitcast",
-    kind="elementwise",
-    infer=_bitcast_infer,
-    eager=lambda x, *, dtype: np.ascontiguousarray(x).view(dtype.numpy).reshape(x.shape),
-    scalar=Scalar(),
-    samples=_bitcast_samples,
-    refused={"vjp": _INTEGERS},
-    doc="bitcast(x, *, dtype): the same bits read as another dtype of the same width.",
 )

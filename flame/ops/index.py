@@ -17,7 +17,7 @@ from flame.ops.access import At, Choice, Index, Read
 from flame.ops.create import full
 from flame.ops.declare import INTEGER, draw, draws, is_narrow, quiet, widened
 from flame.ops.movement import pad
-from flame.primitive import Spec, broadcast_shapes, register
+from flame.primitive import Primitive, Spec, broadcast_shapes, register
 
 Ints = tuple[int, ...]
 _WRITES_MEET = {"lower": "several positions may name one element, so that writes would race: computed by the library"}
@@ -157,7 +157,7 @@ def _gather_samples(name: str, writes: bool) -> Any:
     return samples
 
 
-gather = register(
+gather: Primitive = register(
     "gather",
     kind="index",
     infer=_gather_infer,
@@ -167,7 +167,7 @@ gather = register(
     samples=_gather_samples("gather", False),
     doc="gather(x, index, *, dim): x at `index` along dim and at the same place along the others.",
 )
-scatter = register(
+scatter: Primitive = register(
     "scatter",
     kind="index",
     infer=_scatter_infer("scatter"),
@@ -177,7 +177,7 @@ scatter = register(
     samples=_gather_samples("scatter", True),
     doc="scatter(x, index, src, *, dim): x with src written at `index` along dim.",
 )
-scatter_add = register(
+scatter_add: Primitive = register(
     "scatter_add",
     kind="index",
     infer=_scatter_infer("scatter_add"),
@@ -258,7 +258,7 @@ def _select_samples(writes: bool) -> Any:
     return samples
 
 
-index_select = register(
+index_select: Primitive = register(
     "index_select",
     kind="index",
     infer=_select_infer,
@@ -268,7 +268,7 @@ index_select = register(
     samples=_select_samples(False),
     doc="index_select(x, index, *, dim): dim is replaced by the dimensions of `index`, each holding the slice named there.",
 )
-index_add = register(
+index_add: Primitive = register(
     "index_add",
     kind="index",
     infer=_add_infer,
@@ -383,7 +383,7 @@ def _nd_samples(writes: bool) -> Any:
     return samples
 
 
-index_nd = register(
+index_nd: Primitive = register(
     "index_nd",
     kind="index",
     infer=_nd_infer,
@@ -393,7 +393,7 @@ index_nd = register(
     samples=_nd_samples(False),
     doc="index_nd(x, *indices, dims): x[..., i, j, ...] with broadcasting indices at `dims`, NumPy's rule for where they go.",
 )
-index_put = register(
+index_put: Primitive = register(
     "index_put",
     kind="index",
     infer=_put_infer,

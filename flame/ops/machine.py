@@ -72,7 +72,7 @@ class Machine:
         return op
 
 
-_NUMPY = {
+_NUMPY: dict[str, Any] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "neg": np.negative, "abs": np.abs,
     "sqrt": np.sqrt, "floor": np.floor, "ceil": np.ceil, "trunc": np.trunc, "rint": np.rint,
     "maximum": np.maximum, "minimum": np.minimum,

@@ -18,7 +18,7 @@ from flame import dtypes
 from flame.ops.access import At, Choice, Cond, Contraction, E, Index, Read
 from flame.ops.create import full
 from flame.ops.declare import draw, draws, is_narrow, widened
-from flame.primitive import Number, Spec, register
+from flame.primitive import Number, Primitive, Spec, register
 
 Ints = tuple[int, ...]
 
@@ -61,7 +61,7 @@ def inverse(dims: Ints) -> Ints:
     return tuple(out)
 
 
-permute = register(
+permute: Primitive = register(
     "permute",
     kind="movement",
     view=True,
@@ -123,7 +123,7 @@ def _reshape_lower(at: At, index: Index, x: Spec, *, shape: Ints) -> Read:
     return _one(tuple(out))
 
 
-reshape = register(
+reshape: Primitive = register(
     "reshape",
     kind="movement",
     view=True,
@@ -165,7 +165,7 @@ def _expand_infer(x: Spec, *, shape: Ints) -> Spec:
     return Spec(shape, x.dtype)
 
 
-expand = register(
+expand: Primitive = register(
     "expand",
     kind="movement",
     view=True,
@@ -201,7 +201,7 @@ def _slices(starts: Ints, stops: Ints, steps: Ints) -> Any:
     return tuple(map(_python_slice, starts, stops, steps))
 
 
-_python_slice = slice
+_python_slice: Any = slice
 
 
 def _slice_vjp(g: Any, _y: Any, _x: Any, *, starts: Ints, stops: Ints, steps: Ints) -> Any:
@@ -221,7 +221,7 @@ _slice_cases: tuple[tuple[Ints, dict], ...] = (
     ((1, 9), {"starts": (0, 8), "stops": (1, 9), "steps": (1, 4)}),
 )
 
-slice = register(
+slice: Primitive = register(
     "slice",
     kind="movement",
     view=True,
@@ -270,7 +270,7 @@ def _sizes_of(shape: Ints, params: dict) -> Ints:
     return _slice_sizes(Spec(shape, dtypes.float32), **params)
 
 
-slice_scatter = register(
+slice_scatter: Primitive = register(
     "slice_scatter",
     kind="movement",
     infer=_scatter_infer,
@@ -290,7 +290,7 @@ def _flip_infer(x: Spec, *, dims: Ints) -> Spec:
     return x
 
 
-flip = register(
+flip: Primitive = register(
     "flip",
     kind="movement",
     infer=_flip_infer,
@@ -330,7 +330,7 @@ def _pad_lower(at: At, index: Index, x: Spec, *, lo: Ints, hi: Ints, value: Numb
     return Read((Choice(0, tuple(i - a for i, a in zip(index, lo, strict=True)), tuple(conds)),), value)
 
 
-pad = register(
+pad: Primitive = register(
     "pad",
     kind="movement",
     infer=_pad_infer,
@@ -390,7 +390,7 @@ def _cat_lower(at: At, index: Index, *xs: Spec, dim: int) -> Read:
     return Read(tuple(choices))
 
 
-cat = register(
+cat: Primitive = register(
     "cat",
     kind="movement",
     infer=_cat_infer,
@@ -442,7 +442,7 @@ _window_cases: tuple[tuple[Ints, dict], ...] = (
     ((0, 4), {"dim": 1, "size": 2, "step": 1, "dilation": 1}),
 )
 
-window = register(
+window: Primitive = register(
     "window",
     kind="movement",
     view=True,
@@ -500,7 +500,7 @@ def _window_grad_samples() -> Iterator[tuple[tuple, dict]]:
                 yield (draw(r, d, g.shape), 1), {k: v for k, v in params.items() if k != "size"} | {"shape": shape}
 
 
-window_grad = register(
+window_grad: Primitive = register(
     "window_grad",
     kind="contract",
     infer=_window_grad_infer,

@@ -11,10 +11,11 @@ from flame import dtypes
 from flame.dtypes import dtype, int64
 from flame.ops.create import full
 from flame.ops.declare import draw, draws, is_narrow, quiet, widened
-from flame.ops.elementwise import div, eq, logical_and, mul, where
+from flame.ops.elementwise import div, mul
 from flame.ops.index import scatter_add
+from flame.ops.logic import eq, logical_and, where
 from flame.ops.movement import flip
-from flame.primitive import Spec, register
+from flame.primitive import Primitive, Spec, register
 
 _SCAN = {"lower": "a scan runs in order along its dimension: computed by the library"}
 _SORT = {"lower": "sorting is a library call"}
@@ -68,7 +69,7 @@ def _cumprod_vjp(g: Any, y: Any, x: Any, *, dim: int) -> Any:
     return where(zero, at_first, div(_after(mul(g, y), dim), where(zero, 1.0, x)))
 
 
-cumsum = register(
+cumsum: Primitive = register(
     "cumsum",
     kind="opaque",
     infer=_scan_infer("cumsum"),
@@ -78,7 +79,7 @@ cumsum = register(
     samples=_samples("cumsum"),
     doc="cumsum(x, *, dim): running sums; integers and booleans give int64.",
 )
-cumprod = register(
+cumprod: Primitive = register(
     "cumprod",
     kind="opaque",
     infer=_scan_infer("cumprod"),
@@ -119,7 +120,7 @@ def _sort_vjp(g: Any, _y: Any, x: Any, *, dim: int, descending: bool) -> Any:
     return scatter_add(full(0, shape=x.shape, dtype=x.dtype), order, g, dim=dim)
 
 
-sort = register(
+sort: Primitive = register(
     "sort",
     kind="opaque",
     infer=_sort_infer("sort", None),
@@ -129,7 +130,7 @@ sort = register(
     samples=_samples("sort", descending=True),
     doc="sort(x, *, dim, descending): stable; NaN counts as the largest.",
 )
-argsort = register(
+argsort: Primitive = register(
     "argsort",
     kind="opaque",
     infer=_sort_infer("argsort", int64),

@@ -18,7 +18,7 @@ from flame.dtypes import int64, uint32
 from flame.ops.access import At, Index
 from flame.ops.declare import draws
 from flame.ops.machine import Machine
-from flame.primitive import Number, Scalar, Spec, broadcast_shapes, register
+from flame.primitive import Number, Primitive, Scalar, Spec, broadcast_shapes, register
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -84,7 +84,7 @@ def _word_samples() -> Iterator[tuple[tuple, dict]]:
     yield (r.integers(-(1 << 62), 1 << 62, (5,)), 7), {}
 
 
-philox_word = register(
+philox_word: Primitive = register(
     "philox_word",
     kind="elementwise",
     infer=_word_infer,
@@ -132,7 +132,7 @@ def _bits_samples() -> Iterator[tuple[tuple, dict]]:
         yield (np.asarray(seed), np.asarray(offset)), {"shape": shape}
 
 
-random_bits = register(
+random_bits: Primitive = register(
     "random_bits",
     kind="random",
     infer=_bits_infer,

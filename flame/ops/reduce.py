@@ -15,7 +15,8 @@ from flame import dtypes
 from flame.dtypes import bool_, dtype, int64
 from flame.ops.access import Reduction
 from flame.ops.declare import ANY, BOOL, NUMBER, draw, draws, is_narrow, quiet, widened
-from flame.ops.elementwise import cast, div, eq, mul, where
+from flame.ops.elementwise import div, mul
+from flame.ops.logic import cast, eq, where
 from flame.ops.movement import expand, reshape
 from flame.primitive import Primitive, Spec, register
 
@@ -141,7 +142,7 @@ def _extreme_vjp(g: Any, y: Any, x: Any, *, dim: Dims, keepdim: bool) -> Any:
     return where(at, share, 0.0)
 
 
-sum = _reduction(
+sum: Primitive = _reduction(
     "sum",
     "sum",
     ANY,
@@ -149,12 +150,12 @@ sum = _reduction(
     gives=_integers_grow,
     vjp=lambda g, _y, _x, *, dim, keepdim: spread(g, _x, dim),
 )
-prod = _reduction("prod", "prod", ANY, np.multiply.reduce, gives=_integers_grow, vjp=_prod_vjp, span=(-2, 2))
-amax = _reduction("amax", "max", NUMBER, np.maximum.reduce, gives=lambda d: d, vjp=_extreme_vjp, empty=False)
-amin = _reduction("amin", "min", NUMBER, np.minimum.reduce, gives=lambda d: d, vjp=_extreme_vjp, empty=False)
-any = _reduction("any", "any", BOOL, np.logical_or.reduce, gives=lambda d: bool_, vjp="booleans have no derivative")
-all = _reduction("all", "all", BOOL, np.logical_and.reduce, gives=lambda d: bool_, vjp="booleans have no derivative")
-argmax = _reduction(
+prod: Primitive = _reduction("prod", "prod", ANY, np.multiply.reduce, gives=_integers_grow, vjp=_prod_vjp, span=(-2, 2))
+amax: Primitive = _reduction("amax", "max", NUMBER, np.maximum.reduce, gives=lambda d: d, vjp=_extreme_vjp, empty=False)
+amin: Primitive = _reduction("amin", "min", NUMBER, np.minimum.reduce, gives=lambda d: d, vjp=_extreme_vjp, empty=False)
+any: Primitive = _reduction("any", "any", BOOL, np.logical_or.reduce, gives=lambda d: bool_, vjp="booleans have no derivative")
+all: Primitive = _reduction("all", "all", BOOL, np.logical_and.reduce, gives=lambda d: bool_, vjp="booleans have no derivative")
+argmax: Primitive = _reduction(
     "argmax",
     "argmax",
     NUMBER,
@@ -165,7 +166,7 @@ argmax = _reduction(
     whole_or_one=True,
     doc="The first index of the largest, along one dimension or in the flattened tensor.",
 )
-argmin = _reduction(
+argmin: Primitive = _reduction(
     "argmin",
     "argmin",
     NUMBER,
