@@ -26,7 +26,7 @@ from flame.primitive import REGISTRY, Primitive
 _TILE = 128
 #: operations that basic operations are worth; the others count 1
 _WEIGHTS = {"div": 4.0, "sqrt": 4.0, "floor_divide_int": 8.0, "remainder_int": 8.0, "cast": 0.5, "bitcast": 0.0}
-_LIBRARY_FUNCTION = 40.0
+_LIBRARY_FUNCTION, _RANDOM_WORD = 40.0, 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,8 @@ def operations(p: Primitive, d: dtype, operands: int) -> float:
     """Basic operations for one element of an elementwise primitive on operands of dtype `d`; others: 1."""
     if p.name == "cast":
         return _WEIGHTS["cast"]
+    if p.kind == "random":
+        return _RANDOM_WORD
     if p.scalar is None or p.scalar.define is None:
         return _WEIGHTS.get(p.name, 1.0)
     counter = _Counter()

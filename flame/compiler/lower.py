@@ -58,7 +58,7 @@ def lower(roots: Sequence[Value], in_memory: Callable[[Value], bool], name: str 
     Raises Refused with the reason where the group does not have one of the forms above. `name` replaces the name that the
     kernel gets from what it does.
     """
-    lead = max(roots, key=_leadership)
+    lead = max(reversed(roots), key=_leadership)  # of equals the last: it reads the others, and so says where they stand
     extents: list[tuple[int, ...]] = [(d,) for d in _walked(lead)]
     for _ in range(_MOST_SPLITS):
         try:
@@ -138,7 +138,9 @@ class _Lowering(Writer):
         self._place_of: dict[str, tuple[int, int]] = {}  #: axis -> dimension of the lead, place among that dimension's axes
         self._stores: list[tuple[Value, Index, str, frozenset[str]]] = []
         self._lead(lead, extents)
-        for r in sorted((r for r in self.roots if r is not lead), key=lambda r: reduced_operand(r) is None):
+        points = math.prod(self.axes.values())
+        rest = [r for r in self.roots if r is not lead]
+        for r in sorted(rest, key=lambda r: (math.prod(_walked(r)) != points, reduced_operand(r) is None)):
             self._follow(r)
 
     # ---- where roots are stored
@@ -524,8 +526,10 @@ class _At:
         return self.lowering.checked_index(v, extent)
 
     def value(self, operand: int, index: Index) -> str:
-        at = self.lowering._simplified(index)
-        return self.lowering.value(self.node.operands[operand], at, self.guard, self.node.output.dtype)
+        x = self.node.operands[operand]
+        if not isinstance(x, Value):  # read by itself: there is no other operand whose dtype it would have
+            return self.lowering.const(x, dtypes.dtype_of_number(x))
+        return self.lowering.value(x, self.lowering._simplified(index), self.guard)
 
     def index_value(self, expr: E | int, dtype: Any) -> str:
         return self.lowering.index_value(ex(expr), dtype)
