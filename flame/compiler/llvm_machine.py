@@ -42,6 +42,15 @@ _FLOAT_PREDICATE = {"eq": "oeq", "ne": "une", "lt": "olt", "le": "ole", "gt": "o
 _ROUND = {"floor": "floor", "ceil": "ceil", "trunc": "trunc", "rint": "roundeven"}
 
 
+def is_number(x: Any) -> bool:
+    """Is an operand a constant, and not NaN?"""
+    if not isinstance(x, Value):
+        return x == x
+    if x.lanes > 1 or x.text.startswith("%"):
+        return False
+    return not (x.dtype.kind == "f" and x.text[2:5] in ("7FF", "FFF"))
+
+
 class LlvmMachine(Machine):
     """Writes to `function`."""
 
@@ -107,7 +116,9 @@ class LlvmMachine(Machine):
                 return out(f"xor {t} {a}, {repeat('true', 'i1', lanes)}")
             return out(f"{_BOOL[op]} {t} {a}, {b}")
         if op in ("maximum", "minimum"):
-            return self._extreme(op, xs[0], xs[1])
+            if is_number(operands[0]):
+                xs.reverse()
+            return self._limit(op, *xs) if any(map(is_number, operands)) else self._extreme(op, *xs)
         if op == "fma":
             if d.kind == "f":
                 return intrinsic("fma", a, b, xs[2].text)
@@ -171,6 +182,10 @@ class LlvmMachine(Machine):
             return self._where(self.emit(greater, a, b), a, b)
         best = self._where(self.emit(greater, a, b), a, b)
         return self._where(self.emit("ne", a, a), a, best)
+
+    def _limit(self, op: str, x: Value, bound: Value) -> Value:
+        """With a constant that is not NaN: one comparison, false for a NaN, which therefore passes."""
+        return self._where(self.emit("lt" if op == "maximum" else "gt", x, bound), bound, x)
 
     def _mul_high(self, a: Value, b: Value) -> Value:
         f, lanes = self.function, a.lanes
