@@ -18,6 +18,7 @@ from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from flame.compiler.index_math import Div, E, Mod, Val, extreme, nonneg, simplify
 from flame.compiler.kernel import Const, IndexOf, Kernel, Load, Op, Store, flat
@@ -356,7 +357,7 @@ class Point:
     def _pointer(self, s: Load | Store) -> tuple[str, Linear, int]:
         """The address of lane 0, what is left to add for the others, and the depth of both."""
         t = memory_element(self.kernel.buffers[s.buffer].dtype)
-        e = simplify(flat(self.kernel, s), self.kernel.bounds)
+        e = address(self.kernel, s)
         key = ("address", s.buffer, e)
         found = self._find(key)
         if found is not None:
@@ -518,6 +519,18 @@ def _values(e: E) -> Iterator[str]:
                 yield from _values(a.divisor)
 
 
+_addresses: WeakKeyDictionary[Kernel, dict[tuple, E]] = WeakKeyDictionary()
+
+
+def address(kernel: Kernel, s: Load | Store) -> E:
+    """The address of a load or store in elements, simplified; worked out once a kernel."""
+    known = _addresses.setdefault(kernel, {})
+    key = (s.buffer, s.index)
+    if key not in known:
+        known[key] = simplify(flat(kernel, s), kernel.bounds)
+    return known[key]
+
+
 def index_type(kernel: Kernel) -> str:
     """i32 where every index expression and everything inside it provably fits, else i64."""
 
@@ -530,7 +543,7 @@ def index_type(kernel: Kernel) -> str:
 
     for s in kernel.statements:
         if isinstance(s, Load | Store):
-            if not fits(flat(kernel, s)) or not all(fits(c.expr) for c in s.mask):
+            if not fits(address(kernel, s)) or not all(fits(c.expr) for c in s.mask):
                 return "i64"
         elif isinstance(s, IndexOf) and not fits(s.expr):
             return "i64"

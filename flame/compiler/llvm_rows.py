@@ -14,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from flame.compiler.cpu_cost import EXPENSIVE, cone, microseconds, op_cost, statement_cost
-from flame.compiler.index_math import E, evaluate, ex, simplify, var
-from flame.compiler.kernel import Kernel, Load, Op, Reduce, Store, domain_of, flat
+from flame.compiler.index_math import E, evaluate, ex, var
+from flame.compiler.kernel import Kernel, Load, Op, Reduce, Store, domain_of
 from flame.compiler.llvm_machine import LlvmMachine, Value
-from flame.compiler.llvm_point import Linear, Point
+from flame.compiler.llvm_point import Linear, Point, address
 from flame.compiler.llvm_reduce import JOIN, Accumulator, State, identity
 from flame.compiler.llvm_text import Function, Int, element, existing_lanes, vector, wide
 from flame.compiler.nests import PART, Nest, Sweep, loads_of, part_of, sinks_of, walked
@@ -102,7 +102,7 @@ def vector_axis(kernel: Kernel, nest: Nest, lanes: int) -> str:
 
 def unit_axes(kernel: Kernel, t: Load | Store) -> set[str]:
     """The axes along which an address moves by one element."""
-    e = simplify(flat(kernel, t), kernel.bounds)
+    e = address(kernel, t)
     return {m[0] for m, c in e.terms if c == 1 and len(m) == 1 and isinstance(m[0], str) and m[0] in kernel.axes}
 
 

@@ -70,7 +70,7 @@ class LlvmSource:
     workspace_bytes: E = ex(0)
     externals: tuple[str, ...] = ()  #: C functions that the text calls and the linker must find (exp, erff, ...)
     passes: int = 0  #: LLVM's optimisation level for the pass pipeline; 0: none is needed
-    codegen: int = 2  #: LLVM's optimisation level for instruction selection
+    codegen: int = 1  #: LLVM's optimisation level for instruction selection
     notes: tuple[str, ...] = ()  #: what the schedule chose, for people
 
     def workspace(self, symbols: dict[str, int]) -> int:
