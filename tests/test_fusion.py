@@ -517,6 +517,34 @@ def test_rows_that_are_few_and_long_are_not_swept_again() -> None:
     assert rows(1, 1 << 20, CPU) > 1
 
 
+@pytest.mark.parametrize("target", [CPU, GPU], ids=str)
+def test_reductions_with_few_results_are_done_in_parts(target: Target) -> None:
+    b = Builder()
+    (x,) = inputs(b, (300, 2000), d=dt.float64)
+    with b:
+        whole = op("sum", op("exp", x), dim=(0, 1), keepdim=False)
+        b.graph.outputs = [op("mul", whole, 0.5), op("amax", x, dim=(0, 1), keepdim=False)]
+    fused = fuse(b.graph, target)
+    first, second = kernels(fused)
+    assert set(first.outputs) == set(second.inputs) and any(d.verdict == "split" for d in fused.decisions)
+    check(b.graph, fused, random_inputs(b.graph), 1e-12)
+    rows = Builder()
+    (x,) = inputs(rows, (4096, 2000))
+    with rows:
+        rows.graph.outputs = [op("sum", x, dim=(1,), keepdim=False)]
+    assert len(fuse(rows.graph, target).steps) == 1
+
+
+def test_a_gpu_splits_a_long_product_with_a_small_result() -> None:
+    b = Builder()
+    x, y = inputs(b, (32, 8192), (8192, 16), d=dt.float64)
+    with b:
+        b.graph.outputs = [op("add", op("matmul", x, y), 1.0)]
+    fused = fuse(b.graph, GPU)
+    assert len(fused.steps) == 2
+    check(b.graph, fused, random_inputs(b.graph), 1e-12)
+
+
 # ---------------------------------------------------------------------------------------- reasons, names
 
 

@@ -26,6 +26,7 @@ from flame.compiler.kernel import Kernel, Load, Op, Reduce, domain, stage
 from flame.compiler.lower import describe, reduced_operand
 from flame.compiler.program import Decision, Fused
 from flame.compiler.roots import Plan, choose_roots
+from flame.compiler.splitting import split, steps_of
 from flame.compiler.target import Target
 from flame.compiler.templates import Attempt, Templates
 
@@ -305,6 +306,7 @@ class _Fusion:
 
     def fused(self) -> Fused:
         out = Fused(decisions=self.decisions)
+        halves: dict[Kernel, tuple[Kernel, Kernel] | None] = {}
         for g in self.groups.all():
             if g.call is not None:
                 out.steps.append(g.call)
@@ -312,5 +314,14 @@ class _Fusion:
             got = self.attempt(g)
             assert got.template is not None, f"{g} lost its kernel: {got.refusal}"
             library = self.plan.library.get(g.roots[0]) if len(g.roots) == 1 else None
-            out.steps.append((got.template.kernel, got.buffers, library))
+            kernel = got.template.kernel
+            if kernel not in halves:
+                halves[kernel] = None if library else split(kernel, got.template.cost, self.target)
+            cut = halves[kernel]
+            if cut is None:
+                out.steps.append((kernel, got.buffers, library))
+            else:
+                out.steps += steps_of(*cut, got.buffers)
+                reason = f"{kernel.name} has too few results to keep the machine busy"
+                self.decisions.append(Decision("split", repr(g), reason))
         return out
