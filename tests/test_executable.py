@@ -543,3 +543,21 @@ def test_code_for_another_cpu_is_refused_by_nothing_but_its_own_limits() -> None
         program, arrays = program_of(cases()[name])
         for a, b in zip(Executable(program, target=plain)(arrays), Executable(program)(arrays), strict=True):
             np.testing.assert_allclose(a.astype(np.float64), b.astype(np.float64), rtol=1e-5, atol=1e-6)
+
+
+def test_a_symbol_below_its_least_value_is_refused() -> None:
+    program, _ = program_of(cases()["pointwise_symbolic"])
+    (step,) = program.steps
+    assert isinstance(step, KernelStep)
+    small = KernelStep(step.kernel, step.buffers, {"n": 1})
+    wrong = Program("p", Graph(), program.slots, (small,), program.inputs, program.outputs)
+    with pytest.raises(CompileError, match="was made for .*'n': 2.* and more, not for .*'n': 1"):
+        Executable(wrong)
+
+
+def test_it_is_known_what_kernels_cost(tmp_path: Path) -> None:
+    store = DiskCache(tmp_path)
+    for from_disk in (False, True):
+        cpu._loaded.clear()
+        kernel = cpu.load(add_one(4322), store=store)
+        assert kernel.from_disk == from_disk and kernel.seconds > 0 and "define" in kernel.llvm

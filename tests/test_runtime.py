@@ -6,6 +6,7 @@ import ctypes
 import gc
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from flame.primitive import Spec
 from flame.runtime import cpu, entry, llvm_jit, threads
 from flame.runtime.device import as_device, device, require
 from flame.runtime.entry import NativeStep, Plan
+from flame.runtime.locks import Lock
 from flame.runtime.memory import SMALL, Allocator, size_class
 from flame.runtime.threads import Pool
 
@@ -514,8 +516,8 @@ def test_references_are_neither_lost_nor_kept(code: llvm_jit.Linked) -> None:
     assert all(abs(x - y) < 50 for x, y in zip(before, after)), (before, after)
 
 
-def test_python_runs_while_a_plan_does(code: llvm_jit.Linked) -> None:
-    """A plan that another thread runs does not hold the interpreter lock."""
+def test_python_runs_while_a_long_plan_does(code: llvm_jit.Linked) -> None:
+    """A plan that another thread runs does not hold the interpreter lock, unless it says that it is short."""
     slow = Plan([spec(1 << 20, dtype=dtypes.int32)], [NativeStep(code["count"], (0,), 1 << 20)] * 30)
     enter = entry.entry().enter
     assert enter is not None
@@ -543,3 +545,41 @@ def test_the_layout_of_arrays_is_tried_before_it_is_relied_on(monkeypatch: pytes
         monkeypatch.setitem(entry._FIELDS, field, entry._FIELDS[field] + 8)
         assert not entry.arrays_are_readable(), field
         monkeypatch.undo()
+
+
+def test_a_short_plan_keeps_the_interpreter_lock(code: llvm_jit.Linked) -> None:
+    """With another thread computing in Python, a call that let go would wait milliseconds for its next turn, each time."""
+    step = NativeStep(code["count"], (0,), 1, microseconds=0.1)
+    plan = Plan([spec(1)], [step])
+    long = Plan([spec(1)], [NativeStep(code["count"], (0,), 1, microseconds=30.0)])
+    unknown = Plan([spec(1)], [step, NativeStep(code["count"], (0,), 1)])
+    assert [p._words[4] for p in (plan, long, unknown)] == [0, 1, 1]
+    enter = entry.entry().enter
+    assert enter is not None
+    a = np.zeros(1, np.int64)
+    for p in (plan, long, unknown):
+        assert enter(p.address, 0, a) is None
+    assert a[0] == 4
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_a_forked_child_finds_locks_open_that_another_thread_held() -> None:
+    lock, held, done = Lock(), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with lock:
+            held.set()
+            done.wait(20)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(10)  # ends the child if it waits for ever
+        with lock, lock:
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    done.set()
+    holder.join()

@@ -17,12 +17,12 @@ import os
 import stat
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Final
 
 from flame.knobs import knobs
+from flame.runtime.locks import Lock
 
 _MAGIC: Final = b"flame-entry-1\n"
 _HEADER: Final = len(_MAGIC) + 32 + 32
@@ -53,7 +53,7 @@ class DiskCache:
         self.hits = self.misses = 0
         self._room = -1  #: bytes that may be written before the folder is measured again; -1: not measured yet
         self._checked = False
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def get(self, name: str) -> bytes | None:
         """The payload stored under a `key`, or None."""

@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 import platform
-import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ from flame.compiler.target_cpu import CpuTarget, LlvmSource
 from flame.compiler.to_llvm import to_llvm
 from flame.runtime import cache, llvm_jit, threads
 from flame.runtime.cache import DiskCache
+from flame.runtime.locks import Lock
 
 #: An estimated total below this is not spread over threads: waking one costs as much.
 PARALLEL_MICROSECONDS: Final = 50.0
@@ -107,6 +108,8 @@ class NativeKernel:
     schedule: CpuSchedule
     phases: tuple[NativePhase, ...]
     workspace_bytes: E
+    seconds: float  #: that it took to make it ready
+    from_disk: bool
 
     def workspace(self, symbols: Mapping[str, int]) -> int:
         return int(evaluate(self.workspace_bytes, symbols))
@@ -117,6 +120,11 @@ class NativeKernel:
         return to_llvm(self.kernel, self.schedule, self.cpu)
 
     @property
+    def llvm(self) -> str:
+        """Its LLVM IR."""
+        return self.source.text
+
+    @property
     def asm(self) -> str:
         """Its machine code as text."""
         s = self.source
@@ -124,16 +132,7 @@ class NativeKernel:
 
 
 _loaded: dict[tuple[str, CpuSchedule, CpuTarget], NativeKernel] = {}
-_lock = threading.RLock()
-
-
-def _forget_lock() -> None:
-    global _lock
-    _lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_lock)
+_lock: Final = Lock()
 
 
 def load(
@@ -162,9 +161,10 @@ class _Made:
 
 
 def _load(kernel: Kernel, called: str, cpu: CpuTarget, schedule: CpuSchedule, what: str, store: DiskCache) -> NativeKernel:
+    begin = time.perf_counter()
     name = cache.key("kernel", what, repr(schedule), llvm_jit.fingerprint(cpu), llvm_jit.version(), _compiler_fingerprint())
     entry = store.get(name)
-    made = _decoded(entry) if entry is not None else None
+    found = made = _decoded(entry) if entry is not None else None
     if made is None:
         source = to_llvm(kernel, schedule, cpu)
         obj = llvm_jit.compile_object(source.text, cpu, passes=source.passes, codegen=source.codegen, what=f"kernel {called}")
@@ -173,7 +173,8 @@ def _load(kernel: Kernel, called: str, cpu: CpuTarget, schedule: CpuSchedule, wh
         store.put(name, _encoded(made))
     code = llvm_jit.link(made.obj, [p[0] for p in made.phases], externals=made.externals, what=f"kernel {called}")
     functions = tuple(NativePhase(code[entry], chunks, us) for entry, chunks, us in made.phases)
-    return NativeKernel(kernel, cpu, schedule, functions, made.workspace)
+    seconds = time.perf_counter() - begin
+    return NativeKernel(kernel, cpu, schedule, functions, made.workspace, seconds, found is not None)
 
 
 def _encoded(made: _Made) -> bytes:

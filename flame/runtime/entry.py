@@ -1,12 +1,13 @@
 """The native side of a program: a plan (a table of words) and the two functions that run it.
 
-    plan    ::= arrays widest steps at | expected array* | step*                   each word an i64
+    plan    ::= arrays widest steps at release | expected array* | step*           each word an i64
     array   ::= dtype object, number of dimensions, extents
     step    ::= function syms chunks parallel buffers place*
     place   ::= n >= 0: the call's array n | n < 0: -1 - n bytes into the arena
 
     flame_run(plan, arena, pointers)               runs the steps; `pointers` are the arrays' addresses
-    flame_enter(plan, arena, array...)             a Python builtin: checks the arrays, lets the interpreter go, runs the steps
+    flame_enter(plan, arena, array...)             a Python builtin: checks the arrays and runs the steps, without the
+                                                   interpreter lock if `release` is not 0
 
 A plan is never written after it was made, so any number of threads may run it. `flame_enter` reads NumPy arrays where they
 lie; it answers None, or the number of the first array that is not exactly what the plan expects (and has then run nothing).
@@ -20,7 +21,6 @@ from __future__ import annotations
 import ctypes
 import re
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -29,6 +29,7 @@ import numpy as np
 
 from flame.primitive import Spec
 from flame.runtime import llvm_jit, threads
+from flame.runtime.locks import Lock
 
 _C_CONTIGUOUS_ALIGNED: Final = 0x0001 | 0x0100  # NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED
 _HEAD: Final = object.__basicsize__
@@ -36,6 +37,9 @@ _HEAD: Final = object.__basicsize__
 _FIELDS: Final = {
     name: _HEAD + offset for name, offset in {"data": 0, "nd": 8, "dimensions": 16, "descr": 40, "flags": 48}.items()
 }
+
+#: plans estimated to take at most so many microseconds keep the interpreter lock
+KEEP_LOCK: Final = 20.0
 
 _RUN: Final = """
 @flame_pool = external global i8
@@ -129,7 +133,7 @@ entry:
   %objects = getelementptr ptr, ptr %args, i64 2
   %n = load i64, ptr %plan
   %pointers = alloca ptr, i64 %n
-  %expected0 = getelementptr i64, ptr %plan, i64 4
+  %expected0 = getelementptr i64, ptr %plan, i64 5
   br label %next
 next:
   %i = phi i64 [0, %entry], [%i1, %good]
@@ -190,9 +194,19 @@ bad:
   %answer = call ptr @PyLong_FromLongLong(i64 %i)
   ret ptr %answer
 run:
+  %release.p = getelementptr i64, ptr %plan, i64 4
+  %release = load i64, ptr %release.p
+  %short = icmp eq i64 %release, 0
+  br i1 %short, label %keep, label %free
+keep:
+  call void @flame_run(ptr %plan, ptr %arena, ptr %pointers)
+  br label %done
+free:
   %state = call ptr @PyEval_SaveThread()
   call void @flame_run(ptr %plan, ptr %arena, ptr %pointers)
   call void @PyEval_RestoreThread(ptr %state)
+  br label %done
+done:
   call void @Py_IncRef(ptr @_Py_NoneStruct)
   ret ptr @_Py_NoneStruct
 }
@@ -210,6 +224,7 @@ class NativeStep:
     chunks: int
     parallel: bool = False
     symbols: tuple[int, ...] = ()
+    microseconds: float = 0.0  #: an estimate; 0 where there is none
 
 
 class Plan:
@@ -221,7 +236,7 @@ class Plan:
         words: list[int] = []
         for spec in arrays:
             words += [id(spec.dtype.numpy), spec.ndim, *spec.shape]
-        at = 4 + len(words)
+        at = 5 + len(words)
         symbols = np.array([v for s in steps for v in s.symbols] or [0], np.int64)
         address = symbols.ctypes.data
         for s in steps:
@@ -230,7 +245,9 @@ class Plan:
         widest = max((len(s.places) for s in steps), default=0)
         #: whether any step wants the pool's workers
         self.parallel = any(s.parallel for s in steps)
-        self._words = np.array([len(self.arrays), widest, len(steps), at, *words], np.int64)
+        # Without the lock other threads go on; but getting it back may take a busy one's whole turn (5 ms).
+        release = self.parallel or any(not s.microseconds for s in steps) or sum(s.microseconds for s in steps) > KEEP_LOCK
+        self._words = np.array([len(self.arrays), widest, len(steps), at, int(release), *words], np.int64)
         self._symbols = symbols
         self._dtypes = [spec.dtype.numpy for spec in arrays]  # they are known by address
         self.address: int = self._words.ctypes.data
@@ -249,7 +266,7 @@ class Entry:
 
 
 _entry: Entry | None = None
-_lock: Final = threading.Lock()
+_lock: Final = Lock()
 
 
 def entry() -> Entry:

@@ -9,7 +9,7 @@
 
 A call makes its outputs, takes an arena for the temps and the kernels' scratch memory, and goes through the stages with one
 list of arrays, inputs then outputs. Nothing is kept between calls but code and plans, so any number of threads may call at
-once. A program that is one native stage costs one builtin call, with the interpreter lock let go while it runs.
+once. A program that is one native stage costs one builtin call, with the interpreter lock let go unless it is short.
 """
 
 from __future__ import annotations
@@ -157,6 +157,8 @@ class Executable:
     def _native_steps(self, step: KernelStep, kernel: NativeKernel) -> list[NativeStep]:
         """A kernel's phases. The values of its symbols stand in its own order, under its own (not the canonical) names."""
         values = tuple(step.symbols[name] for name in step.kernel.symbols)
+        if any(v < least for v, least in zip(values, step.kernel.symbols.values())):
+            raise CompileError(f"kernel {step.kernel.name} was made for {step.kernel.symbols} and more, not for {step.symbols}")
         plain = dict(zip(kernel.kernel.symbols, values))
         places = [self._where(step.buffers[b]) for b in step.kernel.buffers]
         workspace = kernel.workspace(plain)
@@ -168,7 +170,8 @@ class Executable:
             chunks = phase.count(plain)
             # With symbols the estimate is that of the least sizes: the number of chunks says more.
             parallel = chunks > 1 and (bool(values) or phase.microseconds >= PARALLEL_MICROSECONDS)
-            found.append(NativeStep(phase.function, tuple(places), chunks, parallel, values))
+            estimate = 0.0 if values else phase.microseconds
+            found.append(NativeStep(phase.function, tuple(places), chunks, parallel, values, estimate))
         return found
 
     def _where(self, slot: int) -> int:

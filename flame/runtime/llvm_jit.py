@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
 import sys
-import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -24,6 +22,7 @@ from flame.compiler.target_cpu import CpuTarget
 from flame.errors import CompileError, MissingTargetError
 from flame.runtime import cache
 from flame.runtime.cache import DiskCache
+from flame.runtime.locks import Lock
 
 try:
     import llvmlite
@@ -31,20 +30,11 @@ try:
 except ImportError:  # the interpreting backend works without
     llvmlite = llvm = None
 
-_lock = threading.RLock()
+_lock: Final = Lock()
 _machines: dict[tuple[CpuTarget, int], Any] = {}
 _linker: Any = None
 _kept: list[Any] = []
 _serial: Final = itertools.count()
-
-
-def _forget_lock() -> None:
-    global _lock
-    _lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):  # a forked child would wait for ever for a lock that another thread held
-    os.register_at_fork(after_in_child=_forget_lock)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,12 +17,13 @@ import ctypes
 import itertools
 import math
 import os
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
+
+from flame.runtime.locks import Lock
 
 ALIGNMENT: Final = 64
 #: below this NumPy's allocator is as fast, and pages are warm anyway
@@ -79,7 +80,7 @@ class Allocator:
         self.spare = spare
         self._classes: dict[int, SizeClass] = {}
         self._arenas: list[Block] = []
-        self._lock = threading.RLock()  # re-entered when MemoryError handling runs collections
+        self._lock = Lock()
         self._held = 0  # bytes of every block that exists, live or free
         self._peak = 0
         self._clock = itertools.count(1)

@@ -25,11 +25,11 @@ import platform
 import re
 import signal
 import sys
-import threading
 from typing import Final
 
 from flame.knobs import knobs
 from flame.runtime import llvm_jit
+from flame.runtime.locks import Lock
 
 #: Offsets in the pool's memory: what different threads write lies on different cache lines.
 _AT: Final = {
@@ -424,7 +424,7 @@ class Pool:
         self._threads: list[ctypes.c_void_p] = []
         self._code: llvm_jit.Linked | None = None
         self._closed = False
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self.resize(threads)
         atexit.register(self.close)
         if hasattr(os, "register_at_fork"):
@@ -513,8 +513,7 @@ class Pool:
         call(code["flame_pool_unlock"])(self.address)
 
     def _forget(self) -> None:
-        """In a forked child: its workers do not exist, and whoever held the lock or ran a job is not there."""
-        self._lock = threading.Lock()
+        """In a forked child: its workers do not exist, and whoever ran a job is not there."""
         self._threads.clear()
         ctypes.memset(self.address, 0, _SIZE)
         self.wanting = self.threads > 1 and not self._closed
