@@ -42,7 +42,7 @@ def digits_task(quick: bool, seed: int = 0) -> Task:
     images = digits(seed)
     size, per_epoch = 64, len(images.train_x) // 64
     channels = 16 if quick else 32
-    steps = (8 if quick else 12) * per_epoch
+    steps = (6 if quick else 12) * per_epoch
 
     def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
         epoch, place = divmod(step, per_epoch)
@@ -86,7 +86,7 @@ def text_task(quick: bool, seed: int = 0) -> Task:
         name="text",
         title="a character-level GPT on English text",
         steps=150 if quick else 1000,
-        eager_steps=100 if quick else 150,
+        eager_steps=60 if quick else 150,
         learning_rate=3e-3 if quick else 2e-3,
         model=model,
         batch=batch,
