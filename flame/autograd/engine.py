@@ -7,7 +7,7 @@ depth-first walk over edges, as in Autograd by Maclaurin et al. 2015). With `cre
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from flame.autograd.tape import AccumulateGrad, Edge, edge, full, requires_grad
@@ -17,8 +17,8 @@ from flame.tensor import Tensor
 add, copy = registered("add"), registered("copy")
 
 
-def topological(roots: Sequence[Any]) -> list:
-    """The nodes that the roots reach, each before those it sends cotangents to."""
+def topological(roots: Sequence[Any], barrier: Collection[Edge] = ()) -> list:
+    """The nodes that the roots reach, not going through the edges of `barrier`, each before those it sends cotangents to."""
     order: list = []
     seen: set = set()
     for root in roots:
@@ -29,7 +29,7 @@ def topological(roots: Sequence[Any]) -> list:
         while stack:
             node, rest = stack[-1]
             for e in rest:
-                if e is not None and e[0] not in seen:
+                if e is not None and e[0] not in seen and e not in barrier:
                     seen.add(e[0])
                     stack.append((e[0], iter(e[0].edges)))
                     break
@@ -47,9 +47,14 @@ def run_engine(
     retain_graph: bool = False,
     create_graph: bool = False,
     wanted: Sequence[Edge] | None = None,
+    barrier: bool = False,
 ) -> dict[Edge, Any]:
-    """Propagate; accumulate into leaves if `wanted` is None, else collect (and return) the cotangents of `wanted` edges."""
-    order = topological([r[0] for r in roots])
+    """Propagate; accumulate into leaves if `wanted` is None, else collect (and return) the cotangents of `wanted` edges.
+
+    With `barrier` nothing flows on beyond the wanted edges.
+    """
+    stop = frozenset(wanted) if barrier and wanted is not None else frozenset()
+    order = topological([r[0] for r in roots if r not in stop], stop)
     pending: dict[Any, dict[int, Any]] = {}
     before = force.grad
     force.grad = create_graph
@@ -60,11 +65,14 @@ def run_engine(
         target_nodes = {e[0] for e in targets}
         needed = set()
         for node in reversed(order):
-            if node in target_nodes or any(e is not None and e[0] in needed for e in node.edges):
+            if node in target_nodes or any(e is not None and (e[0] in needed or e in stop) for e in node.edges):
                 needed.add(node)
     try:
         for (node, i), g in zip(roots, cotangents, strict=True):
-            _accumulate(pending, node, i, g)
+            if (node, i) in stop:
+                collected[(node, i)] = add(collected[(node, i)], g) if (node, i) in collected else g
+            else:
+                _accumulate(pending, node, i, g)
         for node in order:
             gs = pending.pop(node, None)
             if gs is None or (needed is not None and node not in needed):
@@ -75,7 +83,7 @@ def run_engine(
                         got = hook(gs[i])
                         if got is not None:
                             gs[i] = got
-            if wanted is not None:
+            if wanted is not None and not stop:
                 for i, g in gs.items():
                     if (node, i) in targets:
                         collected[(node, i)] = g
@@ -83,12 +91,16 @@ def run_engine(
                 if wanted is None:
                     accumulate_into(node, gs[0], create_graph)
                 continue
-            if needed is not None and not any(e is not None and e[0] in needed for e in node.edges):
+            if needed is not None and not any(e is not None and (e[0] in needed or e in stop) for e in node.edges):
                 continue
             n = len(node.outputs)
             got = node.apply([gs.get(i) for i in range(n)])
             for e, g in zip(node.edges, got, strict=True):
-                if e is not None and g is not None:
+                if e is None or g is None:
+                    continue
+                if e in stop:
+                    collected[e] = add(collected[e], g) if e in collected else g
+                else:
                     _accumulate(pending, e[0], e[1], g)
     finally:
         force.grad = before

@@ -468,6 +468,7 @@ class Run:
             return force.interpreter.assign(target, value)
         vref = self.ref_of(value) if value._ref is None else value._ref
         whole_ref = vref if whole is value else whole._ref
+        self._write_step(tref, vref, whole_ref, grad)
         if not self.following:
             self._write_memory(target, value, root, new_root)
         w.current = whole_ref.value
@@ -485,6 +486,24 @@ class Run:
         if w.external is not None:
             st.pending = self
         return target
+
+    def _write_step(self, *key: Any) -> None:
+        """Follow or enter the step that says what is overwritten."""
+        operands, grad = key[:3], key[3]
+        if self.following and self.inner is None:
+            for c in self.at.children:
+                if c.kind == "write" and c.grad is grad and _same_refs(c.operands, operands):
+                    self.at = c
+                    self.path.append(c)
+                    if not c.children:
+                        self.run_out()
+                    return
+            self.diverge("memory is written", None)
+        step = Step("write")
+        step.operands = operands
+        step.grad = grad
+        step.source = user_source()
+        self.add(step)
 
     def _ref_or_input(self, t: Tensor) -> Ref:
         r = t._ref
@@ -796,7 +815,7 @@ def _has_slots(step: Step) -> bool:
     return any(type(o) is Slot for o in step.operands)
 
 
-def _same_refs(a: tuple, b: list) -> bool:
+def _same_refs(a: tuple, b: Any) -> bool:
     return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
 
 

@@ -9,7 +9,6 @@ joint graph and the results hang on one SegmentNode; derivatives of derivatives 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,30 +16,22 @@ import numpy as np
 from flame.autograd.engine import run_engine
 from flame.capture import replay
 from flame.capture.compiled import Compiled, compile_pair, compile_segment
+from flame.capture.tape_model import FREED, TapeModel, model, op_steps
 from flame.capture.trace import Expr, Ref, Slot, Step
 from flame.compiler.graph import Builder, Graph, Value
 from flame.dtypes import dtype, int64
 from flame.ops.declare import as_operand
 from flame.primitive import Spec, force, registered
 from flame.symbol import evaluate
-from flame.tensor import Tensor, wrap
+from flame.tensor import Storage, Tensor, wrap
 
 COPY = registered("copy")
-
-
-def op_steps(path: list[Step]) -> Iterator[Step]:
-    """The operations of a path, those of its gradient steps among them."""
-    for s in path:
-        if s.kind == "op":
-            yield s
-        elif s.kind == "gradient":
-            yield from s.inner
 
 
 class Plan:
     """What is compiled for one path and one set of results."""
 
-    def __init__(self, run: Any, values: frozenset[int], edges: frozenset[int], freed: frozenset[int]):
+    def __init__(self, run: Any, values: frozenset[int], edges: frozenset[int]):
         self.values = tuple(sorted(values))
         self.edges = tuple(sorted(edges))
         builder = Builder(Graph(name=run.capture.name))
@@ -50,7 +41,7 @@ class Plan:
         known: dict[Any, Value] = {}
         carrying: dict[int, int | None] = {}  #: value id -> the edge that its graph value stands for
         self.blocked: list[Value] = []
-        self.replayed = bool(edges and freed) and _reached_from(run.path, edges, freed)
+        self.replayed = False
         self.input_edges: list[tuple[int, int]] = []  #: (graph input, edge id)
         for i, (_, ref, window) in enumerate(run.externals):
             if ref.value in made:
@@ -145,34 +136,8 @@ def number_dtype(step: Step) -> dtype:
     return specs[0].dtype if specs else step.outs[0].spec.dtype
 
 
-def freed_edges(path: list[Step]) -> frozenset[int]:
-    """The edges whose tape a gradient step of the path has let go of already: nothing flows through them any more."""
-    freed: set[int] = set()
-    for i, s in enumerate(path):
-        if s.kind != "gradient":
-            continue
-        n_y, _, _, retain, _ = s.options
-        if retain:
-            continue
-        reach = {r.edge for r in s.operands[:n_y]}
-        for b in reversed(list(op_steps(path[:i]))):
-            if any(r.edge is not None and r.edge in reach for r in b.outs):
-                freed.update(r.edge for r in b.outs if r.edge is not None)
-                reach.update(o.edge for o in b.operands if type(o) is Ref and o.edge is not None)
-    return frozenset(freed)
-
-
-def _reached_from(path: list[Step], edges: frozenset[int], freed: frozenset[int]) -> bool:
-    """Whether the gradient of `edges` would run into what was freed."""
-    reach = set(edges)
-    for b in reversed(list(op_steps(path))):
-        if any(r.edge is not None and r.edge in reach for r in b.outs):
-            reach.update(o.edge for o in b.operands if type(o) is Ref and o.edge is not None)
-    return not reach.isdisjoint(freed)
-
-
-class FreedNode:
-    """The tape's record of something whose gradient was taken inside the segment, and its graph freed with it."""
+class TroubledNode:
+    """The tape's record of a result that can't be differentiated any more: what it depends on was freed or overwritten."""
 
     edges: tuple = ()
     next_functions: tuple = ()
@@ -181,29 +146,38 @@ class FreedNode:
     released = True
     outputs: tuple = (None,)
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, kind: str, step: Step):
         self._name = name
+        self._kind = kind
+        self._step = step
 
     def name(self) -> str:
         return f"Compiled<{self._name}>Backward"
 
     def apply(self, cotangents: list) -> list:
+        if self._kind == FREED:
+            raise RuntimeError(SECOND_TIME)
+        spec = self._step.outs[0].spec
+        assert self._step.primitive is not None
         raise RuntimeError(
-            "Trying to backward through the graph a second time (or directly access saved tensors after they have already been "
-            "freed). Specify retain_graph=True if you need to backward through the graph a second time or if you need to access "
-            "saved tensors after calling backward."
+            "one of the variables needed for gradient computation has been modified by an inplace operation: an operand or the "
+            f"result of {self._step.primitive.name} ({spec}) at {self._step.source} was written after it was used."
         )
 
     def release(self) -> None:
         pass
 
 
+SECOND_TIME = (
+    "Trying to backward through the graph a second time (or directly access saved tensors after they have already been freed). "
+    "Saved intermediate values of the graph are freed when you call .backward() or autograd.grad(). Specify retain_graph=True if "
+    "you need to backward through the graph a second time or if you need to access saved tensors after calling backward."
+)
+
+
 def flush(run: Any, leaf: Step) -> None:
     """End a followed segment: compute what is alive, fill it in, write what was written."""
     run.capture.stats.flushed += 1
-    if leaf.freed is None:
-        leaf.freed = freed_edges(run.path)
-    freed = leaf.freed
     alive = run.live()
     values: set[int] = set()
     edges: set[int] = set()
@@ -216,18 +190,25 @@ def flush(run: Any, leaf: Step) -> None:
         elif trace.window.external is None:
             values.add(trace.window.current)
         e = t._ref.edge
-        if e is not None and e not in run.edges and e not in freed:
+        if e is not None and e not in run.edges:
             edges.add(e)
             values.add(e)
     for w in run.written:
         if w.external is not None:
             values.add(w.current)
             e = w.external._ref.edge
-            if e is not None and e not in run.edges and e not in freed:
+            if e is not None and e not in run.edges:
                 edges.add(e)
                 values.add(e)
     if not values:
         return
+    tape = None
+    if edges:
+        tape = leaf.tape.get(frozenset(edges)) if leaf.tape is not None else None
+        if tape is None:
+            leaf.tape = leaf.tape or {}
+            tape = leaf.tape[frozenset(edges)] = model(run.path, frozenset(edges))
+        edges -= tape.trouble.keys()
     plans = leaf.plans
     if plans is None:
         plans = leaf.plans = {}
@@ -237,20 +218,20 @@ def flush(run: Any, leaf: Step) -> None:
             values |= set(plan.values)
             edges |= set(plan.edges)
         started = time.perf_counter()
-        plan = plans["latest"] = Plan(run, frozenset(values), frozenset(edges), freed)
+        plan = plans["latest"] = Plan(run, frozenset(values), frozenset(edges))
         run.capture.stats.compiled += 1
         run.capture.stats.compile_seconds += time.perf_counter() - started
         run.capture.plans.append(plan)
     inputs = plan.inputs(run)
-    node = SegmentNode(run, plan) if edges else None
+    node = SegmentNode(run, plan, tape) if edges and tape is not None else None
     results = plan.forward(inputs)
     if node is not None:
-        node.keep(inputs, results, run)
+        node.keep(inputs, results, alive)
     given: set[int] = set()
 
     def array_of(v: int) -> np.ndarray:
         a = results[plan.place[v]]
-        if id(a) in given or (node is not None and node.holds(a)):
+        if id(a) in given or (node is not None and node.holds(v, a)):
             a = a.copy()
         given.add(id(a))
         return a
@@ -258,19 +239,23 @@ def flush(run: Any, leaf: Step) -> None:
     def edge_of(e: int) -> Any:
         if e in run.edges:
             return run.edges[e]
-        if e in freed:
-            return (FreedNode(run.capture.name), 0)
+        if tape is not None and e in tape.trouble:
+            return (TroubledNode(run.capture.name, *tape.trouble[e]), 0)
         assert node is not None
         return (node, node.index[e])
 
     replay.fill(run, alive, array_of, edge_of)
+    if node is not None:
+        node.settled()
 
 
 class SegmentNode:
     """The tape's record of a compiled segment whose results carry gradient."""
 
-    def __init__(self, run: Any, plan: Plan):
+    def __init__(self, run: Any, plan: Plan, tape: TapeModel):
         self.plan = plan
+        self.tape = tape
+        self.guarded = frozenset().union(*(tape.saved[e] for e in plan.differentiated if e in tape.saved))
         self.path = list(run.path)
         self.externals = list(run.externals)
         self.external_edges = dict(run.edges)
@@ -284,10 +269,13 @@ class SegmentNode:
         self.edges = tuple(run.edges[e] for e in self.inner_edges)
         self.hooks: list | None = None
         self.segment: Any = None
-        self.released = False
+        self.freed: set[int] = set()  #: operations of the path whose saved values were let go
+        self.visited: set[int] = set()  #: edges that backward came through since
         self.saved: list[np.ndarray] = []
-        self.versions: list[tuple[Tensor, int]] = []
+        self.versions: list[tuple[Storage, int, Any, int]] = []
         self._held: set[int] = set()
+        self._done = False
+        self.inputs_at: list[tuple[Storage, int, Any]] = []  #: outside memory as it was, for a re-execution
         self.name_of = run.capture.name
 
     def name(self) -> str:
@@ -297,51 +285,77 @@ class SegmentNode:
     def next_functions(self) -> tuple:
         return self.edges
 
-    def keep(self, inputs: list, results: list, run: Any) -> None:
-        """Hold what backward reads: residual results, and outside arrays with their versions."""
+    def keep(self, inputs: list, results: list, alive: list[Tensor]) -> None:
+        """Hold what backward reads. Memory that the tape would guard against writes is shared and guarded, other is copied."""
+        arrays = self.plan.arrays
         for r in self.plan.residuals:
-            self.saved.append(inputs[r.index] if r.source == "input" else results[r.index])
             if r.source == "output":
+                self.saved.append(results[r.index])
                 self._held.add(id(results[r.index]))
-        self.versions = [(t, t._version) for t, _, w in self.externals if w is not None]
+            elif r.index < len(arrays) and self.externals[arrays[r.index]][1].value not in self.guarded:
+                self.saved.append(inputs[r.index].copy())
+            else:
+                self.saved.append(inputs[r.index])
+        for i, (t, ref, w) in enumerate(self.externals):
+            if w is None:
+                continue
+            if w.mutations:  # about to be overwritten: a re-execution needs what it was
+                before = wrap(np.array(t._array, order="K"))
+                self.externals[i] = (before, ref, None)
+            else:
+                self.inputs_at.append((w.storage, w.storage.version, ref.spec))
+                if ref.value in self.guarded:
+                    self.versions.append((w.storage, w.storage.version, ref.spec, ref.value))
+        for t in alive:
+            if t._ref.value in self.guarded and t._array is None and (t._trace is None or t._trace.window.external is None):
+                self.versions.append((t.storage_of(), -1, t._ref.spec, t._ref.value))
 
-    def holds(self, a: np.ndarray) -> bool:
-        return id(a) in self._held
+    def settled(self) -> None:
+        """Called when results have their memory: from now on a write to guarded memory is an error."""
+        self.versions = [(st, st.version if at < 0 else at, spec, v) for st, at, spec, v in self.versions]
 
-    def _check(self) -> None:
-        if self.released:
-            raise RuntimeError(
-                "Trying to backward through the graph a second time (or directly access saved tensors after they have already "
-                "been freed). Saved intermediate values of the graph are freed when you call .backward() or autograd.grad(). "
-                "Specify retain_graph=True if you need to backward through the graph a second time or if you need to access "
-                "saved tensors after calling backward."
-            )
-        used = (
-            {self.plan.arrays[r.index] for r in self.plan.residuals if r.source == "input" and r.index < len(self.plan.arrays)}
-            if self.plan.backward is not None and not force.grad
-            else set(range(len(self.externals)))
-        )
-        read = {id(self.externals[i][0]) for i in used}
-        for t, version in self.versions:
-            if id(t) in read and t._version != version:
+    def holds(self, value: int, a: np.ndarray) -> bool:
+        """Whether a result must be handed out as a copy, because backward reads it and nobody guards it."""
+        return id(a) in self._held and value not in self.guarded
+
+    @property
+    def released(self) -> bool:
+        return bool(self.freed)
+
+    def _check(self, cotangents: list) -> None:
+        needed: set[int] = set()
+        for e, g in zip(self.plan.differentiated, cotangents, strict=True):
+            if g is not None:
+                needed |= self.tape.saved.get(e, frozenset())
+                if not self.freed.isdisjoint(self.tape.holders.get(e, ())):
+                    raise RuntimeError(SECOND_TIME)
+                self.visited.add(e)
+        if self._done and any(self.tape.holders.values()):
+            raise RuntimeError(SECOND_TIME)
+        for st, version, spec, value in self.versions:
+            if st.version != version and value in needed:
                 raise RuntimeError(
                     "one of the variables needed for gradient computation has been modified by an inplace operation: "
-                    f"[{t.dtype!r} {list(t.shape)}], which the compiled {self.name_of} reads, is at version {t._version}; expected "
+                    f"[{spec}], which the compiled {self.name_of} reads in its backward, is at version {st.version}; expected "
                     f"version {version} instead."
                 )
 
     def apply(self, cotangents: list) -> list:
-        self._check()
+        self._check(cotangents)
         if self.plan.backward is None or force.grad:
             return self._replay(cotangents)
         arrays = list(self.saved)
         for g, s in zip(cotangents, self.outputs, strict=True):
             arrays.append(np.zeros(s.shape, s.dtype.numpy) if g is None else g._data())
         got = self.plan.backward(arrays)
+        reached: set[int] = set()
+        for e, g in zip(self.plan.differentiated, cotangents, strict=True):
+            if g is not None:
+                reached |= self.tape.reaches.get(e, frozenset())
         seen: set[int] = set()
         out: list = []
-        for i in self.plan.gradients:
-            if i is None:
+        for e, i in zip(self.inner_edges, self.plan.gradients, strict=True):
+            if i is None or e not in reached:
                 out.append(None)
             else:
                 a = got[i]
@@ -351,6 +365,12 @@ class SegmentNode:
 
     def _replay(self, cotangents: list) -> list:
         """Differentiable re-execution from the original inputs."""
+        for st, version, spec in self.inputs_at:
+            if st.version != version:
+                raise RuntimeError(
+                    f"this gradient has to run the compiled {self.name_of} again, but one of its inputs [{spec}] has been modified by "
+                    f"an inplace operation since: it is at version {st.version}; expected version {version} instead."
+                )
         before, force.grad = force.grad, True
         try:
             _, tape = replay.run_path(self.path, self.externals, self.external_edges, self.bindings)
@@ -362,11 +382,16 @@ class SegmentNode:
                 roots.append(tape[e])
                 gs.append(g)
         wanted = [self.external_edges[e] for e in self.inner_edges]
-        got = run_engine(roots, gs, retain_graph=True, create_graph=force.grad, wanted=wanted)
+        got = run_engine(roots, gs, retain_graph=True, create_graph=force.grad, wanted=wanted, barrier=True)
         return [got.get(e) for e in wanted]
 
     def release(self) -> None:
-        self.released = True
-        self.saved = []
-        self.externals = []
-        self.versions = []
+        """Let go of what backward came through; other results of the segment can still be differentiated."""
+        for e in self.visited:
+            self.freed |= self.tape.holders.get(e, frozenset())
+        self.visited = set()
+        if self.freed and all(self.tape.holders.get(e, frozenset()) <= self.freed for e in self.plan.differentiated):
+            self.saved = []
+            self.externals = []
+            self.versions = []
+            self._done = True

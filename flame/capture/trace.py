@@ -3,6 +3,7 @@
     tree    ::= root step*                      each step's children are the steps that were ever seen to follow it
     step    ::= input key -> ref                the first use of a tensor from outside
               | op primitive(operand*, params) grad -> ref*
+              | write target value whole                  memory is overwritten: what it held, what is written, all of it after
               | gradient ref* options inner* -> ref*      a call of backward() or grad(): op steps done by the engine
               | end kind -> root                a break or the return; what follows a break is a tree of its own
     operand ::= ref | number | Slot k           a Slot is a number that differs from call to call
@@ -85,11 +86,11 @@ def exact(a: Any, b: Any) -> bool:
 
 
 class Step:
-    """One node of the tree. `kind` is "root", "input", "op", "gradient" or "end"."""
+    """One node of the tree. `kind` is "root", "input", "op", "write", "gradient" or "end"."""
 
     __slots__ = (
         "kind", "primitive", "operands", "params", "exact_params", "grad", "outs", "children", "note", "source", "key", "inner",
-        "guards", "options", "successor", "plans", "view", "items", "freed",
+        "guards", "options", "successor", "plans", "view", "items", "tape",
     )  # fmt: skip
 
     def __init__(self, kind: str, primitive: Primitive | None = None):
@@ -110,7 +111,7 @@ class Step:
         self.successor: Step | None = None  #: end of a break: the root of what follows
         self.plans: Any = None  #: end: what was compiled for the path that ends here
         self.view = False
-        self.freed: Any = None  #: end: the edges whose tape the path itself has freed
+        self.tape: Any = None  #: end: the tape that eager would have, by the edges asked for
         self.items: tuple = ()  #: params as items, for view chains
 
     def __repr__(self) -> str:

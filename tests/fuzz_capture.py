@@ -1,0 +1,413 @@
+"""Random programs, eager against compiled: values, side effects, gradients, errors, over several calls.
+
+A program is a list of (operation, three random numbers) that an interpreter below runs on a list of tensors, some from outside
+(parameters, a buffer), some views, with in-place writes, breaks, branches, backward, an optimizer step. Run as
+
+    python -m tests.fuzz_capture FIRST LAST [--backend eager|interpret|llvm]     seeds FIRST to LAST - 1, each minimised if it fails
+
+The default backend runs the captured graph by its primitives, which tests capture alone and takes some 20 ms a program.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import flame
+from flame.nn.functional.activation import softmax
+from flame.nn.functional.normalisation import layer_norm
+
+Program = list[tuple[str, float, float, float]]
+
+OPERATIONS = """add mul tanh exp relu view slice row column transpose detach add_ mul_ copy_ setrow setslice no_grad_add_ no_grad_op
+param_no_grad matmul scalar item truth backward grad double dropout rand escape delete layer_norm flag branch sgd zero_grad
+chain_view_write detached_write sum_into mean where cat stack_unbind index_tensor mask_write numpy_peek numpy_write shape_scale
+alias_write clone clamp max_ error hook_free_exp iadd_row broadcast_write param_grad_read list_state dict_state late_leaf
+retain_backward write_twice view_of_view cast softmax expand loop kwargs""".split()  # fmt: skip
+
+
+def generate(rnd: random.Random) -> Program:
+    return [(rnd.choice(OPERATIONS), rnd.random(), rnd.random(), rnd.random()) for _ in range(rnd.randint(3, 14))]
+
+
+def tensor(*shape: int, seed: int, grad: bool = False) -> Any:
+    a = np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
+    return flame.tensor(a, requires_grad=grad)
+
+
+class World:
+    """Everything that lives outside of the compiled function."""
+
+    def __init__(self) -> None:
+        self.weights = [tensor(3, seed=11, grad=True), tensor(3, 3, seed=12, grad=True), tensor(3, seed=13, grad=True)]
+        self.momenta = [flame.zeros_like(w) for w in self.weights]
+        self.buffer = tensor(4, 3, seed=15)
+        self.escaped: list = []
+        self.listed: list = []
+        self.named: dict = {}
+        self.array = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
+        self.shared = flame.from_numpy(self.array)
+        self.rate = 0.05
+
+
+def body(world: World, program: Program, x: Any, k: float, flag: bool) -> Any:
+    w0, w1, w2 = world.weights
+    have: list = [x, w0 * 1.0, world.buffer]
+    log: list = []
+
+    def matrix(u: float) -> Any:
+        c = [t for t in have if t.ndim == 2 and t.shape[1] == 3 and t.dtype is flame.float32]
+        return c[int(u * len(c))]
+
+    def vector(u: float) -> Any:
+        c = [t for t in have if t.ndim == 1 and t.shape[0] == 3 and t.dtype is flame.float32]
+        return c[int(u * len(c))]
+
+    for op, a, b, c in program:
+        t = matrix(a)
+        match op:
+            case "add":
+                have.append(t + vector(b))
+            case "mul":
+                have.append(t * w0)
+            case "tanh":
+                have.append(t.tanh())
+            case "exp":
+                have.append((t * 0.1).exp())
+            case "relu":
+                have.append(t.relu())
+            case "view":
+                have.append(t.view(-1, 3))
+            case "slice":
+                have.append(t[0 : t.shape[0]] if c < 0.3 else t[1:])
+            case "row" if t.shape[0]:
+                have.append(t[0])
+            case "column":
+                have.append(t[:, 1:2].expand(-1, 3))
+            case "transpose":
+                have.append((w1 @ t.t()).t())
+            case "detach":
+                have.append(t.detach())
+            case "add_":
+                t.add_(w0 if c < 0.3 else k)
+            case "mul_":
+                t.mul_(1.25)
+            case "copy_":
+                t.copy_(vector(b) if c < 0.6 else matrix(b)[:1])
+            case "setrow" if t.shape[0]:
+                t[0] = k if c < 0.5 else w2
+            case "setslice":
+                t[:, 1] = 0.5 if c < 0.5 else t[:, 0].detach()
+            case "no_grad_add_":
+                with flame.no_grad():
+                    t.add_(0.5)
+            case "no_grad_op":
+                with flame.no_grad():
+                    have.append(t * w0)
+            case "param_no_grad":
+                with flame.no_grad():
+                    w0.mul_(0.9)
+            case "matmul":
+                have.append(t @ w1)
+            case "scalar":
+                have.append(t * k - 1)
+            case "item":
+                log.append(t.sum().item())
+            case "truth":
+                log.append(bool(t.sum() > 0))
+                have.append(t * 2 if log[-1] else t - 1)
+            case "backward" | "retain_backward":
+                loss = (t * w0).sum()
+                loss.backward(retain_graph=op == "retain_backward")
+                if c < 0.3:
+                    loss.backward()
+            case "grad":
+                g = flame.autograd.grad((t * w0).tanh().sum(), [w0, w1], allow_unused=True)
+                have.append(t * g[0])
+            case "double":
+                (g,) = flame.autograd.grad(((t.detach() * w0) ** 3).sum(), w0, create_graph=True)
+                if c < 0.5:
+                    (g * g).sum().backward()
+                else:
+                    have.append(t + g)
+            case "dropout":
+                keep = flame.rand(*t.shape) > 0.5
+                have.append(flame.where(keep, t * 2.0, 0.0))
+            case "rand":
+                have.append(t + flame.randn(3))
+            case "escape":
+                world.escaped.append(t)
+            case "delete" if len(have) > 4:
+                del have[3]
+            case "layer_norm":
+                have.append(layer_norm(t, (3,), w0, w2))
+            case "softmax":
+                have.append(softmax(t, -1))
+            case "flag":
+                have.append(t * 3 if flag else t + 3)
+            case "branch" if flag:
+                have.append(t * t)
+            case "sgd":
+                with flame.no_grad():
+                    for p, m in zip(world.weights, world.momenta, strict=True):
+                        if p.grad is not None:
+                            m.mul_(0.9).add_(p.grad)
+                            p.sub_(m, alpha=world.rate)
+                world.rate *= 0.9
+            case "zero_grad":
+                for p in world.weights:
+                    if c < 0.5:
+                        p.grad = None
+                    elif p.grad is not None:
+                        p.grad.zero_()
+            case "chain_view_write" if t.shape[0] > 1:
+                t[1:][0].mul_(2.0)
+            case "view_of_view" if t.shape[0] > 1:
+                v = t.view(-1)[3:]
+                have.append(v[:3] * 1.0)
+                t.add_(1.0)
+                have.append(v[:3] + 1.0)
+            case "detached_write":
+                t.detach().mul_(0.5)
+            case "sum_into":
+                world.buffer.add_(t.detach().sum() * 0.01)
+            case "mean":
+                have.append(t - t.mean(0))
+            case "where":
+                have.append(flame.where(t > 0, t, k))
+            case "cat":
+                have.append(flame.cat([t[:1], matrix(b)], 0))
+            case "stack_unbind" if t.shape[0]:
+                p, q = flame.stack([t[0], w2]).unbind(0)
+                have.append(p + q)
+            case "index_tensor" if t.shape[0]:
+                have.append(t[flame.tensor([0, 0])])
+            case "mask_write":
+                t[t > 0.5] = 0.25
+            case "numpy_peek":
+                log.append(float(t.detach().numpy().sum()))
+            case "numpy_write":
+                world.array[0] += 1.0
+                have.append(world.shared * 2.0)
+                if c < 0.5:
+                    world.shared.mul_(0.5)
+            case "shape_scale":
+                have.append(t * t.shape[0])
+            case "alias_write":
+                y = t.detach()
+                y[:, 0] = 1.5
+                have.append(t + y)
+            case "clone":
+                y = t.clone()
+                y.add_(1.0)
+                have.append(y)
+            case "clamp":
+                have.append(t.clamp(-0.5, k))
+            case "max_":
+                have.append(t.max(0).values)
+            case "error":
+                try:
+                    t @ flame.ones(5, 2)
+                except RuntimeError as e:
+                    log.append(type(e).__name__)
+            case "hook_free_exp":
+                have.append(t.exp_() if not t.requires_grad else t.exp())
+            case "iadd_row" if t.shape[0]:
+                t[0] += 1.0
+            case "broadcast_write":
+                t.copy_(flame.ones(3) * k)
+            case "param_grad_read":
+                if w0.grad is not None:
+                    have.append(t + w0.grad)
+            case "list_state":
+                world.listed.append(t.sum().detach())
+                if len(world.listed) > 2:
+                    have.append(t + world.listed.pop(0))
+            case "dict_state":
+                before = world.named.get("x")
+                world.named["x"] = t.detach().sum(0)
+                if before is not None:
+                    have.append(t - before)
+            case "late_leaf":
+                y = flame.zeros(3, requires_grad=True)
+                (y * t.detach().sum(0)).sum().backward()
+                have.append(t + y.grad)
+            case "write_twice":
+                t.add_(1.0)
+                have.append(t * 1.0)
+                t.mul_(0.5)
+            case "cast":
+                have.append(t.double().sum(0).float())
+            case "expand":
+                have.append(vector(b).expand(2, 3))
+            case "loop":
+                for i in range(1 + int(c * 3)):
+                    t = t * 0.9 + i
+                have.append(t)
+            case "kwargs":
+                have.append(flame.add(t, vector(b), alpha=k))
+    total: Any = 0.0
+    for t in have:
+        total = t.sum() + total
+    return total, have[-1], have[3:5], log
+
+
+def observe(x: Any) -> Any:
+    """Everything that can be seen of a result, as plain data."""
+    if isinstance(x, flame.Tensor):
+        # clones: memory that was handed to NumPy would be treated differently from then on
+        grad = None if x.grad is None else x.grad.detach().clone().numpy()
+        return ("t", x.requires_grad, x.is_leaf, tuple(x.stride()), x.detach().clone().numpy(), grad)
+    if isinstance(x, list | tuple):
+        return [observe(y) for y in x]
+    if isinstance(x, dict):
+        return {k: observe(v) for k, v in x.items()}
+    return x
+
+
+CALLS = 7
+
+
+def run(program: Program, wrap: Callable[[Callable], Callable]) -> list:
+    flame.manual_seed(0)
+    world = World()
+    f = wrap(lambda x, k, flag: body(world, program, x, k, flag))
+    seen: list = []
+    for i in range(CALLS):
+        x = tensor((4, 4, 4, 4, 5, 6, 4)[i], 3, seed=100 + i)
+        try:
+            total, last, some, log = f(x, (1.0, 1.0, 2.0, 2.5, 2.5, 1.0, 3.0)[i], i not in (2, 5))
+            now = [total, last, some, log, x, world.buffer, world.weights, world.escaped[-2:], world.listed, world.named]
+            if i % 2 == 0:
+                (total + last.sum()).backward()
+            seen.append(observe(now))
+        except (RuntimeError, TypeError, IndexError, ValueError) as e:
+            seen.append(f"{type(e).__name__}: {str(e)[:60]}")
+            for w in world.weights:  # how far a failing backward came is not part of the promise
+                w.grad = None
+        seen.append(observe([world.weights, world.buffer]))
+        if i == 3:
+            for w in world.weights:
+                w.grad = None
+    return seen
+
+
+def difference(a: Any, b: Any, path: str = "") -> str:
+    """Where two observations differ, or the empty string. Numbers may differ by rounding."""
+    if type(a) is not type(b):
+        return f"{path}: {str(a)[:80]} / {str(b)[:80]}"
+    if isinstance(a, np.ndarray):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return f"{path}: {a.dtype}{a.shape} / {b.dtype}{b.shape}"
+        with np.errstate(all="ignore"):
+            ok = np.allclose(a, b, rtol=2e-3, atol=1e-4, equal_nan=True)
+        return "" if ok else f"{path}: {a.ravel()[:6]} / {b.ravel()[:6]}"
+    if isinstance(a, list | tuple):
+        if len(a) != len(b):
+            return f"{path}: {len(a)} / {len(b)} entries"
+        return next((d for i, (p, q) in enumerate(zip(a, b, strict=True)) if (d := difference(p, q, f"{path}[{i}]"))), "")
+    if isinstance(a, dict):
+        return difference(list(a.items()), list(b.items()), path)
+    if isinstance(a, float):
+        return "" if np.isclose(a, b, rtol=2e-3, atol=1e-4, equal_nan=True) else f"{path}: {a} / {b}"
+    return "" if a == b else f"{path}: {a!r} / {b!r}"
+
+
+def settle(found: list) -> list:
+    """Cut where values have grown so large that rounding decides."""
+    out = []
+    for x in found:
+        flat = str(x)
+        out.append(x)
+        if "e+0" in flat or "e+1" in flat or "inf" in flat or "nan" in flat:
+            break
+    return out
+
+
+def lenient(want: list, got: list) -> bool:
+    """Whether eager alone refused a gradient for an in-place write. Values computed before the followed path was left are kept
+    apart from the memory that is written later, so that the compiled function may give the gradient that eager refuses."""
+    for a, b in zip(want, got, strict=False):
+        if isinstance(a, str) and "has been modified" not in a and "has bee" not in a:
+            continue
+        if isinstance(a, str) and a.startswith("RuntimeError: one of the variables") and not isinstance(b, str):
+            return True
+        if difference(a, b):
+            return False
+    return False
+
+
+def check(program: Program, backend: str = "eager", stats: dict | None = None) -> str:
+    """The first difference between eager and compiled, or the empty string."""
+    compiled: list = []
+
+    def wrap(f: Callable) -> Callable:
+        compiled.append(flame.compile(f, backend=backend))
+        return compiled[-1]
+
+    want = run(program, lambda f: f)
+    try:
+        got = run(program, wrap)
+    except Exception as e:  # a crash inside capture is a finding like any other
+        return f"crash: {type(e).__name__}: {e}"
+    if stats is not None:
+        s = compiled[0].stats
+        for name in ("calls", "followed", "recorded", "flushed", "compiled"):
+            stats[name] = stats.get(name, 0) + getattr(s, name)
+        stats["breaks"] = stats.get("breaks", 0) + sum(s.breaks.values())
+        stats["diverged"] = stats.get("diverged", 0) + sum(s.diverged.values())
+    want = settle(want)
+    if lenient(want, got):
+        if stats is not None:
+            stats["lenient"] = stats.get("lenient", 0) + 1
+        return ""
+    return difference(want, got[: len(want)])
+
+
+def minimise(program: Program, backend: str = "eager") -> Program:
+    """The program without every operation that the difference does not need."""
+    again = True
+    while again:
+        again = False
+        for i in range(len(program)):
+            less = program[:i] + program[i + 1 :]
+            if check(less, backend):
+                program, again = less, True
+                break
+    return program
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("first", type=int)
+    parser.add_argument("last", type=int)
+    parser.add_argument("--backend", default="eager")
+    parser.add_argument("--seconds", type=float, default=float("inf"))
+    given = parser.parse_args()
+    stats: dict = {}
+    bad = done = 0
+    started = time.perf_counter()
+    for seed in range(given.first, given.last):
+        if time.perf_counter() - started > given.seconds:
+            break
+        program = generate(random.Random(seed))
+        found = check(program, given.backend, stats)
+        done += 1
+        if found:
+            bad += 1
+            small = minimise(program, given.backend)
+            print(f"seed {seed}: {found[:300]}")
+            print(f"    {[(o, round(a, 2), round(b, 2), round(c, 2)) for o, a, b, c in small]}: {check(small, given.backend)[:200]}")
+            sys.stdout.flush()
+    print(f"{done} programs, {bad} mismatches, {stats}")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
