@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import kernels_for_tests as given
@@ -16,6 +17,7 @@ from flame.compiler.kernel import Kernel, Store
 from flame.compiler.schedule_cpu import CpuSchedule, choose_cpu
 from flame.compiler.target_cpu import CpuTarget
 from flame.compiler.to_llvm import to_llvm
+from flame.ops.access import Cond
 from flame.ops.machine import COMPARISONS, NumpyMachine
 
 TOLERANCE = {"float32": 3e-5, "float64": 1e-12, "float16": 2e-3, "bfloat16": 1.6e-2}
@@ -56,9 +58,61 @@ def check(case: given.Case, cpu: CpuTarget = HOST) -> Runner:
     return runner
 
 
-@pytest.mark.parametrize("seed", range(40))
+def random_kernel(seed: int) -> given.Case:
+    """A kernel of a few loads (permuted, strided, reversed, reshaped, padded), operations, reductions of reductions, and stores
+    at every level."""
+    r = random.Random(seed)
+    d = r.choice([dtypes.float32, dtypes.float32, dtypes.float64, dtypes.int32, dtypes.int64])
+    names = ["i", "j", "k", "l"][: r.randint(1, 4)]
+    make = given.Make(
+        f"random_{seed}", **{a: r.choice([1, 2, 3, 5, 8, 13, 16, 33, 70][: 9 if len(names) < 3 else 6]) for a in names}
+    )
+    whole = frozenset(names)
+
+    def load(number: int) -> tuple[str, frozenset[str]]:
+        axes = r.sample(names, r.randint(1, len(names)))
+        index, shape, mask = [], [], []
+        for a in axes:
+            n, x = make.axes[a].const or 0, var(a)
+            match r.randint(0, 6):
+                case 0:
+                    index.append(2 * x + 1), shape.append(2 * n + 3)
+                case 1:
+                    index.append(n - 1 - x), shape.append(n)
+                case 2:
+                    index += [x // 3, x % 3]
+                    shape += [n // 3 + 1, 3]
+                case 3:
+                    low = r.randint(1, 3)
+                    index.append(x - low), shape.append(max(1, n - 2))
+                    mask += [Cond(x - low), Cond(max(1, n - 2) - 1 - x + low)]
+                case _:
+                    index.append(x), shape.append(n)
+        value = make.load(f"x{number}", index, d, shape=shape, mask=mask, other=r.choice([0, 1, 3]))
+        return value, frozenset(axes)
+
+    values = [load(i) for i in range(r.randint(1, 4))]
+    for _ in range(r.randint(2, 7)):
+        if r.random() < 0.3 and (some := [(v, on) for v, on in values if on]):
+            v, on = r.choice(some)
+            over = r.sample(sorted(on), r.randint(1, len(on)))
+            op = r.choice(["sum", "max", "min"])
+            values.append((make.reduce(op, v, *over), on - frozenset(over)))
+        else:
+            (v, on), (w, also) = r.choice(values), r.choice(values)
+            values.append((make.op(r.choice(["add", "sub", "maximum", "minimum"]), v, w), on | also))
+    stored = r.sample(values, min(len(values), r.randint(1, 3)))
+    for i, (v, on) in enumerate(stored):
+        axes = r.sample(sorted(on), len(on))
+        if r.random() < 0.3:
+            axes = r.sample(names, len(names)) if on != whole else axes
+        make.store(f"o{i}", [var(a) for a in axes], v)
+    return make.case()
+
+
+@pytest.mark.parametrize("seed", range(60))
 def test_random_kernels_compute_what_the_interpreter_does(seed: int) -> None:
-    check(given.random_case(seed))
+    check(random_kernel(seed))
 
 
 @pytest.mark.parametrize("target", ["sse2", "no_f16c", "lanes16"])

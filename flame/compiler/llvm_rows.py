@@ -25,6 +25,7 @@ from flame.compiler.schedule_cpu import CpuSchedule
 from flame.compiler.target_cpu import CpuTarget, Phase
 
 PARTS = 16  #: chunks of a nest that reductions run across, each with accumulators of its own in memory
+SUM_ROUNDS = 256  #: additions in a row to one accumulator, before it is added to another: long sums stay accurate
 KEEP_BYTES = 64 << 10  #: of stack memory for what later sweeps of a row read again
 
 
@@ -404,10 +405,10 @@ class RowWriter:
         before = [dict(p.axes) for p in points]
         for p in points:
             p.open()
-        names = self.function.loop(0, n, 1, carried(states), one)
+        states = self._sums(0, n, 1, accumulators, states, one)
         for p, axes_before in zip(points, before, strict=True):
             p.close(axes_before)
-        return unpacked(accumulators, names, len(points))
+        return states
 
     # -- lanes along an inner axis
 
@@ -476,8 +477,7 @@ class RowWriter:
 
         if full != 0:
             with p.scope():
-                names = f.loop(0, full, step, carried(states), many)
-            states = unpacked(accumulators, names, copies)
+                states = self._sums(0, full, step, accumulators, states, many)
         if isinstance(full, int) and isinstance(extent, int):
             left = list(range(full, extent, n))
             if len(left) < 4 or copies > len(left):
@@ -493,6 +493,34 @@ class RowWriter:
         with p.scope():
             names = f.loop(full, extent, n, carried(states[:1]), one)
         return [*unpacked(accumulators, names, 1), *states[1:]]
+
+    def _sums(
+        self,
+        low: int,
+        high: Int,
+        step: int,
+        accumulators: list[Accumulator],
+        states: list[list[State]],
+        body: Callable[[str, list[str]], list[str]],
+    ) -> list[list[State]]:
+        """A loop that carries accumulators. Where it is long and they are floating sums, it goes by blocks, each of which
+        starts from nothing and is then added to what came before."""
+        f, copies = self.function, len(states)
+        block = step * SUM_ROUNDS
+        short = isinstance(high, int) and high - low <= 2 * block
+        if short or not any(a.op == "sum" and a.dtype.kind == "f" for a in accumulators):
+            return unpacked(accumulators, f.loop(low, high, step, carried(states), body), copies)
+
+        def one(i: str, names: list[str]) -> list[str]:
+            before = unpacked(accumulators, names, copies)
+            fresh = [[a.start() for a in accumulators] for _ in range(copies)]
+            end = f.least(f.add(i, block), high)
+            here = unpacked(accumulators, f.loop(i, end, step, carried(fresh), body), copies)
+            return packed(
+                [[a.join(x, y) for a, x, y in zip(accumulators, b, h, strict=True)] for b, h in zip(before, here, strict=True)]
+            )
+
+        return unpacked(accumulators, f.loop(low, high, block, carried(states), one), copies)
 
     def _take(self, p: Point, sweep: Sweep, accumulators: list[Accumulator], state: list[State], masked: bool) -> list[State]:
         """One point: enter what is reduced, then store what is stored (everything is read before anything is written)."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from flame.compiler.index_math import evaluate
-from flame.compiler.kernel import Contract, Kernel, Load, Reduce, Store, domain, domain_of, reads
+from flame.compiler.kernel import Contract, Kernel, Load, Reduce, Statement, Store, domain, domain_of, reads
 from flame.errors import Refused
 
 Sink = Reduce | Contract | Store
@@ -81,6 +81,8 @@ def walked(kernel: Kernel, s: Sink) -> frozenset[str]:
 
 
 ACROSS = 1 << 14  #: at most so many results for a reduction that runs across a nest
+LARGE = 1 << 16  #: from so many points on, a reduction to few results is done in two
+STAGED = frozenset({"sum", "prod", "max", "min", "any", "all"})
 SMALL = 1 << 14  #: from so many points on, a store leaves a nest that is not parallel
 
 
@@ -215,6 +217,27 @@ def plan(kernel: Kernel) -> list[Nest]:
     making.keep()
     _read_before_written(kernel, making.nests)
     return making.nests
+
+
+def in_stages(kernel: Kernel) -> Kernel:
+    """The kernel with every large reduction to few results done in two: rows first, which are parallel, then what they give."""
+    statements: list[Statement] = []
+    for s in kernel.statements:
+        if isinstance(s, Reduce) and len(s.axes) > 1 and s.op in STAGED:
+            columns = kernel.domains[s.name]
+            if points(kernel, columns) <= 4 and points(kernel, columns | frozenset(s.axes)) >= LARGE:
+                axes = [a for a in kernel.axes if a in s.axes]
+                rows = axes[:1]
+                while len(rows) < len(axes) - 1 and points(kernel, frozenset(rows)) < 16:
+                    rows.append(axes[len(rows)])
+                each = f"{s.name}_rows"
+                if points(kernel, frozenset(rows)) > 1 and each not in kernel.definitions:
+                    statements.append(Reduce(each, s.op, s.operands, tuple(axes[len(rows) :]), s.dtype, s.note))
+                    s = Reduce(s.name, s.op, (each,), tuple(rows), s.dtype, s.note)
+        statements.append(s)
+    if len(statements) == len(kernel.statements):
+        return kernel
+    return Kernel(kernel.name, kernel.buffers, kernel.axes, kernel.symbols, statements, kernel.values)
 
 
 def _may_run_across(kernel: Kernel, reduces: list[Reduce | Contract], needs: dict[int, frozenset[str]]) -> list[Reduce]:

@@ -8,14 +8,16 @@ A kernel is cut into nests (`nests.plan`), each of which becomes one phase: rows
 
 from __future__ import annotations
 
+from flame.compiler.cpu_cost import cone, statement_cost
 from flame.compiler.graph import identifier
 from flame.compiler.index_math import E, ex, var
 from flame.compiler.kernel import Buffer, Contract, Kernel, Load, Reduce, Statement, Store
 from flame.compiler.llvm_contract import ContractWriter, groups_of
+from flame.compiler.llvm_dot import DotWriter, dot_axis
 from flame.compiler.llvm_rows import PARTS, RowWriter, begin, lanes_for, vector_axis
 from flame.compiler.llvm_text import Function, module
 from flame.compiler.llvm_turn import TurnWriter, turned_loads
-from flame.compiler.nests import PART, Nest, Sweep, part_of, plan
+from flame.compiler.nests import PART, Nest, Sink, Sweep, in_stages, needed, part_of, plan, points
 from flame.compiler.schedule_cpu import CpuSchedule
 from flame.compiler.target_cpu import CpuTarget, LlvmSource, Phase
 
@@ -23,7 +25,8 @@ from flame.compiler.target_cpu import CpuTarget, LlvmSource, Phase
 def to_llvm(kernel: Kernel, schedule: CpuSchedule, cpu: CpuTarget) -> LlvmSource:
     """Render a verified kernel for a CPU."""
     name = identifier(kernel.name)
-    nests = plan(kernel)
+    kernel = in_stages(kernel)
+    nests = apart(kernel, plan(kernel), cpu)
     parts, places, workspace = keep_between(kernel, nests)
     functions: list[Function] = []
     constants: list[str] = []
@@ -32,7 +35,8 @@ def to_llvm(kernel: Kernel, schedule: CpuSchedule, cpu: CpuTarget) -> LlvmSource
     for i, (part, nest) in enumerate(parts):
         entry_name = name if len(parts) == 1 else f"{name}_{i}"
         groups = groups_of(part, nest, cpu)
-        if groups is not None:
+        dots = bool(dot_axis(part, nest)[0])
+        if groups is not None and not dots:
             tiles = ContractWriter(part, nest, groups, schedule, cpu, entry_name, workspace)
             made, its_phases, its_constants = tiles.write(places, len(kernel.buffers))
             functions += made
@@ -44,7 +48,8 @@ def to_llvm(kernel: Kernel, schedule: CpuSchedule, cpu: CpuTarget) -> LlvmSource
         entry = begin(entry_name, part, places, cpu, len(kernel.buffers))
         lane = schedule.vector_axis or vector_axis(part, nest, lanes_for(part, nest, cpu))
         turned = lane in nest.outer and turned_loads(part, nest, lane)[1]
-        writer = (TurnWriter if turned else RowWriter)(part, nest, schedule, cpu, entry)
+        kind = DotWriter if dots else TurnWriter if turned else RowWriter
+        writer = kind(part, nest, schedule, cpu, entry)
         phases.append(writer.write(entry_name))
         functions.append(entry.function)
         constants += writer.point.globals()
@@ -58,6 +63,36 @@ def to_llvm(kernel: Kernel, schedule: CpuSchedule, cpu: CpuTarget) -> LlvmSource
         externals=tuple(sorted(externals)),
         notes=tuple(notes),
     )
+
+
+def apart(kernel: Kernel, nests: list[Nest], cpu: CpuTarget) -> list[Nest]:
+    """Dear work at the end of short rows gets a nest of its own: there it runs in vectors, at the row's end one by one."""
+    if any(b.role == "inout" for b in kernel.buffers.values()):
+        return nests
+    out: list[Nest] = []
+    for nest in nests:
+        out.append(nest)
+        ends = [s for s in nest.sweeps if not s.axes and s.stores and not s.reduces and not s.across]
+        if not ends or not nest.reduces or nest.joins or groups_of(kernel, nest, cpu) and not dot_axis(kernel, nest)[0]:
+            continue
+        if vector_axis(kernel, nest, lanes_for(kernel, nest, cpu)) in nest.outer and not dot_axis(kernel, nest)[0]:
+            continue
+        row = sum(points(kernel, frozenset(r.axes)) * (2 + _work(kernel, r)) for r in nest.reduces) / cpu.lanes_f32
+        stores = [t for s in ends for t in s.stores]
+        if SCALAR_WORK * max(_work(kernel, t) for t in stores) < row or points(kernel, frozenset(nest.outer)) < cpu.lanes_f32:
+            continue
+        nest.sweeps = [s for s in nest.sweeps if s not in ends]
+        made = {r.name for r in nest.reduces}
+        nest.keep += sorted({r for t in stores for r in needed(kernel, t)} & made - set(nest.keep))
+        out.append(Nest(nest.outer, [Sweep((), stores=stores)]))
+    return out
+
+
+SCALAR_WORK = 20  #: what an instruction at a row's end weighs against one in its loop: it waits for the one before it
+
+
+def _work(kernel: Kernel, s: Sink) -> int:
+    return sum(statement_cost(kernel, v) for v in cone(kernel, s))
 
 
 def keep_between(kernel: Kernel, nests: list[Nest]) -> tuple[list[tuple[Kernel, Nest]], dict[str, E], E]:
