@@ -244,16 +244,28 @@ def _channels(dims: int) -> Any:
 dropout1d, dropout2d, dropout3d = _channels(1), _channels(2), _channels(3)
 
 
-@composite
-def alpha_dropout(input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False) -> Tensor:
-    """Dropout that keeps mean and variance of SELU networks (Klambauer et al., 2017)."""
+def _alpha(input: Tensor, shape: tuple[int, ...], p: float, training: bool, inplace: bool) -> Tensor:
     _rate(p)
     if not training or p == 0.0:
         return input
+    if p == 1.0:
+        return _into(input, input * 0.0, inplace)
     saturated = -1.7580993408473766
     a = ((1.0 - p) * (1.0 + p * saturated**2)) ** -0.5
-    keep = uniform(tuple(input.shape), dtypes.float32) >= p
+    keep = uniform(shape, dtypes.float32) >= p
     return _into(input, WHERE(keep, input, saturated) * a + (-a * saturated * p), inplace)
+
+
+@composite
+def alpha_dropout(input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False) -> Tensor:
+    """Dropout that keeps mean and variance of SELU networks (Klambauer et al., 2017)."""
+    return _alpha(input, tuple(input.shape), p, training, inplace)
+
+
+@composite
+def feature_alpha_dropout(input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False) -> Tensor:
+    """alpha_dropout of whole channels, [N, C, ...]."""
+    return _alpha(input, tuple(n if i < 2 else 1 for i, n in enumerate(input.shape)), p, training, inplace)
 
 
 # -------------------------------------------------------------------- linear maps and tables
@@ -300,8 +312,6 @@ def embedding(
         if weight.requires_grad:  # type: ignore[attr-defined]
             out = WHERE((i == padding_idx).unsqueeze(-1), out.detach(), out)  # type: ignore[attr-defined]
     return out
-
-
 
 
 @composite

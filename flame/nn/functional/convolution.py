@@ -67,7 +67,9 @@ def _conv(n: int) -> Any:
         return y.squeeze(0) if single else y  # type: ignore[attr-defined]
 
     conv.__name__ = conv.__qualname__ = name
-    conv.__doc__ = f"{n}-d cross-correlation: input [N, C, ...], weight [O, C / groups, ...]; padding an int, ints, 'same', 'valid'."
+    conv.__doc__ = (
+        f"{n}-d cross-correlation: input [N, C, ...], weight [O, C / groups, ...]; padding an int, ints, 'same', 'valid'."
+    )
     return conv
 
 
@@ -87,7 +89,9 @@ def _conv_transpose(n: int) -> Any:
         if single:
             x = x.unsqueeze(0)  # type: ignore[attr-defined]
         if x.ndim != n + 2 or weight.ndim != n + 2 or x.shape[1] != weight.shape[0]:
-            raise RuntimeError(f"{name}: input {list(input.shape)} does not fit weight {list(weight.shape)} (in, out / groups, ...)")
+            raise RuntimeError(
+                f"{name}: input {list(input.shape)} does not fit weight {list(weight.shape)} (in, out / groups, ...)"
+            )
         s, d = tuples(stride, n, name, "stride"), tuples(dilation, n, name, "dilation")
         p, extra = tuples(padding, n, name, "padding"), tuples(output_padding, n, name, "output_padding")
         k = tuple(weight.shape[2:])
@@ -116,7 +120,9 @@ conv_transpose1d, conv_transpose2d, conv_transpose3d = _conv_transpose(1), _conv
 # -------------------------------------------------------------------- pooling
 
 
-def _windows(x: Tensor, n: int, kernel: tuple, stride: tuple, padding: tuple, dilation: tuple, ceil_mode: bool, fill: Any, op: str):  # type: ignore[no-untyped-def]
+def _windows(
+    x: Tensor, n: int, kernel: tuple, stride: tuple, padding: tuple, dilation: tuple, ceil_mode: bool, fill: Any, op: str
+):  # type: ignore[no-untyped-def]
     """[N, C, out..., kernel...], the input padded with `fill`."""
     lo, hi = [0, 0], [0, 0]
     for i in range(n):
@@ -124,7 +130,9 @@ def _windows(x: Tensor, n: int, kernel: tuple, stride: tuple, padding: tuple, di
         span = d * (k - 1) + 1
         room = size + 2 * p - span
         if room < 0:
-            raise RuntimeError(f"{op}: the kernel (size {k}, dilation {d}) is larger than the padded input (size {size + 2 * p})")
+            raise RuntimeError(
+                f"{op}: the kernel (size {k}, dilation {d}) is larger than the padded input (size {size + 2 * p})"
+            )
         out = (-(-room // s) if ceil_mode else room // s) + 1
         if ceil_mode and (out - 1) * s >= size + p:
             out -= 1
@@ -318,6 +326,16 @@ def pixel_unshuffle(input: Tensor, downscale_factor: int) -> Tensor:
 
 
 @composite
+def channel_shuffle(input: Tensor, groups: int) -> Tensor:
+    """[N, C, ...] with the channels of `groups` interleaved."""
+    n, c, *rest = input.shape
+    if c % groups:
+        raise RuntimeError(f"Number of channels must be divisible by groups. Got {c} channels and {groups} groups.")
+    x = RESHAPE(input, shape=(n, groups, c // groups, *rest))
+    return RESHAPE(PERMUTE(x, dims=(0, 2, 1, *range(3, x.ndim))), shape=tuple(input.shape))
+
+
+@composite
 def interpolate(
     input: Tensor, size: Any = None, scale_factor: Any = None, mode: str = "nearest", align_corners: bool | None = None,
     recompute_scale_factor: bool | None = None, antialias: bool = False,
@@ -357,7 +375,7 @@ def interpolate(
     return to_dtype(x, input.dtype)
 
 
-def upsample(input: Tensor, size: Any = None, scale_factor: Any = None, mode: str = "nearest", align_corners: Any = None) -> Tensor:
+def upsample(
+    input: Tensor, size: Any = None, scale_factor: Any = None, mode: str = "nearest", align_corners: Any = None
+) -> Tensor:
     return interpolate(input, size, scale_factor, mode, align_corners)
-
-

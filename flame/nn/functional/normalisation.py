@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-
 from flame import dtypes
-
 from flame.functions.promotion import tensor_operand
 from flame.functions.reduction import mean
 from flame.nn.functional.activation import dropout, softmax
@@ -47,7 +45,11 @@ def rms_norm(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | No
     k = len(tuple(normalized_shape))
     if not k or tuple(x.shape[-k:]) != tuple(normalized_shape):
         raise RuntimeError(f"rms_norm: the last dimensions of input {list(x.shape)} must be {list(normalized_shape)}")
-    e = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}[x.dtype.name] if eps is None else eps
+    e = (
+        {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}[x.dtype.name]
+        if eps is None
+        else eps
+    )
     return _scaled(x * RSQRT(mean(x * x, tuple(range(x.ndim - k, x.ndim)), True) + e), weight, None)
 
 
@@ -108,12 +110,16 @@ def instance_norm(
 
 
 @composite
-def group_norm(input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+def group_norm(
+    input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
     """Groups of channels by their mean and variance over channels and space (Wu and He, 2018)."""
     x = tensor_operand(input, "group_norm")
     s = tuple(x.shape)
     if s[1] % num_groups:
-        raise RuntimeError(f"Expected number of channels in input to be divisible by num_groups, but got input of shape {list(s)} and num_groups={num_groups}")
+        raise RuntimeError(
+            f"Expected number of channels in input to be divisible by num_groups, but got input of shape {list(s)} and num_groups={num_groups}"
+        )
     y = RESHAPE(x, shape=(s[0], num_groups, math.prod(s[1:]) // num_groups))
     d = y - mean(y, 2, True)
     y = RESHAPE(d * RSQRT(mean(d * d, 2, True) + eps), shape=s)
@@ -139,7 +145,9 @@ def scaled_dot_product_attention(
     A boolean mask says where to attend; a floating one is added. `is_causal` attends to keys not after the query. `enable_gqa`
     repeats key and value heads to the query's number.
     """
-    q, k, v = (tensor_operand(t, "scaled_dot_product_attention", n) for t, n in ((query, "query"), (key, "key"), (value, "value")))
+    q, k, v = (
+        tensor_operand(t, "scaled_dot_product_attention", n) for t, n in ((query, "query"), (key, "key"), (value, "value"))
+    )
     if q.dtype is not k.dtype or q.dtype is not v.dtype:
         raise RuntimeError(
             f"Expected query, key, and value to have the same dtype, but got query.dtype: {q.dtype!r} key.dtype: {k.dtype!r} and "
@@ -165,5 +173,3 @@ def scaled_dot_product_attention(
     if dropout_p:
         p = dropout(p, dropout_p)
     return MATMUL(p, v)
-
-

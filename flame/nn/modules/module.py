@@ -1,0 +1,521 @@
+"""`Module`: a tree of named parameters, buffers and submodules around a `forward`.
+
+Assigning a Parameter, a Buffer or a Module to an attribute registers it; everything else is an ordinary attribute. What
+registers lives in `_parameters`, `_buffers` and `_modules`; saving and loading it is in `state.py`, hooks around the backward
+pass in `hooks.py`. `compile()` and `flame.compile(module)` put a compiled function in the place of `_call_impl`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from flame.autograd import no_grad
+from flame.autograd.engine import RemovableHandle
+from flame.dtypes import dtype as DType
+from flame.jit import compile as compile_function
+from flame.nn.modules.hooks import around_backward
+from flame.nn.modules.state import StateDict
+from flame.nn.parameter import Buffer, Parameter
+from flame.tensor import Tensor
+
+Self = TypeVar("Self", bound="Module")
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+class Module(StateDict):
+    """Base of all layers and models. Subclasses call `super().__init__()` first and define `forward`."""
+
+    training: bool
+    _parameters: dict[str, Parameter | None]
+    _buffers: dict[str, Tensor | None]
+    _modules: dict[str, Module | None]
+    _hooked = False  #: whether any hook around the call is registered
+    _compiled_call: Any = None
+    call_super_init = False
+
+    def __init__(self) -> None:
+        put = self.__dict__.__setitem__
+        put("training", True)
+        for name in ("_parameters", "_buffers", "_modules", *_HOOKS):
+            put(name, {})
+        put("_non_persistent_buffers_set", set())
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(f'Module [{type(self).__name__}] is missing the required "forward" function')
+
+    # ---------------------------------------------------------------- the call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._compiled_call is not None:
+            return self._compiled_call(*args, **kwargs)
+        if not self._hooked:
+            return self.forward(*args, **kwargs)
+        return self._call_impl(*args, **kwargs)
+
+    def _call_impl(self, *args: Any, **kwargs: Any) -> Any:
+        """`forward` with the hooks around it."""
+        if not self._hooked:
+            return self.forward(*args, **kwargs)
+        finished = False
+        try:
+            for hook, with_kwargs, _ in list(self._forward_pre_hooks.values()):
+                if with_kwargs:
+                    got = hook(self, args, kwargs)
+                    if got is not None:
+                        if not (isinstance(got, tuple) and len(got) == 2):
+                            raise RuntimeError(
+                                f"forward pre-hook must return None or a tuple of (new_args, new_kwargs), but got {got}."
+                            )
+                        args, kwargs = got
+                else:
+                    got = hook(self, args)
+                    if got is not None:
+                        args = got if isinstance(got, tuple) else (got,)
+            leave: Callable = lambda result: result
+            if self._backward_hooks or self._backward_pre_hooks:
+                args, leave = around_backward(self, args)
+            result = self.forward(*args, **kwargs)
+            for hook, with_kwargs, _ in list(self._forward_hooks.values()):
+                got = hook(self, args, kwargs, result) if with_kwargs else hook(self, args, result)
+                if got is not None:
+                    result = got
+            finished = True
+            return leave(result)
+        finally:
+            if not finished:
+                for hook, with_kwargs, always in list(self._forward_hooks.values()):
+                    if always:
+                        hook(self, args, kwargs, None) if with_kwargs else hook(self, args, None)
+
+    def _hook(self, where: str, hook: Callable, with_kwargs: bool = False, prepend: bool = False, always: bool = False) -> Any:
+        key = object()
+        hooks = self.__dict__[where]
+        before = list(hooks.items()) if prepend else []
+        if prepend:
+            hooks.clear()
+        hooks[key] = (hook, with_kwargs, always)
+        hooks.update(before)
+        self.__dict__["_hooked"] = True
+
+        def remove() -> None:
+            hooks.pop(key, None)
+            self.__dict__["_hooked"] = any(self.__dict__[h] for h in _HOOKS)
+
+        return RemovableHandle(remove)
+
+    def register_forward_pre_hook(self, hook: Callable, *, prepend: bool = False, with_kwargs: bool = False) -> RemovableHandle:
+        """Call `hook(module, args)` before forward; what it returns (if not None) replaces the arguments."""
+        return self._hook("_forward_pre_hooks", hook, with_kwargs, prepend)
+
+    def register_forward_hook(
+        self, hook: Callable, *, prepend: bool = False, with_kwargs: bool = False, always_call: bool = False
+    ) -> RemovableHandle:
+        """Call `hook(module, args, output)` after forward; what it returns (if not None) replaces the output."""
+        return self._hook("_forward_hooks", hook, with_kwargs, prepend, always_call)
+
+    def register_full_backward_pre_hook(self, hook: Callable, prepend: bool = False) -> RemovableHandle:
+        """Call `hook(module, grad_output)` before the gradients enter the module; it may return others."""
+        return self._hook("_backward_pre_hooks", hook, prepend=prepend)
+
+    def register_full_backward_hook(self, hook: Callable, prepend: bool = False) -> RemovableHandle:
+        """Call `hook(module, grad_input, grad_output)` when both are known; it may return another grad_input."""
+        return self._hook("_backward_hooks", hook, prepend=prepend)
+
+    # ---------------------------------------------------------------- compiling
+
+    def compile(self, **options: Any) -> None:
+        """Compile this module's call in place; `options` are those of `flame.compile`."""
+        self.__dict__["_compiled_call"] = compile_function(self._as_function(), **options)
+
+    def _as_function(self) -> Callable:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return self._call_impl(*args, **kwargs)
+
+        call.__name__ = call.__qualname__ = type(self).__name__
+        return call
+
+    def _compile_with(self, wrap: Callable[[Callable], Any]) -> Module:
+        """A module that is this one in all its state (one `__dict__`, the same state_dict keys) and calls `wrap`ped code.
+
+        `_orig_mod` is this module; what the wrapped function offers (statistics, kernels) is found on the result too.
+        """
+        return _compiled_view(self, wrap)
+
+    # ---------------------------------------------------------------- attributes
+
+    def __getattr__(self, name: str) -> Any:
+        d = self.__dict__
+        for registry in ("_parameters", "_buffers", "_modules"):
+            have = d.get(registry)
+            if have is not None and name in have:
+                return have[name]
+        raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        d = self.__dict__
+        if isinstance(value, Tensor):
+            parameters = d.get("_parameters")
+            if isinstance(value, Parameter):
+                if parameters is None:
+                    raise AttributeError("cannot assign parameters before Module.__init__() call")
+                self._forget(name, d, parameters)
+                self.register_parameter(name, value)
+                return
+            if parameters and name in parameters:
+                raise TypeError(
+                    f"cannot assign '{_type_name(value)}' as parameter '{name}' (flame.nn.Parameter or None expected)"
+                )
+            if isinstance(value, Buffer) or name in d.get("_buffers", ()):
+                if "_buffers" not in d:
+                    raise AttributeError("cannot assign buffer before Module.__init__() call")
+                persistent = value.persistent if isinstance(value, Buffer) else name not in d["_non_persistent_buffers_set"]
+                self._forget(name, d, d["_buffers"])
+                self.register_buffer(name, value, persistent)
+                return
+        elif isinstance(value, Module):
+            modules = d.get("_modules")
+            if modules is None:
+                raise AttributeError("cannot assign module before Module.__init__() call")
+            self._forget(name, d, modules)
+            modules[name] = value
+            return
+        elif "_parameters" in d:
+            for registry, kind, wanted in (
+                ("_parameters", "parameter", "flame.nn.Parameter"),
+                ("_modules", "child module", "flame.nn.Module"),
+                ("_buffers", "buffer", "flame.Tensor"),
+            ):
+                if name in d[registry]:
+                    if value is not None:
+                        raise TypeError(f"cannot assign '{_type_name(value)}' as {kind} '{name}' ({wanted} or None expected)")
+                    d[registry][name] = None
+                    return
+        object.__setattr__(self, name, value)
+
+    @staticmethod
+    def _forget(name: str, d: dict, keep: dict) -> None:
+        """Take `name` out of every place but `keep`."""
+        d.pop(name, None)
+        for registry in (d["_parameters"], d["_buffers"], d["_modules"]):
+            if registry is not keep:
+                registry.pop(name, None)
+        d["_non_persistent_buffers_set"].discard(name)
+
+    def __delattr__(self, name: str) -> None:
+        for registry in (self._parameters, self._buffers, self._modules):
+            if name in registry:
+                del registry[name]
+                self._non_persistent_buffers_set.discard(name)
+                return
+        object.__delattr__(self, name)
+
+    def __dir__(self) -> list[str]:
+        own = [*object.__dir__(self), *self._parameters, *self._buffers, *self._modules]
+        return sorted(k for k in set(own) if not k[0].isdigit())
+
+    def _check_name(self, name: str, kind: str, registry: dict) -> None:
+        if "_parameters" not in self.__dict__:
+            raise AttributeError(f"cannot assign {kind} before Module.__init__() call")
+        if not isinstance(name, str):
+            raise TypeError(f"{kind} name should be a string. Got {type(name).__name__}")
+        if "." in name:
+            raise KeyError(f'{kind} name can\'t contain "."' + (f", got: {name}" if kind == "module" else ""))
+        if name == "":
+            raise KeyError(f'{kind} name can\'t be empty string ""')
+        if name not in registry and hasattr(self, name):
+            raise KeyError(f"attribute '{name}' already exists")
+
+    def register_parameter(self, name: str, param: Parameter | None) -> None:
+        """Add a parameter (or a place for one: None). Raises KeyError for a name that is taken or can't be one."""
+        self._check_name(name, "parameter", self.__dict__.get("_parameters", {}))
+        if param is not None and not isinstance(param, Parameter):
+            raise TypeError(
+                f"cannot assign '{_type_name(param)}' object to parameter '{name}' (flame.nn.Parameter or None required)"
+            )
+        if param is not None and param.grad_fn is not None:  # type: ignore[attr-defined]
+            raise ValueError(
+                f"Cannot assign non-leaf Tensor to parameter '{name}'. Model parameters must be created explicitly. To express "
+                f"'{name}' as a function of another Tensor, compute the value in the forward() method."
+            )
+        self._parameters[name] = param
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """Add state that is not trained; it is in the state_dict if `persistent`."""
+        self._check_name(name, "buffer", self.__dict__.get("_buffers", {}))
+        if tensor is not None and not isinstance(tensor, Tensor):
+            raise TypeError(f"cannot assign '{_type_name(tensor)}' object to buffer '{name}' (flame Tensor or None required)")
+        self._buffers[name] = tensor
+        (self._non_persistent_buffers_set.discard if persistent else self._non_persistent_buffers_set.add)(name)
+
+    def add_module(self, name: str, module: Module | None) -> None:
+        """Add a submodule, seen as the attribute `name`."""
+        if module is not None and not isinstance(module, Module):
+            raise TypeError(f"{_type_name(module)} is not a Module subclass")
+        self._check_name(name, "module", self.__dict__.get("_modules", {}))
+        self._modules[name] = module
+
+    register_module = add_module
+
+    # ---------------------------------------------------------------- walking the tree
+
+    def named_modules(
+        self, memo: set | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Module]]:
+        """This module and all below it, with dotted names; each once unless `remove_duplicate` is False."""
+        memo = set() if memo is None else memo
+        if self in memo:
+            return
+        if remove_duplicate:
+            memo.add(self)
+        yield prefix, self
+        for name, child in self._modules.items():
+            if child is not None:
+                yield from child.named_modules(memo, f"{prefix}.{name}" if prefix else name, remove_duplicate)
+
+    def modules(self) -> Iterator[Module]:
+        for _, m in self.named_modules():
+            yield m
+
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        seen = set()
+        for name, child in self._modules.items():
+            if child is not None and child not in seen:
+                seen.add(child)
+                yield name, child
+
+    def children(self) -> Iterator[Module]:
+        for _, m in self.named_children():
+            yield m
+
+    def _named_members(self, registry: str, prefix: str, recurse: bool, remove_duplicate: bool) -> Iterator[tuple[str, Any]]:
+        seen: set = set()
+        modules = self.named_modules(prefix=prefix, remove_duplicate=remove_duplicate) if recurse else [(prefix, self)]
+        for place, m in modules:
+            for name, t in m.__dict__[registry].items():
+                if t is None or id(t) in seen:
+                    continue
+                if remove_duplicate:
+                    seen.add(id(t))
+                yield f"{place}.{name}" if place else name, t
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Parameter]]:
+        return self._named_members("_parameters", prefix, recurse, remove_duplicate)
+
+    def parameters(self, recurse: bool = True) -> Iterator[Parameter]:
+        for _, p in self.named_parameters(recurse=recurse):
+            yield p
+
+    def named_buffers(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Tensor]]:
+        return self._named_members("_buffers", prefix, recurse, remove_duplicate)
+
+    def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
+        for _, b in self.named_buffers(recurse=recurse):
+            yield b
+
+    def get_submodule(self, target: str) -> Module:
+        """The module of a dotted name ("" is this one). Raises AttributeError where there is none."""
+        m: Module = self
+        for part in target.split(".") if target else ():
+            if not hasattr(m, part):
+                raise AttributeError(f"{type(m).__name__} has no attribute `{part}`")
+            m = getattr(m, part)
+            if not isinstance(m, Module):
+                raise AttributeError(f"`{part}` is not an nn.Module")
+        return m
+
+    def get_parameter(self, target: str) -> Parameter:
+        path, _, name = target.rpartition(".")
+        m = self.get_submodule(path)
+        if not isinstance(getattr(m, name, None), Parameter):
+            raise AttributeError(f"{type(m).__name__} has no parameter `{name}`")
+        return getattr(m, name)
+
+    def get_buffer(self, target: str) -> Tensor:
+        path, _, name = target.rpartition(".")
+        m = self.get_submodule(path)
+        if m._buffers.get(name) is None:
+            raise AttributeError(f"{type(m).__name__} has no buffer `{name}`")
+        return getattr(m, name)
+
+    def apply(self: Self, fn: Callable[[Module], None]) -> Self:
+        """Call `fn` on every submodule, then on this one."""
+        for child in self.children():
+            child.apply(fn)
+        fn(self)
+        return self
+
+    # ---------------------------------------------------------------- modes and conversion
+
+    def train(self: Self, mode: bool = True) -> Self:
+        """Set training (or evaluation) mode here and below."""
+        if not isinstance(mode, bool):
+            raise ValueError("training mode is expected to be boolean")
+        for m in self.modules():
+            m.training = mode
+        return self
+
+    def eval(self: Self) -> Self:
+        return self.train(False)
+
+    def requires_grad_(self: Self, requires_grad: bool = True) -> Self:
+        for p in self.parameters():
+            p.requires_grad_(requires_grad)  # type: ignore[attr-defined]
+        return self
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of all parameters, or fill them with zeros."""
+        for p in self.parameters():
+            if p.grad is None:  # type: ignore[attr-defined]
+                continue
+            if set_to_none:
+                p.grad = None  # type: ignore[attr-defined]
+            else:
+                p.grad.detach_().zero_()  # type: ignore[attr-defined]
+
+    def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Replace the data of parameters and their gradients, and buffers, by `fn` of it."""
+        if recurse:
+            for child in self.children():
+                child._apply(fn)
+        with no_grad():
+            for p in self._parameters.values():
+                if p is None:
+                    continue
+                data = fn(p.data)  # type: ignore[attr-defined]
+                grad = p.grad  # type: ignore[attr-defined]
+                p.data = data  # type: ignore[attr-defined]
+                if grad is not None:
+                    p.grad = fn(grad).requires_grad_(grad.requires_grad)  # type: ignore[attr-defined]
+            for name, b in self._buffers.items():
+                if b is not None:
+                    self._buffers[name] = fn(b)
+        return self
+
+    def to(self: Self, *args: Any, **kwargs: Any) -> Self:
+        """Move parameters and buffers in place: `to(dtype)` (floating ones alone), `to(device)`, `to(tensor)`."""
+        dtype, device = kwargs.get("dtype"), kwargs.get("device")
+        for a in args:
+            if isinstance(a, DType):
+                dtype = a
+            elif isinstance(a, Tensor):
+                dtype, device = a.dtype, a.device
+            elif a is not None and not isinstance(a, bool):
+                device = a
+        if dtype is not None and not dtype.is_floating_point:
+            raise TypeError(f"nn.Module.to only accepts floating point or complex dtypes, but got desired dtype={dtype!r}")
+
+        def convert(t: Tensor) -> Tensor:
+            d = dtype if dtype is not None and t.dtype.is_floating_point else None
+            return t.to(device=device, dtype=d)  # type: ignore[attr-defined]
+
+        return self._apply(convert)
+
+    def _cast(self: Self, name: str) -> Self:
+        return self._apply(lambda t: getattr(t, name)() if t.dtype.is_floating_point else t)
+
+    def float(self: Self) -> Self:
+        return self._cast("float")
+
+    def double(self: Self) -> Self:
+        return self._cast("double")
+
+    def half(self: Self) -> Self:
+        return self._cast("half")
+
+    def bfloat16(self: Self) -> Self:
+        return self._cast("bfloat16")
+
+    def type(self: Self, dst_type: DType) -> Self:
+        return self._apply(lambda t: t.to(dst_type))  # type: ignore[attr-defined]
+
+    def cpu(self: Self) -> Self:
+        return self._apply(lambda t: t.cpu())  # type: ignore[attr-defined]
+
+    def cuda(self: Self, device: Any = None) -> Self:
+        return self._apply(lambda t: t.cuda(device))  # type: ignore[attr-defined]
+
+    def share_memory(self: Self) -> Self:
+        raise RuntimeError("share_memory() is not supported: tensors do not live in memory that processes share")
+
+    # ---------------------------------------------------------------- printing
+
+    def extra_repr(self) -> str:
+        """What stands between the parentheses of this module's line."""
+        return ""
+
+    def _get_name(self) -> str:
+        return self.__class__.__name__
+
+    def __repr__(self) -> str:
+        extra = self.extra_repr().split("\n") if self.extra_repr() else []
+        children = [f"({name}): " + "\n  ".join(repr(m).split("\n")) for name, m in self._modules.items()]
+        if not children and len(extra) <= 1:
+            return f"{self._get_name()}({''.join(extra)})"
+        return "\n  ".join([f"{self._get_name()}(", *extra, *children]) + "\n)"
+
+    # ---------------------------------------------------------------- copying
+
+    def __getstate__(self) -> dict:
+        state = self.__dict__.copy()
+        state.pop("_compiled_call", None)
+        return state
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+
+
+def _type_name(x: object) -> str:
+    t = type(x)
+    return t.__qualname__ if t.__module__ == "builtins" else f"{t.__module__}.{t.__qualname__}"
+
+
+# -------------------------------------------------------------------- compiled views
+
+_views: dict[type, type] = {}
+
+
+def _compiled_view(original: Module, wrap: Callable[[Callable], Any]) -> Module:
+    """See `Module._compile_with`. The view's class derives from the module's, so that isinstance and methods hold."""
+    cls = type(original)
+    view = _views.get(cls)
+    if view is None:
+        body = {
+            "__slots__": ("_orig_mod", "_compiled", "_wrap"),
+            "__call__": lambda self, *args, **kwargs: self._compiled(*args, **kwargs),
+            "__getattr__": _view_attribute,
+            "__reduce_ex__": lambda self, protocol: (_same, (self._orig_mod,)),
+            "__copy__": lambda self: _compiled_view(copy.copy(self._orig_mod), self._wrap),
+            "__deepcopy__": lambda self, memo: _compiled_view(copy.deepcopy(self._orig_mod, memo), self._wrap),
+            "__module__": cls.__module__,
+            "__qualname__": cls.__qualname__,
+            "_compile_with": lambda self, again: _compiled_view(self._orig_mod, again),
+        }
+        view = _views[cls] = type(cls.__name__, (cls,), body)
+    got = object.__new__(view)
+    put = object.__setattr__
+    put(got, "__dict__", original.__dict__)
+    put(got, "_orig_mod", original)
+    put(got, "_wrap", wrap)
+    put(got, "_compiled", wrap(original._as_function()))
+    return got
+
+
+def _same(module: Module) -> Module:
+    """A compiled view is pickled as the module it shows."""
+    return module
+
+
+def _view_attribute(self: Any, name: str) -> Any:
+    try:
+        return type(self).__base__.__getattr__(self, name)
+    except AttributeError:
+        if name.startswith("__") or not hasattr(self._compiled, name):
+            raise
+        return getattr(self._compiled, name)
