@@ -12,7 +12,7 @@ import pytest
 from llvm_for_tests import HOST, Runner
 
 from flame import dtypes
-from flame.compiler.index_math import var
+from flame.compiler.index_math import E, var
 from flame.compiler.kernel import Kernel, Store
 from flame.compiler.schedule_cpu import CpuSchedule, choose_cpu
 from flame.compiler.target_cpu import CpuTarget
@@ -71,23 +71,26 @@ def random_kernel(seed: int) -> given.Case:
 
     def load(number: int) -> tuple[str, frozenset[str]]:
         axes = r.sample(names, r.randint(1, len(names)))
-        index, shape, mask = [], [], []
+        index: list[E] = []
+        shape: list[int] = []
+        mask: list[Cond] = []
         for a in axes:
             n, x = make.axes[a].const or 0, var(a)
             match r.randint(0, 6):
                 case 0:
-                    index.append(2 * x + 1), shape.append(2 * n + 3)
+                    at, size = [2 * x + 1], [2 * n + 3]
                 case 1:
-                    index.append(n - 1 - x), shape.append(n)
+                    at, size = [n - 1 - x], [n]
                 case 2:
-                    index += [x // 3, x % 3]
-                    shape += [n // 3 + 1, 3]
+                    at, size = [x // 3, x % 3], [n // 3 + 1, 3]
                 case 3:
-                    low = r.randint(1, 3)
-                    index.append(x - low), shape.append(max(1, n - 2))
-                    mask += [Cond(x - low), Cond(max(1, n - 2) - 1 - x + low)]
+                    low, inside = r.randint(1, 3), max(1, n - 2)
+                    at, size = [x - low], [inside]
+                    mask += [Cond(x - low), Cond(inside - 1 - x + low)]
                 case _:
-                    index.append(x), shape.append(n)
+                    at, size = [x], [n]
+            index += at
+            shape += size
         value = make.load(f"x{number}", index, d, shape=shape, mask=mask, other=r.choice([0, 1, 3]))
         return value, frozenset(axes)
 
@@ -169,7 +172,7 @@ def one_op(name: str, kinds: list[dtypes.dtype], out: dtypes.dtype, arrays: list
 
 def result(case: given.Case) -> np.ndarray:
     kernel, arrays, symbols = case
-    fresh = {b: a.copy() for b, a in arrays.items()}
+    fresh: dict[str, np.ndarray] = {b: a.copy() for b, a in arrays.items()}
     Runner(kernel).bind(fresh, symbols)()
     return fresh["o"]
 
@@ -195,24 +198,37 @@ def numbers(d: dtypes.dtype, n: int = 203) -> np.ndarray:
 EVERY = dtypes.ALL + dtypes.BITS
 
 
-@pytest.mark.parametrize("source", EVERY, ids=str)
-@pytest.mark.parametrize("target", EVERY, ids=str)
-def test_casts_are_numpys(source: dtypes.dtype, target: dtypes.dtype) -> None:
+def castable(source: dtypes.dtype, target: dtypes.dtype) -> np.ndarray:
+    """Numbers of one dtype that a cast to the other is defined for."""
     x = numbers(source)
-    if source.kind == "f" and target.kind in "iu":  # out of range is not defined
-        info = np.iinfo(target.numpy)
-        x = np.clip(np.nan_to_num(x.astype(np.float64), posinf=0, neginf=0), max(info.min, -(2.0**52)), min(info.max, 2.0**52))
-        x = np.trunc(x).astype(source.numpy)
-        x = np.where((x.astype(np.float64) <= info.max) & (x.astype(np.float64) >= info.min), x, 0).astype(source.numpy)
-    with np.errstate(all="ignore"):
-        want = x.astype(target.numpy)
-    got = result(one_op("cast", [source], target, [x]))
-    if target.kind == "f":
+    if source.kind != "f" or target.kind not in "iu":
+        return x
+    info = np.iinfo(target.numpy)
+    wide = np.trunc(np.nan_to_num(x.astype(np.float64), posinf=0, neginf=0))
+    wide = np.clip(wide, max(info.min, -(2.0**52)), min(info.max, 2.0**52)).astype(source.numpy).astype(np.float64)
+    return np.where((wide <= info.max) & (wide >= info.min), wide, 0).astype(source.numpy)
+
+
+@pytest.mark.parametrize("source", EVERY, ids=str)
+def test_casts_are_numpys(source: dtypes.dtype) -> None:
+    i = var("i")
+    make = given.Make(f"casts_of_{source.name}", i=203)
+    for t in EVERY:
+        x = make.load(f"x_{t.name}", (i,), source, wide=False, array=castable(source, t))
+        make.store(f"o_{t.name}", (i,), make.op("cast", x, d=t))
+    kernel, arrays, _ = make.case()
+    fresh = {b: a.copy() for b, a in arrays.items()}
+    Runner(kernel).bind(fresh, {})()
+    for t in EVERY:
+        got = fresh[f"o_{t.name}"]
+        with np.errstate(all="ignore"):
+            want = arrays[f"x_{t.name}"].astype(t.numpy)
+        if t.kind != "f":
+            np.testing.assert_array_equal(got, want, err_msg=t.name)
+            continue
         both_nan = np.isnan(got.astype(np.float64)) & np.isnan(want.astype(np.float64))
-        bits = f"u{target.itemsize}"
-        assert np.array_equal(np.where(both_nan, 0, got.view(bits)), np.where(both_nan, 0, want.view(bits)))
-    else:
-        np.testing.assert_array_equal(got, want)
+        bits = f"u{t.itemsize}"
+        np.testing.assert_array_equal(np.where(both_nan, 0, got.view(bits)), np.where(both_nan, 0, want.view(bits)), t.name)
 
 
 @pytest.mark.parametrize("has_half", [True, False])
@@ -220,13 +236,13 @@ def test_every_float16_goes_to_float32_and_back(has_half: bool) -> None:
     cpu = HOST if has_half else replace(HOST, features=HOST.features - {"f16c", "avx512f", "avx512fp16"})
     x = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     case = one_op("cast", [dtypes.float16], dtypes.float32, [x])
-    wide = {"x0": x.copy(), "o": np.zeros(x.size, np.float32)}
+    wide: dict[str, np.ndarray] = {"x0": x.copy(), "o": np.zeros(x.size, np.float32)}
     Runner(case[0], cpu).bind(wide, {})()
     np.testing.assert_array_equal(wide["o"], x.astype(np.float32))
     finite = x[np.isfinite(x)].astype(np.float32)
     near = np.concatenate([finite * np.float32(f) for f in (1, 1 + 2**-11, 1 - 2**-12, 1 + 2**-10)])
     case = one_op("cast", [dtypes.float32], dtypes.float16, [near])
-    back = {"x0": near, "o": np.zeros(near.size, np.float16)}
+    back: dict[str, np.ndarray] = {"x0": near, "o": np.zeros(near.size, np.float16)}
     Runner(case[0], cpu).bind(back, {})()
     with np.errstate(all="ignore"):
         np.testing.assert_array_equal(back["o"], near.astype(np.float16))
@@ -237,18 +253,39 @@ BINARY += ["bitwise_and", "bitwise_or", "bitwise_xor", "floor_divide_int", "rema
 UNARY = ["neg", "abs", "sqrt", "floor", "ceil", "trunc", "rint", "bitwise_not"]
 
 
-@pytest.mark.parametrize("op", BINARY + UNARY)
 @pytest.mark.parametrize("d", [d for d in EVERY if not d.is_narrow_float and d.kind != "b"], ids=str)
-def test_basic_operations_are_numpys(op: str, d: dtypes.dtype) -> None:
-    integral = op.startswith("bitwise") or op.endswith("_int")
-    if (d.kind == "f" and integral) or (d.kind != "f" and op in ("div", "sqrt", "floor", "ceil", "trunc", "rint")):
-        pytest.skip("not of this dtype")
-    x, y = numbers(d), np.roll(numbers(d), 31)
-    operands = [x, y] if op in BINARY else [x]
-    out = dtypes.bool_ if op in COMPARISONS else d
-    want = NumpyMachine().emit(op, *operands)
-    got = result(one_op(op, [d] * len(operands), out, operands))
-    np.testing.assert_array_equal(got, want)
+def test_basic_operations_are_numpys(d: dtypes.dtype) -> None:
+    floating = ("div", "sqrt", "floor", "ceil", "trunc", "rint")
+    integral = [op for op in BINARY + UNARY if op.startswith("bitwise") or op.endswith("_int")]
+    ops = [op for op in BINARY + UNARY if op not in (integral if d.kind == "f" else floating)]
+    i, x, y = var("i"), numbers(d), np.roll(numbers(d), 31)
+    make = given.Make(f"operations_on_{d.name}", i=x.size)
+    a, b = make.load("x", (i,), d, wide=False, array=x), make.load("y", (i,), d, wide=False, array=y)
+    for op in ops:
+        make.store(
+            f"o_{op}", (i,), make.op(op, *((a, b) if op in BINARY else (a,)), d=dtypes.bool_ if op in COMPARISONS else d)
+        )
+    kernel, arrays, _ = make.case()
+    fresh = {n: array.copy() for n, array in arrays.items()}
+    Runner(kernel).bind(fresh, {})()
+    for op in ops:
+        want = NumpyMachine().emit(op, *((x, y) if op in BINARY else (x,)))
+        np.testing.assert_array_equal(fresh[f"o_{op}"], want, err_msg=op)
+
+
+@pytest.mark.parametrize("op", ["maximum", "minimum"])
+def test_a_limit_that_is_a_constant_lets_nan_pass(op: str) -> None:
+    i, x = var("i"), numbers(dtypes.float32)
+    make = given.Make(op, i=x.size)
+    v, c = make.load("x", (i,), array=x), make.const(0.25, dtypes.float32)
+    make.store("left", (i,), make.op(op, v, c))
+    make.store("right", (i,), make.op(op, c, v))
+    kernel, arrays, _ = make.case()
+    fresh = {n: a.copy() for n, a in arrays.items()}
+    Runner(kernel).bind(fresh, {})()
+    want = NumpyMachine().emit(op, x, np.float32(0.25))
+    np.testing.assert_array_equal(fresh["left"], want)
+    np.testing.assert_array_equal(fresh["right"], want)
 
 
 @pytest.mark.parametrize("op", ["shift_left", "shift_right"])
@@ -288,6 +325,25 @@ def test_products_of_every_shape_and_orientation(m: int, n: int, k: int, turned:
             runner.bind(fresh, symbols, split)()
             scale = 1e-5 * np.sqrt(k) if d is not dtypes.float64 else 1e-13 * k
             np.testing.assert_allclose(fresh["o"], want["o"], rtol=scale, atol=scale)
+
+
+@pytest.mark.parametrize("axis", ["rows", "columns", "all"])
+def test_long_sums_stay_accurate(axis: str) -> None:
+    """A million additions of 0.1 to one accumulator would be off by a percent."""
+    i, j = var("i"), var("j")
+    n = 1 << 20
+    make = given.Make(f"long_{axis}", **({"i": 3, "j": n} if axis == "rows" else {"i": n, "j": 3}))
+    shape = (3, n) if axis == "rows" else (n, 3)
+    x = make.load("x", (i, j), array=np.full(shape, 0.1, np.float32))
+    if axis == "all":
+        make.store("o", (), make.reduce("sum", x, "i", "j"), shape=())
+    else:
+        make.store("o", (i,) if axis == "rows" else (j,), make.reduce("sum", x, "j" if axis == "rows" else "i"))
+    kernel, arrays, _ = make.case()
+    fresh = {b: a.copy() for b, a in arrays.items()}
+    Runner(kernel).bind(fresh, {})()
+    want = np.float64(np.float32(0.1)) * n * (3 if axis == "all" else 1)
+    np.testing.assert_allclose(fresh["o"], want, rtol=3e-6)
 
 
 def test_what_is_read_and_written_in_place_is_read_first() -> None:

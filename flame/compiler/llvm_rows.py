@@ -516,9 +516,8 @@ class RowWriter:
             fresh = [[a.start() for a in accumulators] for _ in range(copies)]
             end = f.least(f.add(i, block), high)
             here = unpacked(accumulators, f.loop(i, end, step, carried(fresh), body), copies)
-            return packed(
-                [[a.join(x, y) for a, x, y in zip(accumulators, b, h, strict=True)] for b, h in zip(before, here, strict=True)]
-            )
+            pairs = [zip(accumulators, x, y, strict=True) for x, y in zip(before, here, strict=True)]
+            return packed([[a.join(x, y) for a, x, y in pair] for pair in pairs])
 
         return unpacked(accumulators, f.loop(low, high, block, carried(states), one), copies)
 
