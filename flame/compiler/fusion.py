@@ -16,6 +16,7 @@ tried once, and equal pairs are lowered once (`flame.compiler.templates`), so th
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 
@@ -186,8 +187,10 @@ class _Fusion:
         for x in dict.fromkeys(x for r in g.roots for x in sorted(groups.reads[r], key=lambda v: v.name)):
             if x.spec.nbytes < _WORTH_SHARING:
                 continue
-            others = dict.fromkeys(groups.of[q] for q in groups.readers[x])
-            near = [h for h in others if h is not g and abs(h.rank - g.rank) <= _FAR]
+            readers = groups.readers[x]
+            here = bisect_left(readers, groups.position[g.roots[0]], key=groups.position.__getitem__)
+            around = dict.fromkeys(groups.of[q] for q in readers[max(here - _SIBLINGS, 0) : here + len(g.roots) + _SIBLINGS])
+            near = [h for h in around if h is not g and abs(h.rank - g.rank) <= _FAR]
             near = sorted(near, key=lambda h: abs(h.rank - g.rank))[:_SIBLINGS]
             for h in near:
                 if h not in shared:
@@ -202,7 +205,7 @@ class _Fusion:
             return f"a chain of more than {_DEPTH} nodes"
         roots = sorted((*a.roots, *b.roots), key=self.groups.position.__getitem__)
         stored = self._stored(roots)
-        reason = _misshapen(roots, stored) or self.groups.why_not(a, b)
+        reason = _misshapen(roots, stored) or self._too_wide(roots, stored) or self.groups.why_not(a, b)
         if reason:
             return reason
         joint = self.templates.lower(roots, stored)
@@ -222,12 +225,16 @@ class _Fusion:
         bytes_saved = one.cost.bytes + two.cost.bytes - joint.template.cost.bytes
         return f"saves {bytes_saved} bytes and {saved:.0f} ns"
 
+    def _too_wide(self, roots: Sequence[Value], stored: Sequence[Value]) -> str:
+        """Why a kernel of these roots would have too many buffers, before it is lowered."""
+        read = {x for r in roots for x in self.groups.reads[r]}.difference(roots)
+        buffers = len(read) + len(stored)
+        return f"{buffers} buffers are more than {_BUFFERS}" if buffers > _BUFFERS else ""
+
     def _unfit(self, kernel: Kernel) -> str:
         """Why a kernel that has a form is no good."""
         if len(kernel.statements) > _STATEMENTS:
             return f"{len(kernel.statements)} statements are more than {_STATEMENTS}"
-        if len(kernel.buffers) > _BUFFERS:
-            return f"{len(kernel.buffers)} buffers are more than {_BUFFERS}"
         if kernel.contraction is not None:
             return self._bad_epilogue(kernel)
         return self._bad_sweeps(kernel)
@@ -299,7 +306,8 @@ class _Fusion:
             return False
         if b in self.groups.below(a) or a in self.groups.below(b) or self.groups.why_not(a, b):
             return False
-        joint = self._lower(sorted((*a.roots, *b.roots), key=self.groups.position.__getitem__))
+        roots = sorted((*a.roots, *b.roots), key=self.groups.position.__getitem__)
+        joint = self._lower(roots)
         return joint.template is not None and not self._unfit(joint.template.kernel)
 
     # ---- the answer

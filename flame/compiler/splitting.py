@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from flame.compiler.cost import Cost
+from flame.compiler.cost import Cost, rates
 from flame.compiler.graph import Value
 from flame.compiler.kernel import Kernel, Load, flat
 from flame.compiler.program import FusedKernel
@@ -19,6 +19,8 @@ from flame.primitive import Spec
 
 #: a CPU kernel of fewer nanoseconds is not worth a second one
 _WORTH_THREADS = 60_000.0
+#: bytes and multiply-adds that one multiprocessor gets through in a nanosecond
+_UNIT_BYTES, _UNIT_PRODUCTS = 50.0, 500.0
 #: reduced elements that a part should have at least, and side of a GPU's tile
 _LEAST, _TILE = 1024, 128
 
@@ -33,16 +35,20 @@ def parts_of(kernel: Kernel, cost: Cost, target: Target) -> int:
     points = math.prod(kept.values())
     if not target.is_gpu:
         return min(2 * target.units, length // _LEAST) if points < target.units and cost.time > _WORTH_THREADS else 1
-    if kernel.contraction is not None:
-        left, right = (frozenset(kept) & kernel.domains[v] for v in kernel.contraction.operands)
+    contraction = kernel.contraction
+    if contraction is not None:
+        left, right = (frozenset(kept) & kernel.domains[v] for v in contraction.operands)
         batch = math.prod(kept[a] for a in left & right)
         running = batch * math.prod(-(-math.prod(kept[a] for a in side) // _TILE) for side in (left - right, right - left))
+        each = points * length / _UNIT_PRODUCTS
     else:
         columns = _innermost(kernel).isdisjoint(swept)  # a block of neighbouring columns is one program
         running = -(-points // _TILE) if columns else points
-    if 2 * running > target.units:
+        each = cost.bytes / _UNIT_BYTES
+    running = max(running, 1)
+    if 2 * running > target.units or each / running < 2 * rates(target).launch:
         return 1
-    return max(1, min(2 * target.units // max(running, 1), length // _LEAST))
+    return max(1, min(2 * target.units // running, length // _LEAST))
 
 
 def _innermost(kernel: Kernel) -> set[str]:
