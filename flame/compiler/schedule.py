@@ -7,7 +7,7 @@ kernel's symbols: they steer sizes of tiles and never correctness, but for `wide
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -52,9 +52,9 @@ def power_of_two(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
-def product(extents: object) -> E:
+def product(extents: Iterable[E]) -> E:
     out = ex(1)
-    for e in extents:  # type: ignore[attr-defined]
+    for e in extents:
         out = out * e
     return out
 
@@ -136,7 +136,7 @@ def choose_gpu(kernel: Kernel, target: Target, hints: Mapping[str, int] | None =
         size = {side: evaluate(product(kernel.axes[a] for a in getattr(found, side)), env) for side in ("m", "n", "k", "batch")}
         if min(size["m"], size["n"]) >= 2 and min(size["k"], size["m"] * size["n"]) >= 4:
             return replace(_choose_dot(kernel, target, found, size), wide=wide)
-    return replace(_choose_rows(kernel, env), wide=wide)
+    return replace(_choose_rows(kernel, target, env), wide=wide)
 
 
 def _choose_dot(kernel: Kernel, target: Target, found: Sides, size: dict[str, int]) -> GpuSchedule:
@@ -144,18 +144,19 @@ def _choose_dot(kernel: Kernel, target: Target, found: Sides, size: dict[str, in
     assert contraction is not None
     width = kernel.definitions[contraction.operands[0]].dtype.itemsize
     if width <= 2:
-        tiles = [(128, 256, 64, 8), (128, 128, 64, 8), (64, 128, 64, 4), (64, 64, 64, 4), (32, 64, 64, 4), (32, 32, 64, 4)]
+        tiles = [(128, 256, 64, 8), (128, 128, 64, 8), (64, 128, 64, 4), (64, 64, 64, 4)]
     elif width == 4:
         tiles = [(128, 64, 16, 8), (64, 64, 16, 4), (64, 32, 16, 4), (32, 32, 32, 4)]
     else:
         tiles = [(64, 64, 16, 8), (64, 32, 16, 4), (32, 32, 16, 4)]
     # the largest tile that still keeps every multiprocessor busy; no side much longer than what it covers
     units = max(target.units, 1)
-    for m, n, k, warps in tiles:
-        if size["n"] < size["m"] and n > m:
-            m, n = n, m
-        fits = m <= power_of_two(size["m"]) and n <= power_of_two(size["n"])
-        if fits and -(-size["m"] // m) * -(-size["n"] // n) * size["batch"] >= units:
+    m, n, k, warps = tiles[-1]
+    for tile in tiles:
+        high, broad = sorted(tile[:2], reverse=size["n"] < size["m"])
+        fits = high <= power_of_two(size["m"]) and broad <= power_of_two(size["n"])
+        if fits and -(-size["m"] // high) * -(-size["n"] // broad) * size["batch"] >= units:
+            m, n, k, warps = high, broad, *tile[2:]
             break
     least = 32 if width == 1 else 16
     m, n = (max(16, min(side, power_of_two(size[s]))) for side, s in ((m, "m"), (n, "n")))
@@ -169,7 +170,7 @@ def _choose_dot(kernel: Kernel, target: Target, found: Sides, size: dict[str, in
     return GpuSchedule("dot", m_block=m, n_block=n, k_block=k, k_lanes=lanes, warps=warps, stages=3 if width < 8 else 2)
 
 
-def _choose_rows(kernel: Kernel, env: Mapping[str, int]) -> GpuSchedule:
+def _choose_rows(kernel: Kernel, target: Target, env: Mapping[str, int]) -> GpuSchedule:
     swept = {a for a in kernel.reduce_axes if kernel.axes[a] != 1}
     stored = frozenset[str]().union(*(domain(kernel, s) for s in kernel.stores))
     parallel = [a for a in kernel.axes if a in stored and a not in swept and kernel.axes[a] != 1]
@@ -193,13 +194,15 @@ def _choose_rows(kernel: Kernel, env: Mapping[str, int]) -> GpuSchedule:
     live = _live_values(kernel)
     if score < 0 and parallel:  # memory runs along the parallel axes: a column to each lane
         x = max(1, min(128, power_of_two(points)))
+        while x > 32 and points // x < target.units:  # rather more programs; 32 lanes still read whole lines of memory
+            x //= 2
         r = max(1, min(2048 // x, power_of_two(longest)))
         return GpuSchedule(x_block=x, r_block=r, warps=4)
     # registers: values that live at the same time, 4 bytes a lane, 32 * warps threads, about 128 of 255 registers each
     most = max(1024, 8192 // max(1, live // 3))
     r = power_of_two(longest)
-    if any(kernel.symbols) or r > most:
-        r = min(r, 1024 if live <= 8 else 512)
+    if kernel.symbols or r > most:
+        r = min(r, 512 if live > 8 else 2048 if longest >= 16384 else 1024)
     x = 1 if r >= 512 or points == 1 else max(1, min(1024 // r, power_of_two(points)))
     tile = x * r
     return GpuSchedule(x_block=x, r_block=r, warps=max(1, min(16, tile // 512 if tile >= 2048 else 4 if tile > 128 else 1)))
@@ -231,7 +234,7 @@ def _live_values(kernel: Kernel) -> int:
             last[v] = i
     alive, most = 0, 0
     ends: dict[int, int] = {}
-    for v, i in last.items():
+    for i in last.values():
         ends[i] = ends.get(i, 0) + 1
     for i, s in enumerate(kernel.statements):
         if not isinstance(s, Store) and s.name in last and s.dtype is not bool_ and kernel.domains[s.name]:

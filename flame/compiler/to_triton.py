@@ -98,7 +98,10 @@ def to_triton(kernel: Kernel, schedule: GpuSchedule) -> TritonSource:
         *(Parameter(body.sizes[n], size, symbol=n) for n in kernel.symbols),
     )
     entry = body.entry
-    signature = ", ".join((*(p.name for p in parameters), *(f"{c}: tl.constexpr" for c in body.constants)))
+    names = [*(p.name for p in parameters), *(f"{c}: tl.constexpr" for c in body.constants)]
+    signature = ", ".join(names)
+    if len(signature) + len(entry) > 100:
+        signature = "".join(f"\n    {n}," for n in names) + "\n"
     parts = ["import triton", "import triton.language as tl"]
     if body.uses_libdevice or body.functions.uses_libdevice:
         parts.append("from triton.language.extra import libdevice")

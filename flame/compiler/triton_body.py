@@ -63,6 +63,7 @@ class Scope:
     values: dict[str, tuple[Text, Dims]] = field(default_factory=dict)
     places: dict[str, tuple[str, Dims]] = field(default_factory=dict)  #: axis -> its text
     lanes: list[Lanes] = field(default_factory=list)
+    masks: dict[str, str] = field(default_factory=dict)  #: a long mask -> its name
     tile: tuple[str, ...] | None = None  #: the block of each tile dimension; None: as outside
     inner: dict[frozenset[str], Scope] = field(default_factory=dict)  #: scopes that may be entered again
 
@@ -240,7 +241,7 @@ class Body:
                 case Div() | Mod():
                     if nonneg(a.numerator, self.kernel.bounds):
                         return f"({factor(a.numerator)} {'//' if isinstance(a, Div) else '%'} {factor(a.divisor)})"
-                    f = self.functions.library("_floor_divide" if isinstance(a, Div) else "_remainder")
+                    f = self.functions.library("_floor_divide_int" if isinstance(a, Div) else "_remainder_int")
                     return f"{f}({self.spell_index(a.numerator, env)}, {self.spell_index(a.divisor, env)})"
             raise AssertionError(a)
 
@@ -264,15 +265,15 @@ class Body:
                 env[n] = f"{self.sizes[n]}.to(tl.int64)" if wide else self.sizes[n]
                 continue
             if n[0] == "%":
-                text, along = self.lookup(n[1:])
+                value, along = self.lookup(n[1:])
                 kind = self.kernel.definitions[n[1:]].dtype
                 held = int64 if wide or self.wide or kind.name in ("uint32", "uint64") else int32
-                if text.value is not None:
-                    env[n] = f"({text.alone})"
+                if value.value is not None:
+                    env[n] = f"({value.alone})"
                 elif kind.itemsize < held.itemsize or kind.kind == "u":
-                    env[n] = f"{text.text}.to({tl(held)})"
+                    env[n] = f"{value.text}.to({tl(held)})"
                 else:
-                    env[n] = text.text
+                    env[n] = value.text
             else:
                 place, along = self.where_is(n)
                 places[n] = var(place)
@@ -388,12 +389,26 @@ class Body:
         reach = dims.union(*(d for _, d in terms))
         if reach != dims:
             pointer = f"tl.broadcast_to({pointer}, {self.shape(reach)})"
+        mask = self._mask(s.buffer, [t for t, _ in terms])
         other = ""
         if conditions or zero:
             value = s.other if conditions else 0
             text = typed(value, s.dtype) if s.dtype.itemsize == 8 else literal(value, s.dtype)
             other = f", other={text}"
-        return f"tl.load({pointer}, mask={' & '.join(t for t, _ in terms)}{other})", reach
+        return f"tl.load({pointer}, mask={mask}{other})", reach
+
+    def _mask(self, buffer: str, terms: list[str]) -> str:
+        """The conjunction of terms; a long one gets a line and a name, good for all that asks for the same."""
+        text = " & ".join(dict.fromkeys(terms))
+        if len(terms) < 4:
+            return text
+        for s in reversed(self.scopes):
+            if text in s.masks:
+                return s.masks[text]
+        name = self.names.fresh(f"{buffer}_in")
+        self.line(f"{name} = {text}")
+        self.scopes[-1].masks[text] = name
+        return name
 
     def store(self, s: Store) -> None:
         """Write a store; of the points that share an address, one stores."""
@@ -408,5 +423,5 @@ class Body:
         reach = dims.union(along, *(d for _, d in terms))
         if reach != dims:
             pointer = f"tl.broadcast_to({pointer}, {self.shape(reach)})"
-        mask = " & ".join(t for t, _ in terms)
+        mask = self._mask(s.buffer, [t for t, _ in terms])
         self.line(f"tl.store({pointer}, {value.alone}{', mask=' + mask if mask else ''})")

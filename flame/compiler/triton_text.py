@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from flame.dtypes import bool_, by_name, dtype, float32, float64
+from flame.dtypes import bool_, by_name, float32, float64
+from flame.dtypes import dtype as DType
 from flame.ops.machine import BASIC, COMPARISONS, Machine
 from flame.primitive import REGISTRY
 
@@ -33,7 +34,7 @@ LANGUAGE = {
 }  # fmt: skip
 
 
-def tl(d: dtype) -> str:
+def tl(d: DType) -> str:
     """The dtype as a Triton expression."""
     return f"tl.{LANGUAGE[d.name][0]}"
 
@@ -56,7 +57,7 @@ class Names:
         return name
 
 
-def literal(value: bool | int | float, d: dtype) -> str:
+def literal(value: bool | int | float, d: DType) -> str:
     """A number as it is written beside a value of dtype `d`, which it takes on."""
     if d is bool_:
         return "True" if value else "False"
@@ -66,7 +67,7 @@ def literal(value: bool | int | float, d: dtype) -> str:
     return repr(value) if math.isfinite(value) else f'float("{value}")'
 
 
-def typed(value: bool | int | float, d: dtype) -> str:
+def typed(value: bool | int | float, d: DType) -> str:
     """A number that has dtype `d` by itself."""
     if d is float32:
         size = abs(float(value))
@@ -80,11 +81,11 @@ class Text:
     """A value in source: a name, or a number (`value`) that is written where it is used."""
 
     text: str
-    dtype: dtype
+    dtype: DType
     value: bool | int | float | None = None
 
     @classmethod
-    def number(cls, value: bool | int | float, d: dtype) -> Text:
+    def number(cls, value: bool | int | float, d: DType) -> Text:
         return cls(literal(value, d), d, value)
 
     @property
@@ -107,18 +108,19 @@ _INFIX = {
 _BOOLEAN = {"add": "|", "mul": "&", "maximum": "|", "minimum": "&"}
 
 #: functions of a module, by name: what they call, and their text
+#: (none has the name that a primitive's function may take: those of maximum and minimum are basic operations)
 _LIBRARY = {
-    "_floor_divide": '''
+    "_floor_divide_int": '''
 @triton.jit
-def _floor_divide(a, b):
+def _floor_divide_int(a, b):
     """a // b rounded down, where Triton's rounds towards zero."""
     q = a // b
     r = a - q * b
     return tl.where((r != 0) & ((r < 0) != (b < 0)), q - 1, q)
 ''',
-    "_remainder": '''
+    "_remainder_int": '''
 @triton.jit
-def _remainder(a, b):
+def _remainder_int(a, b):
     """The remainder of a // b rounded down: it has the sign of b."""
     r = a % b
     return tl.where((r != 0) & ((r < 0) != (b < 0)), r + b, r)
@@ -188,7 +190,7 @@ class Functions:
         self._longer.add(kinds)
         return ""
 
-    def primitive(self, name: str, arguments: tuple[dtype, ...]) -> str:
+    def primitive(self, name: str, arguments: tuple[DType, ...]) -> str:
         """The name of the function that an elementwise primitive's definition becomes for operands of these dtypes."""
         kinds = {d for d in arguments if d is not bool_} or {bool_}
         function = f"_{name}" if kinds == {float32} else "_".join((f"_{name}", *sorted(d.name for d in kinds)))
@@ -209,7 +211,7 @@ class Functions:
         return any("libdevice." in t for t in self.texts.values())
 
 
-def spell(op: str, args: tuple[Text, ...], out: dtype, functions: Functions) -> str:
+def spell(op: str, args: tuple[Text, ...], out: DType, functions: Functions) -> str:
     """The text of a basic operation, a cast, or an elementwise primitive, on values and numbers."""
     if op == "cast":
         return _cast(args[0], out)
@@ -253,9 +255,9 @@ def spell(op: str, args: tuple[Text, ...], out: dtype, functions: Functions) -> 
         case "remainder_int" if kind.kind == "u":
             return _infix("%", args)
         case "floor_divide_int":
-            return f"{functions.library('_floor_divide')}({x}, {rest[0]})"
+            return f"{functions.library('_floor_divide_int')}({x}, {rest[0]})"
         case "remainder_int":
-            return f"{functions.library('_remainder')}({x}, {rest[0]})"
+            return f"{functions.library('_remainder_int')}({x}, {rest[0]})"
         case "where":
             chosen = args[1].text if args[2].value is None else args[1].alone
             return f"tl.where({x}, {chosen}, {args[2].text})"
@@ -270,7 +272,7 @@ def _infix(symbol: str, args: tuple[Text, ...]) -> str:
     return f"{left} {symbol} {b.text}"
 
 
-def _cast(x: Text, out: dtype) -> str:
+def _cast(x: Text, out: DType) -> str:
     if out is x.dtype:
         return x.tensor
     if out is bool_:
@@ -304,12 +306,12 @@ class TritonMachine(Machine):
         self.lines: list[str] = []
         self.names = Names()
 
-    def _line(self, text: str, d: dtype) -> Text:
+    def _line(self, text: str, d: DType) -> Text:
         name = self.names.fresh(f"t{len(self.lines)}")
         self.lines.append(f"    {name} = {text}")
         return Text(name, d)
 
-    def _read(self, x: Any, d: dtype) -> Text:
+    def _read(self, x: Any, d: DType) -> Text:
         return x if isinstance(x, Text) else Text.number(x, d)
 
     def emit(self, op: str, *operands: Any) -> Text:
@@ -323,16 +325,16 @@ class TritonMachine(Machine):
         out = bool_ if op in COMPARISONS else args[0].dtype if op.startswith("shift") else kind
         return self._line(spell(op, args, out, self.functions), out)
 
-    def const(self, value: bool | int | float, d: dtype) -> Text:
+    def const(self, value: bool | int | float, d: DType) -> Text:
         return Text.number(value if isinstance(value, bool | int | float) else np.asarray(value).item(), d)
 
-    def cast(self, x: Text, d: dtype) -> Text:
+    def cast(self, x: Text, d: DType) -> Text:
         return self._line(_cast(x, d), d)
 
-    def bitcast(self, x: Text, d: dtype) -> Text:
+    def bitcast(self, x: Text, d: DType) -> Text:
         return self._line(spell("bitcast", (x,), d, self.functions), d)
 
-    def dtype(self, x: Text) -> dtype:
+    def dtype(self, x: Text) -> DType:
         return x.dtype
 
     def libm(self, name: str, *x: Any) -> Text:

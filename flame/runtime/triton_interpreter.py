@@ -5,10 +5,10 @@ rule, and `interpret` builds what the other mode would have built, for one run: 
 `InterpretedFunction`, and for the length of the run every compiled function it may call (the module's own, and those of the
 standard library such as `tl.sum`) stands aside for its plain one.
 
-The interpreter itself is put right where it departs from what GPUs do: bfloat16 rounds to nearest even (it truncates), `tl.dot`
-of bfloat16 multiplies numbers (it multiplies their bit patterns), integer `tl.dot` wraps, a scalar condition may mask a tile,
-functions of `libdevice` exist, and reductions with a function of one's own fold halves of a tile instead of one element at a time, as a GPU does, and faster. In
-older versions ~ of unsigned integers and run-time loop bounds fail with NumPy 2.
+The interpreter itself is put right where it departs from what GPUs do: bfloat16 rounds to nearest even (it truncates),
+`tl.dot` of bfloat16 multiplies numbers (it multiplies their bit patterns), integer `tl.dot` wraps, a scalar condition may mask
+a tile, functions of `libdevice` exist, and reductions with a function of one's own fold halves of a tile instead of one element
+at a time, as a GPU does, and faster. In older versions ~ of unsigned integers and run-time loop bounds fail with NumPy 2.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import numpy as np
 from flame.compiler.to_triton import TritonSource
 from flame.dtypes import from_numpy_dtype
 from flame.errors import CompileError
+from flame.ops import special
 from flame.ops.machine import NumpyMachine
 
 _one_at_a_time = threading.Lock()
@@ -128,6 +129,7 @@ def interpret(module: dict[str, Any], source: TritonSource, arguments: list[Any]
 def _libdevice(tl: Any, interpreter: Any) -> Any:
     """The functions of `libdevice` that generated code calls, by NumPy."""
     machine = NumpyMachine()
+    others = {"nearbyint": np.rint, "erf": special.erf, "erfc": special.erfc, "lgamma": special.lgamma}
 
     class Library:
         def __getattr__(self, name: str) -> Any:
@@ -135,7 +137,7 @@ def _libdevice(tl: Any, interpreter: Any) -> Any:
                 like = next(a for a in x if isinstance(a, tl.tensor))
                 kind = like.handle.data.dtype
                 arrays = [a.handle.data if isinstance(a, tl.tensor) else np.asarray(a, kind) for a in x]
-                made = np.rint(*arrays) if name == "nearbyint" else machine.libm(name, *arrays)
+                made = others[name](*arrays) if name in others else machine.libm(name, *arrays)
                 out = np.asarray(made, kind).reshape(np.broadcast_shapes(*(a.shape for a in arrays)))
                 shaped = next((a.type for a in x if isinstance(a, tl.tensor) and a.handle.data.shape == out.shape), like.type)
                 return tl.tensor(interpreter.TensorHandle(out, like.dtype.scalar), shaped)

@@ -44,7 +44,8 @@ class Binary:
     shared: int  #: bytes of shared memory that a launch asks for
     threads: int  #: in a program
     registers: int  #: of a thread
-    spills: int  #: bytes of a thread's registers that are kept in memory
+    stack: int  #: bytes of a thread's frame in memory, used or not
+    spills: int  #: instructions that put a thread's registers there
     scratch_pointers: int  #: null pointers that a launch passes after the source's own parameters
     warnings: tuple[str, ...] = ()
 
@@ -156,18 +157,16 @@ def compile_triton(source: TritonSource, arch: str) -> Binary:
     said = tuple(str(w.message) for w in caught)
     if target.backend == "cuda":
         ptx, code = made.asm["ptx"], made.asm["cubin"]
-        registers, spills = _cubin_resources(code)
+        registers, stack, spills = _cubin_resources(code)
         extra = _check_parameters(source, ptx)
         threads = source.warps * 32
     else:
         ptx, code = made.asm["amdgcn"], made.asm["hsaco"]
-        registers, spills = (_number(ptx, rf"\.{word}:\s*(\d+)") for word in ("vgpr_count", "vgpr_spill_count"))
+        words = ("vgpr_count", "private_segment_fixed_size", "vgpr_spill_count")
+        registers, stack, spills = (_number(ptx, rf"\.{word}:\s*(\d+)") for word in words)
         extra = _count_amd_parameters(source, ptx)
         threads = source.warps * target.warp_size
-    return Binary(
-        source.entry, arch, code, ptx, made.metadata.shared, threads, registers, spills * (4 if target.backend == "hip" else 1),
-        extra, said,
-    )  # fmt: skip
+    return Binary(source.entry, arch, code, ptx, made.metadata.shared, threads, registers, stack, spills, extra, said)
 
 
 def _number(text: str, pattern: str) -> int:
@@ -198,19 +197,24 @@ def _count_amd_parameters(source: TritonSource, asm: str) -> int:
     return len(sizes) - len(wanted)
 
 
-def _cubin_resources(code: bytes) -> tuple[int, int]:
-    """(registers a thread, bytes of stack) as NVIDIA's tool reads them from a cubin; -1 where that tool is missing."""
+def _cubin_resources(code: bytes) -> tuple[int, int, int]:
+    """(registers a thread, bytes of stack, stores to it), as NVIDIA's tool reads a cubin; -1 where that tool is missing."""
     folder = os.path.join(os.path.dirname(load_triton().__file__ or ""), "backends", "nvidia", "bin")
     tool = os.path.join(folder, "cuobjdump")
     if not os.access(tool, os.X_OK):
-        return -1, -1
+        return -1, -1, -1
     with tempfile.TemporaryDirectory(prefix="flame-cubin-") as d:
         path = os.path.join(d, "kernel.cubin")
         with open(path, "wb") as f:
             f.write(code)
         done = subprocess.run([tool, "-res-usage", path], capture_output=True, text=True, check=False)
-    said = done.stdout + done.stderr
-    return _number(said, r"REG:(\d+)"), _number(said, r"STACK:(\d+)")
+        said = done.stdout + done.stderr
+        stack = _number(said, r"STACK:(\d+)")
+        spills = 0
+        if stack > 0:  # a frame may be declared and never used
+            listing = subprocess.run([tool, "-sass", path], capture_output=True, text=True, check=False).stdout
+            spills = len(re.findall(r"\bSTL\b", listing))
+    return _number(said, r"REG:(\d+)"), stack, spills
 
 
 # ---- interpreting
