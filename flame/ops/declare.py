@@ -52,7 +52,7 @@ def as_operand(x: Any, d: np.dtype) -> Any:
         width = 8 * d.itemsize
         x = int(x) & ((1 << width) - 1)
         return d.type(x - (1 << width) if d.kind == "i" and x >> (width - 1) else x)
-    return quiet.run(d.type, x)
+    return d.type(x) if -60000.0 < x < 60000.0 else quiet.run(d.type, x)  # only conversions that overflow warn
 
 
 def is_narrow(d: np.dtype) -> bool:
@@ -79,16 +79,20 @@ def meaning(f: Callable[..., Any], *, ordered: bool = False) -> Callable[..., An
     kwargs = {"order": "C"} if ordered else {}
 
     def eager(*xs: Any) -> np.ndarray:
-        like = next(x for x in reversed(xs) if isinstance(x, np.ndarray)).dtype
-        if is_narrow(like):
+        like: Any = None
+        numbers = False
+        for x in xs:
+            if isinstance(x, np.ndarray):
+                like = x.dtype
+            else:
+                numbers = True
+        if like.itemsize == 2 and like.kind in "fV":
             out = quiet.run(f, *[_widened(x, like) for x in xs], **kwargs)
             if out.dtype == np.float32:
                 out = quiet.run(out.astype, like)
+        elif numbers and not (ordered and like.kind == "f"):  # a ufunc reads a Python number in the array's float dtype
+            out = quiet.run(f, *[as_operand(x, like) for x in xs], **kwargs)
         else:
-            for x in xs:
-                if not isinstance(x, np.ndarray):
-                    xs = tuple(as_operand(x, like) for x in xs)
-                    break
             out = quiet.run(f, *xs, **kwargs)
         return out if isinstance(out, np.ndarray) and out.flags.c_contiguous else np.asarray(out, order="C")
 

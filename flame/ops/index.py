@@ -7,6 +7,7 @@ writes may meet at one element, and are library calls.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -360,6 +361,7 @@ _nd_cases: tuple[tuple[Ints, tuple[Ints, ...], Ints], ...] = (
     ((4, 5), ((3,), (3,)), (0, 1)),
     ((4, 5, 6), ((2, 1), (3,)), (0, 1)),
     ((4, 5, 6), ((2,), (2,)), (0, 2)),
+    ((3, 4, 2, 5), ((2,), (3, 1)), (1, 3)),
     ((4, 5, 6), ((2,),), (1,)),
     ((4, 5, 6), ((), ()), (1, 2)),
     ((4, 5), ((0,), (0,)), (0, 1)),
@@ -373,8 +375,10 @@ def _nd_samples(writes: bool) -> Any:
             for shape, at, dims in _nd_cases:
                 for accumulate in (True, False) if writes and d.kind != "b" else (False,):
                     indices = tuple(np.asarray(r.integers(-shape[k], shape[k], s)) for k, s in zip(dims, at, strict=True))
-                    if writes and not accumulate and indices[0].size > 1:  # each place once
-                        indices = (np.arange(indices[0].size).reshape(at[0]), *indices[1:])
+                    if writes and not accumulate:  # each place once, or which write stays is not defined
+                        indices = tuple(
+                            r.permutation(shape[k])[: math.prod(s)].reshape(s) for k, s in zip(dims, at, strict=True)
+                        )
                     specs = tuple(Spec(i.shape, dtypes.int64) for i in indices)
                     v = _nd_infer(Spec(shape, d), *specs, dims=dims).shape
                     params = {"dims": dims} | ({"accumulate": accumulate} if writes else {})

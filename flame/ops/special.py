@@ -15,8 +15,35 @@ import numpy as np
 from flame.ops import vector_math
 from flame.ops.machine import NumpyMachine
 
-_BLOCK = 8192
-_machine = NumpyMachine()
+_BLOCK = 16384
+
+
+class _InQuiet(NumpyMachine):
+    """NumpyMachine for code that runs with warnings off already, on float32: it sets nothing at each operation."""
+
+    def emit(self, op: str, *operands: Any) -> Any:
+        if op == "fma":
+            out = operands[0] * operands[1]
+            out += operands[2]
+            return out
+        f = _UFUNCS.get(op)
+        return f(*operands) if f else super().emit(op, *operands)
+
+
+_UFUNCS: dict[str, Any] = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": np.divide,
+    "neg": np.negative,
+    "abs": np.abs,
+    "minimum": np.minimum,
+    "maximum": np.maximum,
+    "lt": np.less,
+    "shift_right": np.right_shift,
+    "shift_left": np.left_shift,
+}
+_machine = _InQuiet()
 
 
 def _in_blocks(define: Callable[..., Any], x: np.ndarray) -> np.ndarray:
