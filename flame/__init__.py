@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from flame import autograd, dtypes, functions, nn, optim
+from flame import autograd, cuda, dtypes, functions, nn, optim
 from flame.autograd import enable_grad, inference_mode, is_grad_enabled, is_inference_mode_enabled, no_grad, set_grad_enabled
 from flame.dtypes import (
     bfloat16,

@@ -206,6 +206,7 @@ def _renew_view(t: Tensor, v: View) -> None:
     """The base was written since this view was made: its history is the base's now, seen through the chain."""
     t._view = v._replace(version=t._version)
     if not requires_grad(v.base):
+        t._node = None
         return
     before = force.grad, force.interpreter
     force.grad, force.interpreter = True, None
@@ -318,12 +319,32 @@ def check_writable(t: Tensor) -> None:
     if v is not None:
         if force.grad and v.base._requires_grad and v.base._node is None:
             raise RuntimeError("a view of a leaf Variable that requires grad is being used in an in-place operation.")
-        for p, _ in v.chain:
-            if p.name in ("expand", "window"):
-                raise RuntimeError(
-                    "unsupported operation: more than one element of the written-to tensor refers to a single memory location. "
-                    "Please clone() the tensor before performing the operation."
-                )
+        check_chain(v.chain)
+    if t._array is not None:
+        check_memory(t._array)
+
+
+def check_chain(chain: tuple) -> None:
+    """Raise where a chain of views shows one element several times."""
+    for p, _ in chain:
+        if p.name in ("expand", "window"):
+            raise RuntimeError(SHARED_ELEMENTS)
+
+
+def check_memory(a: Any) -> None:
+    """Raise where an array can't be written."""
+    if not a.flags.writeable:
+        if any(s == 0 and n > 1 for s, n in zip(a.strides, a.shape, strict=True)) or not a.flags.owndata:
+            raise RuntimeError(SHARED_ELEMENTS)
+        raise RuntimeError(
+            "the memory of this tensor is read-only (it was made from a read-only array): clone() it before writing to it"
+        )
+
+
+SHARED_ELEMENTS = (
+    "unsupported operation: more than one element of the written-to tensor refers to a single memory location. Please clone() the "
+    "tensor before performing the operation."
+)
 
 
 def assign(target: Tensor, value: Tensor) -> Tensor:
@@ -343,10 +364,6 @@ def eager_assign(target: Tensor, value: Tensor) -> Tensor:
     base_new = None
     if base is not None and force.grad and (value_edge is not None or edge(base) is not None):
         base_new = write_through(base, v.chain, value)  # type: ignore[union-attr]
-    if not target._array.flags.writeable:
-        raise RuntimeError(
-            "the memory of this tensor is read-only (it was made from a read-only array): clone() it before writing to it"
-        )
     np.copyto(target._array, value._data())
     storage = target.storage_of()
     storage.version += 1

@@ -517,12 +517,9 @@ class Run:
         root = trace.root
         if root is not None and force.grad and root._requires_grad and root._node is None:
             raise RuntimeError("a view of a leaf Variable that requires grad is being used in an in-place operation.")
-        for p, _ in trace.chain:
-            if p.name in ("expand", "window"):
-                raise RuntimeError(
-                    "unsupported operation: more than one element of the written-to tensor refers to a single memory location. "
-                    "Please clone() the tensor before performing the operation."
-                )
+        tape.check_chain(trace.chain)
+        if trace.window.external is not None:
+            tape.check_memory(trace.window.external._array)
 
     def _write_memory(self, target: Tensor, value: Tensor, root: Tensor | None, new_root: Tensor | None) -> None:
         """Recording: the write itself, and the tape's side of it."""
@@ -575,7 +572,7 @@ class Run:
             return force.interpreter.detach(t)
         n = _new(Tensor)
         w = self.window_of(t)
-        n._array = t._array
+        n._array = None if self.following else t._array
         n._storage = w.storage
         n._trace = Trace(w, t._trace.chain, None)
         n._ref = self.capture.ref(ref.value, None, ref.spec)

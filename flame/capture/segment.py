@@ -299,12 +299,14 @@ class SegmentNode:
         for i, (t, ref, w) in enumerate(self.externals):
             if w is None:
                 continue
-            if w.mutations:  # about to be overwritten: a re-execution needs what it was
+            if w.mutations or (self.plan.replayed and ref.value not in self.guarded):
+                # about to be overwritten, or free to be: a re-execution needs what it was
                 before = wrap(np.array(t._array, order="K"))
                 self.externals[i] = (before, ref, None)
             else:
-                self.inputs_at.append((w.storage, w.storage.version, ref.spec))
-                if ref.value in self.guarded:
+                if ref.value not in self.guarded:
+                    self.inputs_at.append((w.storage, w.storage.version, ref.spec))
+                else:
                     self.versions.append((w.storage, w.storage.version, ref.spec, ref.value))
         for t in alive:
             if t._ref.value in self.guarded and t._array is None and (t._trace is None or t._trace.window.external is None):
@@ -390,7 +392,8 @@ class SegmentNode:
         for e in self.visited:
             self.freed |= self.tape.holders.get(e, frozenset())
         self.visited = set()
-        if self.freed and all(self.tape.holders.get(e, frozenset()) <= self.freed for e in self.plan.differentiated):
+        holders = [self.tape.holders.get(e, frozenset()) for e in self.plan.differentiated]
+        if all(h and h <= self.freed for h in holders):
             self.saved = []
             self.externals = []
             self.versions = []

@@ -1,0 +1,143 @@
+"""What the eager tape would have kept of a followed path, and where it would refuse to differentiate.
+
+A compiled segment keeps other things for backward than the tape does. So that errors are the tape's all the same ("modified by an
+in-place operation", "a second time"), its bookkeeping is simulated on the path, once: every piece of memory has a version, every
+operation that carries gradient saves what its rules read, a write raises the version, backward without retain_graph lets go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from flame.capture.trace import Ref, Step
+
+FREED = "freed"
+MODIFIED = "modified"
+
+
+def op_steps(path: list[Step]) -> Iterator[Step]:
+    """The operations of a path, those of its gradient steps among them."""
+    for s in path:
+        if s.kind == "op":
+            yield s
+        elif s.kind == "gradient":
+            yield from s.inner
+
+
+@dataclass
+class _Record:
+    """One operation on the tape."""
+
+    step: Step
+    edges: tuple[int, ...]  #: its own
+    feeds: tuple[int, ...]  #: those of its operands
+    saved: list[tuple[int, int, int]] = field(default_factory=list)  #: (value, memory, version)
+    freed: bool = False
+
+
+@dataclass
+class TapeModel:
+    """`trouble` names the edges that can't be differentiated: edge -> (FREED or MODIFIED, the step to blame). `reaches` has for
+    every edge the outside edges that gradient flows to. `saved` are the values that the tape holds at the end, by edge, and
+    `holders` the operations, numbered, that hold them."""
+
+    trouble: dict[int, tuple[str, Step]]
+    reaches: dict[int, frozenset[int]]
+    saved: dict[int, frozenset[int]]
+    holders: dict[int, frozenset[int]]
+
+
+def model(path: list[Step], edges: frozenset[int]) -> TapeModel:
+    """Simulate the tape along a path, as far as the given edges are concerned."""
+    memory: dict[int, int] = {}
+    version: dict[int, int] = {}
+    made: dict[int, _Record] = {}
+    order: list[_Record] = []
+
+    def op(s: Step) -> None:
+        for o in s.operands:
+            if type(o) is Ref and o.value not in memory:
+                memory[o.value] = o.value
+        home = memory[s.operands[0].value] if s.view else None
+        for r in s.outs:
+            memory[r.value] = r.value if home is None else home
+        if not any(r.edge is not None for r in s.outs):
+            return
+        p = s.primitive
+        assert p is not None
+        keep, keep_output = [False] * len(s.operands), False
+        for i, o in enumerate(s.operands):
+            rule = p.rule(i) if type(o) is Ref and o.edge is not None else None
+            if rule is not None:
+                keep_output |= rule.saves_output
+                for j in range(len(keep)):
+                    keep[j] |= rule.saves(j)
+        record = _Record(
+            s,
+            tuple(r.edge for r in s.outs if r.edge is not None),
+            tuple(dict.fromkeys(o.edge for o in s.operands if type(o) is Ref and o.edge is not None)),
+        )
+        for o, k in zip(s.operands, keep, strict=True):
+            if k and type(o) is Ref:
+                m = memory[o.value]
+                record.saved.append((o.value, m, version.get(m, 0)))
+        if keep_output:
+            v = s.outs[0].value
+            record.saved.append((v, memory[v], version.get(memory[v], 0)))
+        order.append(record)
+        for e in record.edges:
+            made[e] = record
+
+    for s in path:
+        match s.kind:
+            case "input":
+                memory.setdefault(s.outs[0].value, s.outs[0].value)
+            case "op":
+                op(s)
+            case "write":
+                target, value, whole = s.operands
+                m = memory.setdefault(target.value, target.value)
+                version[m] = version.get(m, 0) + 1
+                memory[whole.value] = memory[value.value] = m
+            case "gradient":
+                for inner in s.inner:
+                    op(inner)
+                n_y, _, _, retain, _ = s.options
+                if not retain:
+                    for record in _behind(order, made, {r.edge for r in s.operands[:n_y]}):
+                        record.freed = record.freed or bool(record.saved)
+    trouble: dict[int, tuple[str, Step]] = {}
+    reaches: dict[int, frozenset[int]] = {}
+    saved: dict[int, frozenset[int]] = {}
+    holders: dict[int, frozenset[int]] = {}
+    number = {id(record): i for i, record in enumerate(order)}
+    for e in edges:
+        behind = _behind(order, made, {e})
+        outside: set[int] = set()
+        held: set[int] = set()
+        for record in behind:
+            outside.update(f for f in record.feeds if f not in made)
+            held.update(v for v, _, _ in record.saved)
+            if e in trouble:
+                continue
+            if record.freed:
+                trouble[e] = (FREED, record.step)
+            elif any(version.get(m, 0) != at for _, m, at in record.saved):
+                trouble[e] = (MODIFIED, record.step)
+        reaches[e], saved[e] = frozenset(outside), frozenset(held)
+        holders[e] = frozenset(number[id(record)] for record in behind if record.saved)
+    return TapeModel(trouble, reaches, saved, holders)
+
+
+def _behind(order: list[_Record], made: dict[int, _Record], edges: set[int | None]) -> list[_Record]:
+    """The records that backward from these edges visits, last first."""
+    reach = {e for e in edges if e in made}
+    if not reach:
+        return []
+    found = []
+    for record in reversed(order):
+        if not reach.isdisjoint(record.edges):
+            found.append(record)
+            reach.update(f for f in record.feeds if f in made)
+    return found
