@@ -30,6 +30,9 @@ from flame.nn.modules.activation import (
     Tanhshrink,
     Threshold,
 )
+from flame.nn.modules.attention import (
+    MultiheadAttention,
+)
 from flame.nn.modules.batchnorm import (
     BatchNorm1d,
     BatchNorm2d,
@@ -221,6 +224,7 @@ __all__ = [
     "MultiLabelMarginLoss",
     "MultiLabelSoftMarginLoss",
     "MultiMarginLoss",
+    "MultiheadAttention",
     "NLLLoss",
     "PReLU",
     "PairwiseDistance",

@@ -42,6 +42,7 @@ from flame.nn.functional.activation import (
     tanhshrink,
     threshold,
 )
+from flame.nn.functional.attention import multi_head_attention_forward
 from flame.nn.functional.convolution import (
     adaptive_avg_pool1d,
     adaptive_avg_pool2d,
@@ -159,6 +160,7 @@ __all__ = [
     "max_pool3d",
     "mish",
     "mse_loss",
+    "multi_head_attention_forward",
     "multi_margin_loss",
     "multilabel_margin_loss",
     "multilabel_soft_margin_loss",
