@@ -1,4 +1,4 @@
-"""`compile`, `disable` and `explain`: what users see of capture and compilation."""
+"""`compile` and `disable`: what users see of capture and compilation (what came of it: `flame.kernels`, `flame.explain`)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 
 from flame.capture.run import Run
 from flame.capture.trace import Capture
+from flame.compiler.graph import Graph
+from flame.kernels import DEFAULT_GPU, Inventory, KernelHandle
 from flame.knobs import knobs
 from flame.primitive import force
 
@@ -35,6 +37,7 @@ class CompiledFunction:
         self._fn = fn
         self._options = options
         self._capture = Capture(getattr(fn, "__name__", type(fn).__name__), options)
+        self._inventory = Inventory(self._capture)
         functools.update_wrapper(self, fn, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -73,9 +76,24 @@ class CompiledFunction:
         """Why this function runs eagerly now, if it does."""
         return self._capture.given_up
 
+    @property
+    def graphs(self) -> list[Graph]:
+        """The captured graphs that were compiled so far, forward and backward, in that order."""
+        return self._inventory.graphs()
+
+    @property
+    def kernels(self) -> list[KernelHandle]:
+        """The kernels compiled so far, each once, in the order of their first use."""
+        return self._inventory.kernels()
+
+    def gpu_kernels(self, arch: str = DEFAULT_GPU) -> list[KernelHandle]:
+        """The captured graphs fused for a GPU that need not be there: what would run on it."""
+        return self._inventory.gpu_kernels(arch)
+
     def reset(self) -> None:
         """Forget all that was captured and compiled."""
         self._capture = Capture(self._capture.name, self._options)
+        self._inventory = Inventory(self._capture)
 
 
 def compile(

@@ -1,0 +1,220 @@
+"""What was made of a function, to be held and read: `compiled.kernels`, `compiled.graphs`, `compiled.gpu_kernels(arch)`.
+
+A `KernelHandle` is one kernel, by its meaning: kernels that differ in names alone are one handle. It renders and compiles at
+need, for this machine's CPU and for GPUs that need not be there. `Inventory` finds the handles of a capture.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from flame.capture.compiled import Compiled
+from flame.capture.trace import Capture
+from flame.compiler.graph import Graph
+from flame.compiler.kernel import Kernel, bytes_moved, digest
+from flame.compiler.pipeline import compile_graph
+from flame.compiler.program import Decision, KernelStep, Program
+from flame.compiler.schedule import choose_gpu
+from flame.compiler.schedule_cpu import choose_cpu
+from flame.compiler.target import Target
+from flame.compiler.target_cpu import LlvmSource
+from flame.compiler.to_llvm import to_llvm
+from flame.compiler.to_triton import TritonSource, to_triton
+from flame.errors import CompileError, Refused
+from flame.runtime import cpu, llvm_jit
+from flame.runtime.triton_tools import Binary, compile_triton
+
+#: the GPU that source is written for where none is named
+DEFAULT_GPU = "sm_90"
+
+#: data-sheet figures: lanes of a warp, multiprocessors, bytes of shared memory that one program may take
+_GPUS = {
+    "sm_70": (32, 80, 96),
+    "sm_75": (32, 40, 64),
+    "sm_80": (32, 108, 163),
+    "sm_86": (32, 84, 99),
+    "sm_89": (32, 128, 99),
+    "sm_90": (32, 132, 227),
+    "sm_100": (32, 148, 227),
+    "sm_120": (32, 170, 99),
+    "gfx90a": (64, 104, 64),
+    "gfx942": (64, 304, 64),
+    "gfx950": (64, 256, 160),
+    "gfx1100": (32, 96, 64),
+}
+
+
+def gpu(arch: str = DEFAULT_GPU) -> Target:
+    """A GPU of that architecture, as its data sheet describes it; an NVIDIA one that is not in the table as the next older one.
+
+    Raises ValueError for a name that is neither "sm_NN" nor "gfxNNN".
+    """
+    number = re.fullmatch(r"sm_(\d+)a?", arch)
+    if number is None and re.fullmatch(r"gfx[0-9a-f]+", arch) is None:
+        raise ValueError(f"{arch!r} is no GPU architecture: expected sm_80, sm_90, sm_100, gfx942 or the like")
+    if number is not None:
+        older = [n for n in _GPUS if n.startswith("sm_") and int(n[3:]) <= int(number[1])]
+        known = max(older, key=lambda n: int(n[3:]), default="sm_70")
+    else:
+        known = arch if arch in _GPUS else "gfx90a" if arch.startswith("gfx9") else "gfx1100"
+    lanes, units, kilobytes = _GPUS[known]
+    return Target("cuda", arch, lanes=lanes, units=units, cache=kilobytes * 1024)
+
+
+#: what a handle's kernel was fused for where that is this machine, whatever it is called
+HOST = Target("cpu", "host")
+
+
+class KernelHandle:
+    """One kernel. `kernel` is its IR; `notes` are what it is of the user's program ("softmax model.py:12").
+
+    `target` is the machine that it was fused for. `uses` counts the steps that run it; `symbols` are the values of its run-time
+    numbers in the first of them. `runs_by` is "native", "library" or "interpreted" for a kernel that a compiled function runs,
+    and "" for one that is only made to be read.
+    """
+
+    def __init__(self, step: KernelStep, target: Target, runs_by: str = ""):
+        self.kernel: Kernel = step.kernel
+        self.target = target
+        self.symbols = dict(step.symbols)
+        self.notes: tuple[str, ...] = step.notes
+        self.uses = 1
+        self.runs_by = runs_by
+        self._binaries: dict[str, Binary] = {}
+
+    def used_again(self, step: KernelStep) -> None:
+        """Count another step that runs the same kernel."""
+        self.uses += 1
+        self.notes = tuple(dict.fromkeys((*self.notes, *step.notes)))
+
+    @property
+    def name(self) -> str:
+        return self.kernel.name
+
+    @property
+    def digest(self) -> str:
+        """A hash of what it computes, names apart."""
+        return digest(self.kernel)
+
+    @property
+    def bytes_moved(self) -> int:
+        """Bytes that one run reads and writes, if caches were perfect."""
+        return bytes_moved(self.kernel, self.symbols)
+
+    def triton_source(self, arch: str = "") -> TritonSource:
+        """The kernel in Triton with all that compiling needs, scheduled for a GPU (by default the one that it was fused for,
+        or an H100). Raises CompileError where the renderer refuses it."""
+        target = self.target if not arch and self.target.is_gpu else gpu(arch or DEFAULT_GPU)
+        try:
+            return to_triton(self.kernel, choose_gpu(self.kernel, target, self.symbols))
+        except Refused as reason:
+            raise CompileError(f"{self.name} has no form in Triton: {reason}") from reason
+
+    @property
+    def triton(self) -> str:
+        """Its Triton source."""
+        return self.triton_source().text
+
+    def _llvm_source(self) -> LlvmSource:
+        llvm_jit.require()
+        try:
+            return to_llvm(self.kernel, choose_cpu(self.kernel, cpu.host()), cpu.host())
+        except Refused as reason:
+            raise CompileError(f"{self.name} has no form in LLVM IR: {reason}") from reason
+
+    @property
+    def llvm(self) -> str:
+        """Its LLVM IR, as compiled for this machine (where names are left out). Raises MissingTargetError where llvmlite is not installed."""
+        return self._llvm_source().text
+
+    @property
+    def asm(self) -> str:
+        """This machine's code for it, as text. Raises MissingTargetError where llvmlite is not installed."""
+        s = self._llvm_source()
+        return llvm_jit.assembly(s.text, cpu.host(), passes=s.passes, codegen=s.codegen, what=self.name)
+
+    def binary(self, arch: str = DEFAULT_GPU) -> Binary:
+        """Compiled for a GPU that need not be there, with its registers and shared memory. Raises MissingTargetError where
+        Triton is not installed, CompileError where it refuses."""
+        found = self._binaries.get(arch)
+        if found is None:
+            found = self._binaries[arch] = compile_triton(self.triton_source(arch), arch)
+        return found
+
+    def ptx(self, arch: str = DEFAULT_GPU) -> str:
+        """Its assembly for a GPU: PTX, or AMD's for "gfx..."."""
+        return self.binary(arch).asm
+
+    def cubin(self, arch: str = DEFAULT_GPU) -> bytes:
+        """Its machine code for a GPU, as a driver loads it."""
+        return self.binary(arch).code
+
+    def __str__(self) -> str:
+        return str(self.kernel)
+
+    def __repr__(self) -> str:
+        return f"<kernel {self.name}: {', '.join(self.notes) or 'no known line'}>"
+
+
+class Inventory:
+    """What was made of one capture. Handles stay the same objects from look to look."""
+
+    def __init__(self, capture: Capture):
+        self._capture = capture
+        self._handles: dict[str, KernelHandle] = {}
+        self._seen: dict[int, Any] = {}  #: programs by id, which are kept so that ids stay theirs
+
+    def compiled(self) -> Iterator[Compiled]:
+        """Forward and backward of every segment, each once, in the order in which they were compiled."""
+        found: dict[int, Compiled] = {}
+        for plan in list(self._capture.plans):
+            for c in (plan.forward, plan.backward):
+                if c is not None:
+                    found.setdefault(id(c), c)
+        return iter(found.values())
+
+    def graphs(self) -> list[Graph]:
+        return [c.graph for c in self.compiled()]
+
+    def kernels(self) -> list[KernelHandle]:
+        """Kernels that differ in more than names, in the order of their first use."""
+        for c in self.compiled():
+            if c.program is not None and id(c.program) not in self._seen:
+                self._seen[id(c.program)] = c.program
+                collect(c.program, HOST, self._handles, _runs(c))
+        return list(self._handles.values())
+
+    def gpu_kernels(self, arch: str = DEFAULT_GPU) -> list[KernelHandle]:
+        """The captured graphs fused anew for a GPU."""
+        found: dict[str, KernelHandle] = {}
+        target = gpu(arch)
+        for graph in self.graphs():
+            collect(compile_graph(graph, target), target, found)
+        return list(found.values())
+
+    def decisions(self) -> list[Decision]:
+        return [d for c in self.compiled() for d in c.decisions]
+
+
+def _runs(c: Compiled) -> Callable[[int, KernelStep], str]:
+    """By what a compiled graph runs its steps."""
+    native = {} if c.executable is None else c.executable.kernels
+    return lambda i, step: "native" if i in native else "interpreted" if step.library is None else "library"
+
+
+def collect(
+    program: Program,
+    target: Target,
+    into: dict[str, KernelHandle],
+    runs_by: Callable[[int, KernelStep], str] = lambda i, step: "",
+) -> None:
+    """Add a program's kernels to handles by digest."""
+    for i, step in enumerate(program.steps):
+        if isinstance(step, KernelStep):
+            key = digest(step.kernel)
+            if key in into:
+                into[key].used_again(step)
+            else:
+                into[key] = KernelHandle(step, target, runs_by(i, step))
