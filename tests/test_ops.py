@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -324,15 +325,38 @@ def test_meaning_against_an_independent_one(p: Primitive) -> None:
         assert_close(y, want, spec_of(y).dtype, scale=_LOOSE.get(p.name, 1))
 
 
-def test_convolution_gradients_are_its_transposes() -> None:
-    """<conv(x, w), g> = <x, input_grad(g, w)> = <w, weight_grad(x, g)>, which determines both."""
-    conv, back_x, back_w = (REGISTRY[n] for n in ("conv", "conv_input_grad", "conv_weight_grad"))
-    for (x, w), how in conv.samples():
-        if x.dtype == np.float64:
-            g = np.random.default_rng(0).standard_normal(conv.eager(x, w, **how).shape)
-            whole = (conv.eager(x, w, **how) * g).sum()
-            np.testing.assert_allclose((x * back_x.eager(g, w, input_shape=x.shape, **how)).sum(), whole, atol=1e-9)
-            np.testing.assert_allclose((w * back_w.eager(x, g, weight_shape=w.shape, **how)).sum(), whole, atol=1e-9)
+def random_convolutions(count: int) -> Iterator[tuple[np.ndarray, np.ndarray, dict]]:
+    r = np.random.default_rng(3)
+    while count:
+        rank, groups, c, o = (int(v) for v in r.integers(1, 4, 4))
+        how: dict[str, Any] = {
+            "stride": tuple(int(v) for v in r.integers(1, 4, rank)) if r.random() < 0.5 else (1,) * rank,
+            "padding": tuple((int(lo), int(hi)) for lo, hi in r.integers(0, 4, (rank, 2))),
+            "dilation": tuple(int(v) for v in r.integers(1, 3, rank)),
+            "groups": groups,
+        }
+        x = r.standard_normal((int(r.integers(1, 3)), c * groups, *r.integers(1, 7, rank)))
+        w = r.standard_normal((o * groups, c, *r.integers(1, 4, rank)))
+        reach = [d * (k - 1) for d, k in zip(how["dilation"], w.shape[2:], strict=True)]
+        if all(n + lo + hi > d for n, (lo, hi), d in zip(x.shape[2:], how["padding"], reach, strict=True)):
+            count -= 1
+            yield x, w, how
+
+
+def test_convolutions_of_every_kind() -> None:
+    """Against the definition; and <conv(x, w), g> = <x, input_grad(g, w)> = <w, weight_grad(x, g)> for x and w of their own."""
+    conv, back_x, back_w = (REGISTRY[n].eager for n in ("conv", "conv_input_grad", "conv_weight_grad"))
+    r = np.random.default_rng(4)
+    for x, w, how in random_convolutions(120):
+        y = conv(x, w, **how)
+        np.testing.assert_allclose(y, naive_conv(x, w, **how), atol=1e-10)
+        g, v, u = (r.standard_normal(a.shape) for a in (y, x, w))
+        np.testing.assert_allclose(
+            (back_x(g, w, input_shape=x.shape, **how) * v).sum(), (conv(v, w, **how) * g).sum(), atol=1e-9
+        )
+        np.testing.assert_allclose(
+            (back_w(x, g, weight_shape=w.shape, **how) * u).sum(), (conv(x, u, **how) * g).sum(), atol=1e-9
+        )
 
 
 def test_special_values() -> None:

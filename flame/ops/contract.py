@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -243,50 +243,63 @@ def _conv_check(x: Spec, w: Spec, *, stride: Ints, padding: Padding, dilation: I
     return Spec((x.shape[0], w.shape[0], *out), d)
 
 
-def _inner(space: Iterable[int], padding: Padding) -> Any:
-    """Where the input lies in the padded one."""
-    return (..., *(slice(lo, lo + n) for n, (lo, _) in zip(space, padding, strict=True)))
+class _Columns:
+    """The im2col matrices of a convolution, an image at a time so that they stay in cache: [groups, c / groups * k, places].
+
+    With stride 1 a place is a position in the flattened padded image, from the first result's to the last's: all of a row of
+    the matrix is then one run of memory, which copies several times faster, for a few places between the rows of the image
+    that no result needs. Where those would be many, and with other strides, the places are the results.
+    """
+
+    def __init__(self, x: np.ndarray, kernel: Ints, *, stride: Ints, padding: Padding, dilation: Ints, groups: int):
+        _, channels, *space = x.shape
+        self.images = x
+        self.out = conv_sizes(tuple(space), kernel, stride, padding, dilation)
+        padded = tuple(n + lo + hi for n, (lo, hi) in zip(space, padding, strict=True))
+        self.room = None if padded == tuple(space) else np.zeros((channels, *padded), x.dtype)
+        self.inner = (slice(None), *(slice(lo, lo + n) for n, (lo, _) in zip(space, padding, strict=True)))
+        steps = [math.prod(padded[i + 1 :]) for i in range(len(padded))]  # strides of the padded image, in elements
+        run = sum((n - 1) * s for n, s in zip(self.out, steps, strict=True)) + 1
+        self.flat = max(stride) == 1 and run <= 1.5 * math.prod(self.out)
+        self.places: Ints = (run,) if self.flat else self.out
+        self.width = math.prod(self.places)
+        item, plane = x.itemsize, math.prod(padded)
+        #: where each result lies among the places
+        self.result_strides = tuple(item * s for s in (steps if self.flat else _row_major(self.out)))
+        self.shape = (groups, channels // groups, *kernel, *self.places)
+        by_place = (1,) if self.flat else tuple(s * n for s, n in zip(steps, stride, strict=True))
+        by_tap = tuple(s * d for s, d in zip(steps, dilation, strict=True))
+        self.strides = tuple(item * n for n in (channels // groups * plane, plane, *by_tap, *by_place))
+
+    def of(self, i: int) -> np.ndarray:
+        image = np.ascontiguousarray(self.images[i])
+        if self.room is not None:
+            self.room[self.inner] = image
+            image = self.room
+        view = as_strided(image, self.shape, self.strides, writeable=False)
+        return view.reshape(self.shape[0], math.prod(self.shape[1 : -len(self.places)]), self.width)
+
+    def results(self, y: np.ndarray) -> np.ndarray:
+        """The results in a C-contiguous y[groups, m, places], as a view [groups, m, *out]."""
+        return as_strided(y, (*y.shape[:2], *self.out), (*y.strides[:2], *self.result_strides))
 
 
-def _windows(x: np.ndarray, kernel: Ints, stride: Ints, padding: Padding, dilation: Ints, groups: int) -> np.ndarray:
-    """What each place of the result sees, as a view of the padded input: [n, groups, c / groups, *k, *t]."""
-    n, c, *space = x.shape
-    out = conv_sizes(tuple(space), kernel, stride, padding, dilation)
-    if any(lo or hi for lo, hi in padding):
-        padded = np.zeros((n, c, *(s + lo + hi for s, (lo, hi) in zip(space, padding, strict=True))), x.dtype)
-        padded[_inner(space, padding)] = x
-        x = padded
-    at = x.strides[2:]
-    return as_strided(
-        x,
-        (n, groups, c // groups, *kernel, *out),
-        (
-            x.strides[0],
-            x.strides[1] * (c // groups),
-            x.strides[1],
-            *(a * d for a, d in zip(at, dilation, strict=True)),
-            *(a * s for a, s in zip(at, stride, strict=True)),
-        ),
-        writeable=False,
-    )
-
-
-def _columns(x: np.ndarray, kernel: Ints, stride: Ints, padding: Padding, dilation: Ints, groups: int) -> np.ndarray:
-    """The windows copied out as matrices [n, groups, c / groups * k, t]; a 1x1 kernel with stride 1 copies nothing."""
-    v = _windows(x, kernel, stride, padding, dilation, groups)
-    rank = len(kernel)
-    return v.reshape(v.shape[0], groups, math.prod(v.shape[2 : 3 + rank]), math.prod(v.shape[3 + rank :]))
+def _row_major(shape: Ints) -> Ints:
+    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
 def _conv_eager(x: np.ndarray, w: np.ndarray, **how: Any) -> np.ndarray:
-    groups = how["groups"]
-    out = conv_sizes(x.shape[2:], w.shape[2:], how["stride"], how["padding"], how["dilation"])
+    groups, kernel = how["groups"], w.shape[2:]
+    out = conv_sizes(x.shape[2:], kernel, how["stride"], how["padding"], how["dilation"])
+    if 0 in (*x.shape, *w.shape, *out):
+        return np.zeros((x.shape[0], w.shape[0], *out), x.dtype)
 
     def multiply(x: np.ndarray, w: np.ndarray) -> np.ndarray:
-        weights = w.reshape(groups, w.shape[0] // groups, -1) if w.size else w.reshape(groups, w.shape[0] // groups, 0)
-        y = np.empty((x.shape[0], groups, w.shape[0] // groups, math.prod(out)), x.dtype)
-        for i in range(x.shape[0]):  # an image at a time: its columns stay in cache
-            np.matmul(weights, _columns(x[i : i + 1], w.shape[2:], **how)[0], out=y[i])
+        columns = _Columns(x, kernel, **how)
+        weights = w.reshape(groups, w.shape[0] // groups, -1)
+        y = np.empty((x.shape[0], groups, w.shape[0] // groups, *out), x.dtype)
+        for i in range(x.shape[0]):
+            y[i] = columns.results(np.matmul(weights, columns.of(i)))
         return y.reshape(x.shape[0], w.shape[0], *out)
 
     return _product(multiply, x, w)
@@ -316,30 +329,37 @@ def _input_grad_infer(g: Spec, w: Spec, *, input_shape: Ints, **how: Any) -> Spe
 
 
 def _input_grad_eager(g: np.ndarray, w: np.ndarray, *, input_shape: Ints, **how: Any) -> np.ndarray:
-    groups, padding = how["groups"], how["padding"]
-    kernel, space, out = w.shape[2:], input_shape[2:], g.shape[2:]
-    padded = tuple(s + lo + hi for s, (lo, hi) in zip(space, padding, strict=True))
-    inner = _inner(space, padding)
+    groups, padding, dilation, kernel = how["groups"], how["padding"], how["dilation"], w.shape[2:]
+    if 0 in (*g.shape, *w.shape):
+        return np.zeros(input_shape, g.dtype)
+    reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    if max(how["stride"]) == 1 and all(lo <= r and hi <= r for r, (lo, hi) in zip(reach, padding, strict=True)):
+        # a convolution again: of the cotangent, with the kernel turned round and its channels exchanged
+        back = np.flip(w.reshape(groups, w.shape[0] // groups, *w.shape[1:]).swapaxes(1, 2), tuple(range(3, w.ndim + 1)))
+        outer = tuple((r - lo, r - hi) for r, (lo, hi) in zip(reach, padding, strict=True))
+        return _conv_eager(g, back.reshape(input_shape[1], w.shape[0] // groups, *kernel), **(how | {"padding": outer}))
+    out = g.shape[2:]
+    padded = tuple(n + lo + hi for n, (lo, hi) in zip(input_shape[2:], padding, strict=True))
+    inner = (..., *(slice(lo, lo + n) for n, (lo, _) in zip(input_shape[2:], padding, strict=True)))
 
     def multiply(g: np.ndarray, w: np.ndarray) -> np.ndarray:
         n, c = input_shape[:2]
-        weights = w.reshape(groups, w.shape[0] // groups, w.shape[1] * math.prod(kernel)).transpose(0, 2, 1)
-        cotangents = g.reshape(n, groups, w.shape[0] // groups, math.prod(out))
-        x = np.zeros(input_shape, g.dtype)
+        weights = w.reshape(groups, w.shape[0] // groups, -1).transpose(0, 2, 1)
+        cotangents = g.reshape(n, groups, w.shape[0] // groups, -1)
+        x = np.empty(input_shape, g.dtype)
         for i in range(n):
             columns = np.matmul(weights, cotangents[i]).reshape(c, *kernel, *out)
             image = np.zeros((c, *padded), g.dtype)
             for at in np.ndindex(*kernel):
-                places: Any = (
+                to: Any = [
                     slice(k * d, k * d + (t - 1) * s + 1, s)
-                    for k, d, t, s in zip(at, how["dilation"], out, how["stride"], strict=True)
-                )
-                image[(slice(None), *places)] += columns[(slice(None), *at)]
+                    for k, d, t, s in zip(at, dilation, out, how["stride"], strict=True)
+                ]
+                tap: Any = (slice(None), *at)
+                image[(..., *to)] += columns[tap]
             x[i] = image[inner]
         return x
 
-    if 0 in g.shape or 0 in w.shape:
-        return np.zeros(input_shape, g.dtype)
     return _product(multiply, g, w)
 
 
@@ -384,13 +404,18 @@ def _weight_grad_infer(x: Spec, g: Spec, *, weight_shape: Ints, **how: Any) -> S
 
 
 def _weight_grad_eager(x: np.ndarray, g: np.ndarray, *, weight_shape: Ints, **how: Any) -> np.ndarray:
-    groups, out = how["groups"], g.shape[2:]
+    if 0 in (*x.shape, *g.shape, *weight_shape):
+        return np.zeros(weight_shape, x.dtype)
 
     def multiply(x: np.ndarray, g: np.ndarray) -> np.ndarray:
-        total = np.zeros((groups, weight_shape[0] // groups, math.prod(weight_shape[1:])), x.dtype)
-        cotangents = g.reshape(g.shape[0], groups, weight_shape[0] // groups, math.prod(out))
+        columns = _Columns(x, weight_shape[2:], **how)
+        rows = (how["groups"], weight_shape[0] // how["groups"])
+        total = np.zeros((*rows, math.prod(weight_shape[1:])), x.dtype)
+        spread = np.zeros((*rows, columns.width), x.dtype)  # 0 at the places that are no results
+        results = columns.results(spread)
         for i in range(x.shape[0]):
-            total += np.matmul(cotangents[i], _columns(x[i : i + 1], weight_shape[2:], **how)[0].transpose(0, 2, 1))
+            results[...] = g[i].reshape(*rows, *columns.out)
+            total += np.matmul(spread, columns.of(i).transpose(0, 2, 1))
         return total.reshape(weight_shape)
 
     return _product(multiply, x, g)
