@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
 
 import kernels_for_tests as given
@@ -10,14 +9,14 @@ import llvmlite.binding as llvm
 import numpy as np
 import pytest
 from llvm_for_tests import HOST, Runner
+from random_kernels import random_case
 
 from flame import dtypes
-from flame.compiler.index_math import E, var
+from flame.compiler.index_math import var
 from flame.compiler.kernel import Kernel, Store
 from flame.compiler.schedule_cpu import CpuSchedule, choose_cpu
 from flame.compiler.target_cpu import CpuTarget
 from flame.compiler.to_llvm import to_llvm
-from flame.ops.access import Cond
 from flame.ops.machine import COMPARISONS, NumpyMachine
 
 TOLERANCE = {"float32": 3e-5, "float64": 1e-12, "float16": 2e-3, "bfloat16": 1.6e-2}
@@ -30,8 +29,10 @@ NARROW_AND_WIDE = [
 def agree(kernel: Kernel, got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> None:
     for name, w in want.items():
         tolerance = TOLERANCE.get(kernel.buffers[name].dtype.name, 0)
+        with np.errstate(over="ignore"):  # what is infinite in the buffer's dtype
+            w = np.asarray(w).astype(kernel.buffers[name].dtype.numpy)
         np.testing.assert_allclose(
-            got[name].astype(np.float64), np.asarray(w, np.float64), rtol=tolerance, atol=tolerance, err_msg=name
+            got[name].astype(np.float64), w.astype(np.float64), rtol=tolerance, atol=tolerance, err_msg=name
         )
 
 
@@ -58,64 +59,9 @@ def check(case: given.Case, cpu: CpuTarget = HOST) -> Runner:
     return runner
 
 
-def random_kernel(seed: int) -> given.Case:
-    """A kernel of a few loads (permuted, strided, reversed, reshaped, padded), operations, reductions of reductions, and stores
-    at every level."""
-    r = random.Random(seed)
-    d = r.choice([dtypes.float32, dtypes.float32, dtypes.float64, dtypes.int32, dtypes.int64])
-    names = ["i", "j", "k", "l"][: r.randint(1, 4)]
-    make = given.Make(
-        f"random_{seed}", **{a: r.choice([1, 2, 3, 5, 8, 13, 16, 33, 70][: 9 if len(names) < 3 else 6]) for a in names}
-    )
-    whole = frozenset(names)
-
-    def load(number: int) -> tuple[str, frozenset[str]]:
-        axes = r.sample(names, r.randint(1, len(names)))
-        index: list[E] = []
-        shape: list[int] = []
-        mask: list[Cond] = []
-        for a in axes:
-            n, x = make.axes[a].const or 0, var(a)
-            match r.randint(0, 6):
-                case 0:
-                    at, size = [2 * x + 1], [2 * n + 3]
-                case 1:
-                    at, size = [n - 1 - x], [n]
-                case 2:
-                    at, size = [x // 3, x % 3], [n // 3 + 1, 3]
-                case 3:
-                    low, inside = r.randint(1, 3), max(1, n - 2)
-                    at, size = [x - low], [inside]
-                    mask += [Cond(x - low), Cond(inside - 1 - x + low)]
-                case _:
-                    at, size = [x], [n]
-            index += at
-            shape += size
-        value = make.load(f"x{number}", index, d, shape=shape, mask=mask, other=r.choice([0, 1, 3]))
-        return value, frozenset(axes)
-
-    values = [load(i) for i in range(r.randint(1, 4))]
-    for _ in range(r.randint(2, 7)):
-        if r.random() < 0.3 and (some := [(v, on) for v, on in values if on]):
-            v, on = r.choice(some)
-            over = r.sample(sorted(on), r.randint(1, len(on)))
-            op = r.choice(["sum", "max", "min"])
-            values.append((make.reduce(op, v, *over), on - frozenset(over)))
-        else:
-            (v, on), (w, also) = r.choice(values), r.choice(values)
-            values.append((make.op(r.choice(["add", "sub", "maximum", "minimum"]), v, w), on | also))
-    stored = r.sample(values, min(len(values), r.randint(1, 3)))
-    for i, (v, on) in enumerate(stored):
-        axes = r.sample(sorted(on), len(on))
-        if r.random() < 0.3:
-            axes = r.sample(names, len(names)) if on != whole else axes
-        make.store(f"o{i}", [var(a) for a in axes], v)
-    return make.case()
-
-
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", [*range(60), 326, 344])
 def test_random_kernels_compute_what_the_interpreter_does(seed: int) -> None:
-    check(random_kernel(seed))
+    check(random_case(seed))
 
 
 @pytest.mark.parametrize("target", ["sse2", "no_f16c", "lanes16"])

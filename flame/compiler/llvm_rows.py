@@ -413,10 +413,10 @@ class RowWriter:
     # -- lanes along an inner axis
 
     def _inner_lane(self, sweep: Sweep) -> str:
-        """The lanes' axis of one sweep of a row."""
+        """The lanes' axis of one sweep of a row; the same for all sweeps over the same axes, which share what is kept."""
         if self.schedule.vector_axis in sweep.axes:
             return self.schedule.vector_axis
-        part = Nest(self.nest.outer, [sweep])
+        part = Nest(self.nest.outer, [q for q in self.nest.sweeps if frozenset(q.axes) == frozenset(sweep.axes)])
         score_axis = vector_axis(self.kernel, part, self.lanes)
         return score_axis if score_axis in sweep.axes else sweep.axes[-1] if sweep.axes else ""
 
