@@ -298,24 +298,27 @@ def run(program: Program, wrap: Callable[[Callable], Callable]) -> list:
     return seen
 
 
-def difference(a: Any, b: Any, path: str = "") -> str:
-    """Where two observations differ, or the empty string. Numbers may differ by rounding."""
+def difference(a: Any, b: Any, path: str = "", *, rtol: float = 2e-3, atol: float = 1e-4) -> str:
+    """Where two observations differ, or the empty string. Numbers may differ by rounding, those of 16 bits by more of it."""
     if type(a) is not type(b):
         return f"{path}: {str(a)[:80]} / {str(b)[:80]}"
     if isinstance(a, np.ndarray):
         if a.shape != b.shape or a.dtype != b.dtype:
             return f"{path}: {a.dtype}{a.shape} / {b.dtype}{b.shape}"
+        short = a.dtype.itemsize == 2 and a.dtype.kind not in "iu"
+        x, y = (a.astype(np.float64), b.astype(np.float64)) if short else (a, b)
         with np.errstate(all="ignore"):
-            ok = np.allclose(a, b, rtol=2e-3, atol=1e-4, equal_nan=True)
+            ok = np.allclose(x, y, rtol=max(rtol, 2e-2) if short else rtol, atol=max(atol, 1e-2) if short else atol, equal_nan=True)
         return "" if ok else f"{path}: {a.ravel()[:6]} / {b.ravel()[:6]}"
     if isinstance(a, list | tuple):
         if len(a) != len(b):
             return f"{path}: {len(a)} / {len(b)} entries"
-        return next((d for i, (p, q) in enumerate(zip(a, b, strict=True)) if (d := difference(p, q, f"{path}[{i}]"))), "")
+        pairs = enumerate(zip(a, b, strict=True))
+        return next((d for i, (p, q) in pairs if (d := difference(p, q, f"{path}[{i}]", rtol=rtol, atol=atol))), "")
     if isinstance(a, dict):
-        return difference(list(a.items()), list(b.items()), path)
+        return difference(list(a.items()), list(b.items()), path, rtol=rtol, atol=atol)
     if isinstance(a, float):
-        return "" if np.isclose(a, b, rtol=2e-3, atol=1e-4, equal_nan=True) else f"{path}: {a} / {b}"
+        return "" if np.isclose(a, b, rtol=rtol, atol=atol, equal_nan=True) else f"{path}: {a} / {b}"
     return "" if a == b else f"{path}: {a!r} / {b!r}"
 
 

@@ -78,7 +78,8 @@ class Plan:
                 return known[k]
             return o
 
-        for step in op_steps(run.path):
+        self.path = run.path
+        for step in op_steps(self.path):
             p = step.primitive
             assert p is not None
             like = number_dtype(step)
@@ -99,6 +100,7 @@ class Plan:
         self.differentiated = [e for e in self.edges if e in self.place]
         if set(self.edges) - set(self.place):
             raise AssertionError("a result's gradient edge is not among the results")
+        self.differentiated_specs = tuple(made[e].spec for e in self.differentiated)
         self.backward: Compiled | None = None
         if wanted and not self.replayed:
             self.forward, self.backward, self.residuals, self.gradients = compile_pair(
@@ -200,7 +202,8 @@ def flush(run: Any, leaf: Step) -> None:
             if e is not None and e not in run.edges:
                 edges.add(e)
                 values.add(e)
-    if not values:
+    if not values:  # nothing to compute; views of memory from outside still want to be made
+        replay.fill(run, alive, _absent, run.edges.__getitem__)
         return
     tape = None
     if edges:
@@ -249,6 +252,10 @@ def flush(run: Any, leaf: Step) -> None:
         node.settled()
 
 
+def _absent(value: int) -> Any:
+    raise AssertionError(f"value {value} was not asked for")
+
+
 class SegmentNode:
     """The tape's record of a compiled segment whose results carry gradient."""
 
@@ -256,13 +263,12 @@ class SegmentNode:
         self.plan = plan
         self.tape = tape
         self.guarded = frozenset().union(*(tape.saved[e] for e in plan.differentiated if e in tape.saved))
-        self.path = list(run.path)
+        self.path = plan.path
         self.externals = list(run.externals)
         self.external_edges = dict(run.edges)
         self.bindings = list(run.bindings)
         self.index = {e: i for i, e in enumerate(plan.differentiated)}
-        spec_of = {r.value: r.spec for s in op_steps(run.path) for r in s.outs}
-        self.outputs = tuple(spec_of[e] for e in plan.differentiated)
+        self.outputs = plan.differentiated_specs
         self.inner_edges = [e for _, e in plan.input_edges]
         if plan.replayed:
             self.inner_edges = list(run.edges)

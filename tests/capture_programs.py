@@ -1,0 +1,127 @@
+"""The harness of the adversarial programs for capture: each runs eagerly and compiled, and all that can be seen must agree.
+
+    program ::= a function of `wrap` that wraps whatever it wants captured, drives it over several calls, and returns observations
+
+`wrap` is the identity for the eager run and `flame.compile` for the other. A program makes its own world (tensors, lists,
+modules, generators) anew in each run, so that the two can't touch each other. `drive` is the usual loop; what a call raises is
+observed by type and first words. A test file registers its programs with `@program` and ends in `agree(case, backend)`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+import flame
+from tests.fuzz_capture import difference, observe
+
+Wrap = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One program. `native`: also run through LLVM. `follows`: capture must have followed something, or the test says nothing."""
+
+    body: Callable[[Wrap], list]
+    module: str
+    native: bool
+    follows: bool
+
+    @property
+    def name(self) -> str:
+        return self.body.__name__
+
+
+_cases: list[Case] = []
+
+
+def program(body: Any = None, *, native: bool = False, follows: bool = True) -> Any:
+    """Register a program of the calling file."""
+    if body is None:
+        return functools.partial(program, native=native, follows=follows)
+    _cases.append(Case(body, body.__module__, native, follows))
+    return body
+
+
+def cases(module: str) -> list:
+    """The programs of a test file, as pytest parameters (case, backend)."""
+    out = []
+    for c in _cases:
+        if c.module == module:
+            out.append(pytest.param(c, "eager", id=c.name))
+            if c.native:
+                out.append(pytest.param(c, "llvm", id=f"{c.name}-llvm"))
+    return out
+
+
+def agree(case: Case, backend: str) -> None:
+    """Run a program both ways and compare."""
+    compiled: list = []
+
+    def wrap(f: Any) -> Any:
+        compiled.append(flame.compile(f, backend=backend))
+        return compiled[-1]
+
+    flame.manual_seed(0)
+    want = case.body(lambda f: f)
+    flame.manual_seed(0)
+    got = case.body(wrap)
+    found = difference(want, got, rtol=1e-5 if backend == "eager" else 1e-4, atol=1e-6 if backend == "eager" else 1e-5)
+    assert not found, f"{case.name} differs at {found}"
+    stats = [c.stats for c in compiled]
+    assert not any(s.fallbacks for s in stats), [s.fallbacks for s in stats]
+    if case.follows:
+        assert any(s.followed for s in stats), f"{case.name} was never followed: {stats}"
+
+
+ERRORS = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, ZeroDivisionError, OverflowError)
+
+
+def watch(call: Callable[[], Any]) -> Any:
+    """What a call gives, or what it raises, as plain data."""
+    try:
+        return observe(call())
+    except ERRORS as e:
+        return f"{type(e).__name__}: {str(e)[:40]}"
+
+
+def drive(f: Callable, inputs: Iterable[Any], *world: Any, after: Callable | None = None) -> list:
+    """Call `f` on each input (a tuple: its arguments) and observe the result and the world; callables in it are asked.
+
+    `after(result)` runs between a call and its observation: a backward pass, a write to what came out.
+    """
+    seen = []
+    for given in inputs:
+        args = given if isinstance(given, tuple) else (given,)
+
+        def call(args: tuple = args) -> Any:
+            result = f(*args)
+            if after is not None:
+                after(result)
+            return result
+
+        seen.append([watch(call), observe([w() if callable(w) and not isinstance(w, flame.Tensor) else w for w in world])])
+    return seen
+
+
+def array(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
+
+
+def tensor(*shape: int, seed: int = 0, grad: bool = False) -> Any:
+    return flame.tensor(array(*shape, seed=seed), requires_grad=grad)
+
+
+def batches(*shape: int, n: int = 7, seed: int = 100, grad: bool = False) -> list:
+    """Fresh inputs of one shape, one a call."""
+    return [tensor(*shape, seed=seed + i, grad=grad) for i in range(n)]
+
+
+def of_sizes(sizes: Sequence[int], *rest: int, seed: int = 200) -> list:
+    """Inputs whose first dimension changes from call to call."""
+    return [tensor(n, *rest, seed=seed + i) for i, n in enumerate(sizes)]
