@@ -351,12 +351,11 @@ def _input_grad_eager(g: np.ndarray, w: np.ndarray, *, input_shape: Ints, **how:
             columns = np.matmul(weights, cotangents[i]).reshape(c, *kernel, *out)
             image = np.zeros((c, *padded), g.dtype)
             for at in np.ndindex(*kernel):
-                to: Any = [
-                    slice(k * d, k * d + (t - 1) * s + 1, s)
-                    for k, d, t, s in zip(at, dilation, out, how["stride"], strict=True)
-                ]
+                to: Any = (slice(None),)
+                for k, d, t, s in zip(at, dilation, out, how["stride"], strict=True):
+                    to += (slice(k * d, k * d + (t - 1) * s + 1, s),)
                 tap: Any = (slice(None), *at)
-                image[(..., *to)] += columns[tap]
+                image[to] += columns[tap]
             x[i] = image[inner]
         return x
 
