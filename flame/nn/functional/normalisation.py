@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from flame import dtypes
 from flame.functions.promotion import tensor_operand
@@ -57,6 +58,11 @@ def _along_channels(v: Tensor | None, ndim: int) -> Tensor | None:
     return None if v is None else RESHAPE(v, shape=(1, v.numel(), *[1] * (ndim - 2)))
 
 
+def _move(running: Tensor, now: Tensor, momentum: Any) -> None:
+    """A running statistic (which may be wider than the data's dtype), moved towards what it is now."""
+    assign(running, running * (1.0 - momentum) + to_dtype(now, running.dtype) * momentum)  # type: ignore[operator]
+
+
 @composite
 def batch_norm(
     input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None, bias: Tensor | None = None,
@@ -81,13 +87,9 @@ def batch_norm(
         d = x - m
         v = mean(d * d, dims, True)
         if running_mean is not None and running_var is not None:
-            from flame.autograd.modes import no_grad
-
             with no_grad():
-                keep = 1.0 - momentum
-                running_mean.copy_(running_mean * keep + RESHAPE(m, shape=(c,)) * momentum)  # type: ignore[attr-defined]
-                unbiased = RESHAPE(v, shape=(c,)) * (count / (count - 1))
-                running_var.copy_(running_var * keep + unbiased * momentum)  # type: ignore[attr-defined]
+                _move(running_mean, RESHAPE(m, shape=(c,)), momentum)
+                _move(running_var, RESHAPE(v, shape=(c,)) * (count / (count - 1)), momentum)
     else:
         if running_mean is None or running_var is None:
             raise ValueError("batch_norm: running_mean and running_var are needed where training is False")
@@ -101,12 +103,24 @@ def instance_norm(
     input: Tensor, running_mean: Tensor | None = None, running_var: Tensor | None = None, weight: Tensor | None = None,
     bias: Tensor | None = None, use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
+    """Each channel of each sample by its own mean and variance (Ulyanov et al., 2016), or by running ones; with both, the
+    running ones move towards the means over the batch, with the unbiased variance."""
     x = tensor_operand(input, "instance_norm")
     if not use_input_stats:
         return batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
-    dims = tuple(range(2, x.ndim))
-    d = x - mean(x, dims, True)
-    return _scaled(d * RSQRT(mean(d * d, dims, True) + eps), _along_channels(weight, x.ndim), _along_channels(bias, x.ndim))
+    n, c = x.ndim, x.shape[1]
+    dims, count = tuple(range(2, n)), math.prod(x.shape[2:])
+    if count <= 1:
+        raise ValueError(f"Expected more than 1 spatial element when training, got input size {list(x.shape)}")
+    m = mean(x, dims, True)
+    d = x - m
+    v = mean(d * d, dims, True)
+    if running_mean is not None and running_var is not None:
+        with no_grad():
+            per_channel = lambda t: RESHAPE(mean(t, 0, False), shape=(c,))
+            _move(running_mean, per_channel(m), momentum)
+            _move(running_var, per_channel(v) * (count / (count - 1)), momentum)
+    return _scaled(d * RSQRT(v + eps), _along_channels(weight, n), _along_channels(bias, n))
 
 
 @composite

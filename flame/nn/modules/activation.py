@@ -40,6 +40,8 @@ class _Function(Module):
         shown = {name: getattr(self, name) for name in self._settings.parameters}
         if not shown.get("inplace", True):
             del shown["inplace"]
+        if list(shown) == ["lambd"]:
+            return str(shown["lambd"])
         return ", ".join(f"{k}={v!r}" for k, v in shown.items())
 
 

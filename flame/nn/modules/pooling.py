@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flame.nn import functional as F
+from flame.nn.functional.convolution import tuples
 from flame.nn.modules.module import Module
 from flame.tensor import Tensor
 
@@ -75,6 +76,12 @@ class AvgPool1d(_AvgPool):
     """The mean of each window of [N, C, L]."""
 
     _n = 1
+
+    def __init__(
+        self, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False, count_include_pad: bool = True
+    ) -> None:
+        k, s, p = (tuples(v, 1, "AvgPool1d", "size") for v in (kernel_size, kernel_size if stride is None else stride, padding))
+        super().__init__(k, s, p, ceil_mode, count_include_pad)
 
 
 class AvgPool2d(_AvgPool):

@@ -91,7 +91,10 @@ class Upsample(Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.size, self.mode, self.align_corners = size, mode, align_corners
-        self.scale_factor = tuple(map(float, scale_factor)) if isinstance(scale_factor, tuple | list) else scale_factor
+        each = isinstance(scale_factor, tuple | list)
+        self.scale_factor: Any = (
+            tuple(map(float, scale_factor)) if each else None if scale_factor is None else float(scale_factor)
+        )
         self.recompute_scale_factor = recompute_scale_factor
 
     def forward(self, input: Tensor) -> Tensor:
