@@ -36,6 +36,11 @@ MAX_CHILDREN = 24  #: different continuations of one step before a function is h
 MAX_STEPS = 400_000  #: steps recorded for one function before the same
 
 
+def memory_key(a: Any) -> tuple:
+    """What tells one piece of memory, seen one way, from another."""
+    return a.__array_interface__["data"][0], a.shape, a.strides
+
+
 class SegmentEnded(Exception):
     """The segment ended inside an operation, which is to be begun again in the next one."""
 
@@ -51,7 +56,7 @@ class Run:
         self.root = root
         self.at = root
         self.following = bool(root.children)
-        self.path: list[Step] = []
+        self.next: Step | None = root.children[0] if root.children else None  #: the likeliest next step, while following
         self.tracked: list[weakref.ref] = []  #: every tensor that was given a ref, except those from outside
         self.externals: list[tuple[Tensor, Ref, Window | None]] = []  #: one for each input step: tensor (or snapshot), ref, window
         self.windows: dict[int, list[Window]] = {}
@@ -66,6 +71,21 @@ class Run:
         self.symbols: dict = {}
         self.alive = True
         self.written: list[Window] = []
+
+    def advance(self, step: Step) -> None:
+        self.at = step
+        self.next = step.children[0] if self.following and step.children else None
+
+    @property
+    def path(self) -> list[Step]:
+        """The steps from the root to here."""
+        found = []
+        s = self.at
+        while s is not self.root:
+            found.append(s)
+            s = s.parent
+        found.reverse()
+        return found
 
     # ---------------------------------------------------------------- operands
 
@@ -127,7 +147,7 @@ class Run:
         """The window of a tensor that has a ref; made now for the result of an operation."""
         trace = t._trace
         if trace is None:
-            w = Window(None, t._ref.value, t._ref.spec, storage=t.storage_of())
+            w = Window(None, t._ref.value, t._ref.spec, t.storage_of())
             if not self.following:
                 w.base = t._array
             w.members.append(_weak(t))
@@ -141,42 +161,53 @@ class Run:
         if self.inner is not None:
             raise AssertionError("a derivative rule reads a tensor that capture does not know")
         a = t._array
-        key = (a.__array_interface__["data"][0], a.shape, a.strides)
         window = None
-        if not st.volatile:
-            for w in self.windows.get(id(st), ()):
-                if w.key == key and t._view is None and w.external._view is None:
+        volatile = st.volatile
+        if not volatile and (others := self.windows.get(id(st))) is not None:
+            key = memory_key(a)
+            for w in others:
+                if memory_key(w.external._array) == key and t._view is None and w.external._view is None:
                     window = w
                 elif w.mutations:
                     self.break_("memory that was written is read through another tensor")
                     raise SegmentEnded
-        e = edge(t)
-        leaf = e is None or isinstance(e[0], AccumulateGrad)
-        spec = t.spec
-        k = InputKey(spec, a.strides, e is not None, leaf, None if window is None else window.current, st.volatile)
+        e = t._node if t._view is None and t._node is not None else edge(t)
+        leaf = e is None or type(e[0]) is AccumulateGrad
+        alias = None if window is None else window.current
         step = None
         if self.following:
             for c in self.at.children:
-                if c.kind == "input" and c.key == k:
+                k = c.key
+                if (
+                    c.kind == "input"
+                    and c.numpy is a.dtype
+                    and k.spec.shape == a.shape
+                    and k.strides == a.strides
+                    and k.differentiable is (e is not None)
+                    and k.leaf is leaf
+                    and k.alias == alias
+                    and k.volatile is volatile
+                ):
                     step = c
                     break
             else:
-                self.diverge(f"a tensor of {spec} is used", None)
+                self.diverge(f"a tensor of {t.spec} is used", None)
         if step is None:
             step = Step("input")
-            step.key = k
+            spec = t.spec
+            step.key = InputKey(spec, a.strides, e is not None, leaf, alias, volatile)
+            step.numpy = spec.dtype.numpy
             value = self.capture.new_id() if window is None else window.current
             step.outs = (self.capture.ref(value, None if e is None else self.capture.new_id(), spec),)
             step.source = user_source()
             self.add(step)
         else:
-            self.at = step
-            self.path.append(step)
+            self.advance(step)
         ref = step.outs[0]
         if e is not None:
             self.edges[ref.edge] = e
             self.edge_tensors[ref.edge] = t
-        if st.volatile:
+        if volatile:
             snapshot = _new(Tensor)
             snapshot._array = np.array(a, order="K")
             snapshot._node = e
@@ -186,7 +217,7 @@ class Run:
             self.externals.append((snapshot, ref, None))
         else:
             if window is None:
-                window = Window(t, ref.value, spec, key, st)
+                window = Window(t, ref.value, ref.spec, st)
                 self.windows.setdefault(id(st), []).append(window)
                 self.externals.append((t, ref, window))
             else:
@@ -202,6 +233,26 @@ class Run:
 
     def process(self, primitive: Primitive, operands: tuple, params: dict) -> Any:
         """Follow or record one operation."""
+        step = self.next
+        if step is not None and step.primitive is primitive and step.grad is force.grad and self.inner is None:
+            for a, o in zip(step.operands, operands, strict=False):
+                if a is not getattr(o, "_ref", None) and a is not o:
+                    break
+            else:
+                if step.plain:
+                    return self.follow(step)
+                if len(step.outs) == 1 and step.params == params and not step.exact_params and len(operands) == len(step.operands):
+                    self.at = step
+                    t = _new(Tensor)
+                    t._ref = step.outs[0]
+                    if step.view:
+                        self._link_view(t, operands[0], step)
+                    self.tracked.append(_weak(t))
+                    if step.children:
+                        self.next = step.children[0]
+                    else:
+                        self.run_out()
+                    return t
         refs = []
         try:
             for o in operands:
@@ -222,8 +273,7 @@ class Run:
             grad = force.grad
             for step in self.at.children:
                 if step.primitive is primitive and step.grad is grad and self.matches(step, refs, params):
-                    self.at = step
-                    self.path.append(step)
+                    self.advance(step)
                     outs = step.outs
                     if len(outs) == 1:
                         t = _new(Tensor)
@@ -245,6 +295,19 @@ class Run:
                     return got
             self.diverge_at_op(primitive, refs, params)
         return self.record(primitive, operands, refs, params)
+
+    def follow(self, step: Step) -> Tensor:
+        """Go on to a step that is known to be the next one: the result of a plain operation, pending."""
+        self.at = step
+        t = _new(Tensor)
+        t._ref = step.outs[0]
+        self.tracked.append(_weak(t))
+        children = step.children
+        if children:
+            self.next = children[0]
+        else:
+            self.run_out()
+        return t
 
     def matches(self, step: Step, refs: list, params: dict) -> bool:
         """Whether an operation is that step; binds the slots of its operands if it is."""
@@ -331,6 +394,7 @@ class Run:
         step.params = params
         step.items = tuple(params.items())
         step.exact_params = _holds_ambiguous(params.values())
+        step.plain = not params and len(outs) == 1 and not primitive.view and len(refs) <= 3
         step.grad = grad
         step.note = force.note
         node = next((t._node[0] for t in outs if t._node is not None), None)
@@ -392,8 +456,9 @@ class Run:
                 if len(self.at.children) > MAX_CHILDREN
                 else f"more than {MAX_STEPS} steps were recorded"
             )
-        self.at = step
-        self.path.append(step)
+        step.parent = self.at
+        step.depth = self.at.depth + 1
+        self.advance(step)
         if self.shadow is not None:
             self.shadow = self.shadow.children[0] if self.shadow.children else None
 
@@ -430,7 +495,8 @@ class Run:
     def fall_back(self) -> None:
         """Run the followed prefix eagerly and go on recording."""
         self.following = False
-        if self.path:
+        self.next = None
+        if self.at is not self.root:
             replay.materialise(self)
 
     # ---------------------------------------------------------------- writing
@@ -493,8 +559,7 @@ class Run:
         if self.following and self.inner is None:
             for c in self.at.children:
                 if c.kind == "write" and c.grad is grad and _same_refs(c.operands, operands):
-                    self.at = c
-                    self.path.append(c)
+                    self.advance(c)
                     if not c.children:
                         self.run_out()
                     return
@@ -646,8 +711,7 @@ class Run:
         return all(evaluate(expr, self.bindings) == answer for expr, answer in step.guards)
 
     def _follow_gradient(self, step: Step, xs: list | None) -> list:
-        self.at = step
-        self.path.append(step)
+        self.advance(step)
         got = []
         for r in step.outs:
             if r is None:
@@ -776,7 +840,7 @@ class Run:
                 self.at.children.append(leaf)
         finally:
             self.close()
-        self.capture.stats.followed += len(self.path) if self.following else 0
+        self.capture.stats.followed += self.at.depth if self.following else 0
         return leaf
 
     def live(self) -> list[Tensor]:

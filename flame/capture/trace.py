@@ -91,6 +91,7 @@ class Step:
     __slots__ = (
         "kind", "primitive", "operands", "params", "exact_params", "grad", "outs", "children", "note", "source", "key", "inner",
         "guards", "options", "successor", "plans", "view", "items", "tape",
+        "parent", "numpy", "depth", "plain",
     )  # fmt: skip
 
     def __init__(self, kind: str, primitive: Primitive | None = None):
@@ -111,6 +112,10 @@ class Step:
         self.successor: Step | None = None  #: end of a break: the root of what follows
         self.plans: Any = None  #: end: what was compiled for the path that ends here
         self.view = False
+        self.parent: Any = None
+        self.depth = 0
+        self.plain = False  #: op: no params, one result, no view: operands alone tell it
+        self.numpy: Any = None  #: input: the NumPy dtype
         self.tape: Any = None  #: end: the tape that eager would have, by the edges asked for
         self.items: tuple = ()  #: params as items, for view chains
 
@@ -153,15 +158,14 @@ class Statistics:
 class Window:
     """A piece of memory inside one run: what it holds now, and who sees it."""
 
-    __slots__ = ("external", "current", "version", "mutations", "members", "key", "spec", "base", "storage")
+    __slots__ = ("external", "current", "version", "mutations", "members", "spec", "base", "storage")
 
-    def __init__(self, external: Any, current: int, spec: Spec, key: Any = None, storage: Any = None):
+    def __init__(self, external: Any, current: int, spec: Spec, storage: Any):
         self.external = external  #: the outside tensor whose memory it is; None: memory of an op's result
         self.current = current  #: value id
         self.version = 0
         self.mutations = 0
         self.members: list[weakref.ref] = []
-        self.key = key
         self.spec = spec
         self.base: Any = None  #: the array, once there is one
         self.storage = storage
