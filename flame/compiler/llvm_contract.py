@@ -195,7 +195,7 @@ class ContractWriter:
         self.left_at = workspace_at
         self.own_at = workspace_at + self.left_bytes
         self.blocks = k.axes[BATCH] * self.column_blocks * self.row_blocks
-        self.chunks = ex(MOST_CHUNKS if self.blocks.const is None else max(1, min(self.blocks.const, MOST_CHUNKS)))
+        self.chunks = ex(MOST_CHUNKS // 4 if self.blocks.const is None else max(1, min(self.blocks.const, MOST_CHUNKS)))
         self.workspace_end = self.own_at + self.own * self.chunks
 
     def _same_store(self, before: Kernel, t: Store) -> Store:
