@@ -340,7 +340,7 @@ def _input_grad_eager(g: np.ndarray, w: np.ndarray, *, input_shape: Ints, **how:
         return _conv_eager(g, back.reshape(input_shape[1], w.shape[0] // groups, *kernel), **(how | {"padding": outer}))
     out = g.shape[2:]
     padded = tuple(n + lo + hi for n, (lo, hi) in zip(input_shape[2:], padding, strict=True))
-    inner = (..., *(slice(lo, lo + n) for n, (lo, _) in zip(input_shape[2:], padding, strict=True)))
+    inner: Any = (..., *(slice(lo, lo + n) for n, (lo, _) in zip(input_shape[2:], padding, strict=True)))
 
     def multiply(g: np.ndarray, w: np.ndarray) -> np.ndarray:
         n, c = input_shape[:2]
