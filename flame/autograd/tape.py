@@ -382,10 +382,11 @@ def eager_assign(target: Tensor, value: Tensor) -> Tensor:
 
 
 def user_source() -> str:
-    """file:line of the innermost frame outside flame."""
+    """file:line of the innermost frame outside flame; its demo is a user's program."""
     f: Any = sys._getframe(1)
     while f is not None:
-        if not f.f_globals.get("__name__", "").startswith("flame."):
+        module = f.f_globals.get("__name__", "")
+        if not module.startswith("flame.") or module.startswith("flame.demo."):
             return f"{f.f_code.co_filename}:{f.f_lineno}"
         f = f.f_back
     return ""
