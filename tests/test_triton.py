@@ -20,11 +20,14 @@ import kernels_for_tests as made
 import numpy as np
 import pytest
 import random_kernels
+from graphs_for_tests import transformer
 
 import flame.ops.elementwise  # noqa: F401
 from flame import dtypes
+from flame.compiler.fusion import fuse
+from flame.compiler.graph import Node
 from flame.compiler.index_math import evaluate, ex, var
-from flame.compiler.kernel import Buffer, Const, Kernel, Load, Op, Reduce, Store, verify
+from flame.compiler.kernel import Buffer, Const, Contract, IndexOf, Kernel, Load, Op, Reduce, Store, digest, verify
 from flame.compiler.schedule import GpuSchedule, choose_gpu, sides
 from flame.compiler.target import Target
 from flame.compiler.to_triton import TritonSource, to_triton
@@ -225,6 +228,75 @@ def test_a_buffer_updated_in_place_is_written_when_nothing_reads_it_any_more(r_b
     np.testing.assert_allclose(arrays["o"], (p + 1) / (p + 1).sum(1, keepdims=True), rtol=1e-6)
 
 
+def simple(name: str, axes: dict[str, int], shapes: dict[str, tuple], body: list, outputs: tuple[str, ...] = ("o",)) -> Kernel:
+    """A kernel whose buffers have the dtypes that its loads and stores say."""
+    kinds = {s.name: s.dtype for s in body if not isinstance(s, Store)}
+    held = {s.buffer: s.dtype if isinstance(s, Load) else kinds[s.value] for s in body if isinstance(s, Load | Store)}
+    buffers = {b: Buffer(b, held[b], tuple(map(ex, shape)), "out" if b in outputs else "in") for b, shape in shapes.items()}
+    kernel = Kernel(name, buffers, {a: ex(n) for a, n in axes.items()}, {}, body)
+    verify(kernel)
+    return kernel
+
+
+def test_index_division_rounds_down_where_its_numerator_is_negative() -> None:
+    i = var("i")
+    e = (i - 7) // 3 * 100 + (i - 7) % 4
+    kernel = simple("down", {"i": 20}, {"o": (20,)}, [IndexOf("v", e, dtypes.int64), Store("o", (i,), "v")])
+    o = np.zeros(20, np.int64)
+    run_interpreted(to_triton(kernel, GpuSchedule(x_block=32)), {"o": o})
+    assert o.tolist() == [(n - 7) // 3 * 100 + (n - 7) % 4 for n in range(20)]
+
+
+def test_what_both_prologues_make_of_masked_lanes_stays_out_of_products() -> None:
+    """exp(0) * exp(0) = 1 beyond the end of the summed axis."""
+    i, j, k, f = var("i"), var("j"), var("k"), dtypes.float32
+    body = [
+        Load("x", "x", (i, k), (), 0, f),
+        Load("y", "y", (k, j), (), 0, f),
+        Op("a", "exp", ("x",), f),
+        Op("b", "exp", ("y",), f),
+        Contract("c", ("a", "b"), ("k",), f),
+        Store("o", (i, j), "c"),
+    ]
+    kernel = simple("exps", {"i": 20, "j": 18, "k": 21}, {"x": (20, 21), "y": (21, 18), "o": (20, 18)}, body)
+    r = np.random.default_rng(1)
+    arrays = {"x": r.random((20, 21), np.float32), "y": r.random((21, 18), np.float32), "o": np.zeros((20, 18), np.float32)}
+    source = to_triton(kernel, GpuSchedule("dot", m_block=32, n_block=32, k_block=16))
+    run_interpreted(source, arrays)
+    np.testing.assert_allclose(arrays["o"], np.exp(arrays["x"]) @ np.exp(arrays["y"]), rtol=1e-5)
+    assert source.text.count("tl.where(") == 2
+
+
+def test_of_the_programs_that_share_an_address_one_stores() -> None:
+    i, j, f = var("i"), var("j"), dtypes.float32
+    body = [Load("x", "x", (j,), (), 0, f), Store("o", (i, j), "x"), Op("n", "neg", ("x",), f), Store("p", (j,), "n")]
+    kernel = simple("shared", {"i": 5, "j": 9}, {"x": (9,), "o": (5, 9), "p": (9,)}, body, ("o", "p"))
+    source = to_triton(kernel, GpuSchedule(x_block=16))
+    assert re.search(r"tl\.store\(p_ptr \+ j, n, mask=.*\(i == 0\)\)", source.text)
+    arrays = {"x": np.arange(9, dtype=np.float32), "o": np.zeros((5, 9), np.float32), "p": np.zeros(9, np.float32)}
+    run_interpreted(source, arrays)
+    assert arrays["p"].tolist() == [-float(n) for n in range(9)]
+
+
+@pytest.mark.parametrize("d", [d for d in dtypes.ALL + dtypes.BITS if not d.is_narrow_float], ids=lambda d: d.name)
+def test_constants_keep_their_dtype_wherever_they_stand(d: dtypes.dtype) -> None:
+    """In memory, beside a value, beside each other, and chosen."""
+    i = var("i")
+    low, high = (False, True) if d is dtypes.bool_ else (3, 2**d.itemsize * 8 - 1) if d.kind in "ui" else (0.1, 1e30)
+    choice = Load("c", "c", (i,), (), 0, dtypes.bool_)
+    body = [choice, Const("l", low, d), Const("h", high, d), Store("p", (i,), "l")]
+    body += [Op("w", "where", ("c", "l", "h"), d), Op("m", "maximum", ("l", "h"), d), Op("n", "where", ("c", "w", "m"), d)]
+    body.append(Store("o", (i,), "n"))
+    kernel = simple("numbers", {"i": 6}, {"c": (6,), "o": (6,), "p": (6,)}, body, ("o", "p"))
+    c = np.array([True, False] * 3)
+    arrays = {"c": c, "o": np.zeros(6, d.numpy), "p": np.zeros(6, d.numpy)}
+    source = to_triton(kernel, GpuSchedule(x_block=4))
+    run_interpreted(source, arrays)
+    np.testing.assert_array_equal(arrays["p"], np.full(6, low, d.numpy))
+    np.testing.assert_array_equal(arrays["o"], np.where(c, np.asarray(low, d.numpy), np.asarray(high, d.numpy)))
+    assert compile_triton(source, "sm_90").code
+
+
 def test_names_that_python_or_triton_hold_already_are_given_others() -> None:
     i = var("tl")
     buffers = {"for": Buffer("for", dtypes.float32, (ex(9),)), "tl": Buffer("tl", dtypes.float32, (ex(9),), "out")}
@@ -296,10 +368,14 @@ def test_what_triton_refuses_is_reported_with_its_words() -> None:
 # ---- compiling
 
 
-@pytest.mark.parametrize("name", CASES)
+#: without those that differ from another in the element type alone, and take the same way through the compiler
+DISTINCT = [n for n in CASES if not re.search(r"_(uint8|int16|int64|float16|tn|tt)(_|$)", n)]
+
+
+@pytest.mark.parametrize("name", DISTINCT)
 def test_kernels_compile_for_a_gpu_that_is_not_there(name: str) -> None:
     source = to_triton(CASES[name][0], chosen(CASES[name]))
-    binary = compile_triton(source, "sm_90")
+    binary = compile_triton(source, "sm_80" if DISTINCT.index(name) % 2 else "sm_90")
     assert binary.code[:4] == b"\x7fELF" and f".entry {source.entry}(" in binary.asm
     assert not binary.warnings
     if chosen(CASES[name]).form == "rows":
@@ -313,6 +389,8 @@ ELSEWHERE += ["matmul_nn_bfloat16_gelu_33x45x29", "matmul_nn_int8_33x45x29", "co
 @pytest.mark.parametrize("arch", ["sm_80", "sm_100", "gfx942"])
 @pytest.mark.parametrize("name", ELSEWHERE)
 def test_kernels_compile_for_other_gpus(name: str, arch: str) -> None:
+    if arch == "gfx942" and "float64" in name:
+        pytest.skip("older versions of Triton multiply no tiles of float64 there")
     binary = compile_triton(to_triton(CASES[name][0], chosen(CASES[name])), arch)
     assert binary.code[:4] == b"\x7fELF" and binary.arch == arch
     assert binary.spills == 0 and binary.registers > 0
@@ -477,3 +555,20 @@ def test_neighbours_in_memory_are_seen_as_such() -> None:
     """A flat walk over several axes is addressed by the walk where all of them lie in order."""
     source = to_triton(CASES["pointwise_float32"][0], GpuSchedule(x_block=256))
     assert re.search(r"x_ptr \+ x, mask", source.text) and re.search(r"y_ptr \+ j, mask", source.text)
+
+
+def test_what_fusion_makes_for_a_gpu_is_rendered_and_right() -> None:
+    """A small transformer and its loss, kernel by kernel, on numbers of their own."""
+    fused = fuse(transformer(layers=1), GPU)
+    distinct = {digest(step[0]): step[0] for step in fused.steps if not isinstance(step, Node)}
+    assert len(distinct) > 5
+    r = np.random.default_rng(7)
+    for kernel in map(merge_axes, distinct.values()):
+        buffers = {}
+        for b in kernel.buffers.values():
+            shape = [int(evaluate(d, {})) for d in b.shape]
+            numbers = r.standard_normal(shape) if b.dtype.kind == "f" else np.zeros(shape)
+            buffers[b.name] = numbers.astype(b.dtype.numpy)
+        case = (kernel, buffers, {})
+        if to_triton(kernel, chosen(case)).grid({})[0] <= 40:
+            check(case, chosen(case))

@@ -14,7 +14,7 @@ at a time, as a GPU does, and faster. In older versions ~ of unsigned integers a
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -129,7 +129,8 @@ def interpret(module: dict[str, Any], source: TritonSource, arguments: list[Any]
 def _libdevice(tl: Any, interpreter: Any) -> Any:
     """The functions of `libdevice` that generated code calls, by NumPy."""
     machine = NumpyMachine()
-    others = {"nearbyint": np.rint, "erf": special.erf, "erfc": special.erfc, "lgamma": special.lgamma}
+    others: dict[str, Callable[..., Any]] = {name: getattr(special, name) for name in ("erf", "erfc", "lgamma")}
+    others["nearbyint"] = np.rint
 
     class Library:
         def __getattr__(self, name: str) -> Any:
