@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from flame import dtypes
-from flame.functions.promotion import tensor_operand
+from flame.autograd.modes import no_grad
+from flame.autograd.tape import assign
+from flame.functions.promotion import tensor_operand, to_dtype
 from flame.functions.reduction import mean
 from flame.nn.functional.activation import dropout, softmax
 from flame.primitive import composite, registered
