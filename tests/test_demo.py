@@ -126,8 +126,8 @@ class TestReport:
 
     def test_the_kernel_shown_has_a_reduction_and_fits(self) -> None:
         short = Kernel("short", "x\n" * 10)
-        good = Kernel("good", "tl.sum\n" * 40)
-        long = Kernel("long", "tl.sum\n" * 400)
+        good = Kernel("good", "tl.sum(x)\n" * 40)
+        long = Kernel("long", "tl.sum(x)\n" * 400)
         assert kernel_to_show([outcome(digits_task(True), [short, long, good])]) is good
         assert kernel_to_show([outcome(digits_task(True), [short, long])]) is short
 

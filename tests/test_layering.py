@@ -33,11 +33,13 @@ LAYERS = (
     "flame.nn",
     "flame.optim",
     "flame.drawing",
+    "flame.snapshot",
     "flame.explain",
     "flame",
     "flame.doctor",
     "flame.demo",
     "flame.cli",
+    "flame.__main__",
 )
 
 #: what a pure function of its arguments has no use for: clocks, files, processes, threads, the environment, drivers.

@@ -11,7 +11,7 @@ from rich.syntax import Syntax
 from rich.text import Text
 
 import flame
-from flame.demo.report import kernel_to_show, table, write_files
+from flame.demo.report import kernel_to_show, table, triton_of, write_files
 from flame.demo.tasks import Task, digits_task, text_task
 from flame.demo.train import Outcome, Run, train
 from flame.doctor import facts
@@ -70,7 +70,8 @@ def show(outcomes: Sequence[Outcome], device: str, console: Console) -> None:
     kernel = kernel_to_show(outcomes)
     if kernel is not None:
         console.rule(Text(f"one of the generated kernels: {kernel.name}"))
-        console.print(Syntax(kernel.triton, "python", background_color="default"))
+        source = triton_of(kernel).replace(f"{Path(flame.__file__).parent.parent}/", "")
+        console.print(Syntax(source, "python", background_color="default", word_wrap=True))
     for o in outcomes:
         console.rule(Text(o.task.title))
         console.print(Text(o.compiled.result))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -12,9 +13,10 @@ from rich.table import Table
 from flame.compiler.graph import identifier
 from flame.demo.svg import Series, bar_chart, line_chart
 from flame.demo.train import Outcome
+from flame.errors import CompileError
 
 #: a kernel longer than this is not shown on a terminal while there is a shorter one
-LINES_TO_SHOW = 90
+LINES_TO_SHOW = 80
 
 
 def rows(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
@@ -57,15 +59,24 @@ def table(outcomes: Sequence[Outcome], title: str) -> Table:
     return shown
 
 
+def triton_of(kernel: Any) -> str:
+    """The kernel's Triton source, or in a comment why it has none."""
+    try:
+        return kernel.triton
+    except CompileError as reason:
+        return f"# {reason}\n"
+
+
 def kernel_to_show(outcomes: Sequence[Outcome]) -> Any | None:
-    """The kernel that says most within a screen or two: the longest one that holds a reduction and is not too long."""
+    """The kernel that says most within a screen or two: one with a sum in it, and most of the operations that a user called."""
     kernels = [k for o in outcomes for k in o.compiled.kernels]
 
-    def merit(kernel: Any) -> tuple[bool, bool, int]:
-        source = kernel.triton
+    def merit(kernel: Any) -> tuple[bool, bool, int, int]:
+        source = triton_of(kernel)
         lines = source.count("\n")
         fits = lines <= LINES_TO_SHOW
-        return fits, "tl.sum" in source or "tl.max" in source, lines if fits else -lines
+        called = set(re.findall(r"# ([a-z]\w+) +\S+:\d+$", source, flags=re.MULTILINE))
+        return fits, "tl.sum(" in source, len(called), lines if fits else -lines
 
     return max(kernels, key=merit, default=None)
 
@@ -94,7 +105,7 @@ def write_files(out: Path, outcomes: Sequence[Outcome], facts: Sequence[tuple[st
             old.unlink()  # another run's kernels would pass for this one's
         for i, kernel in enumerate(o.compiled.kernels):
             stem = f"{i:02d}_{identifier(kernel.name)}"
-            (folder / f"{stem}.py").write_text(kernel.triton, encoding="utf-8")
+            (folder / f"{stem}.py").write_text(triton_of(kernel), encoding="utf-8")
             (folder / f"{stem}.ll").write_text(kernel.llvm, encoding="utf-8")
     report = out / "report.html"
     report.write_text(page(outcomes, drawn, facts), encoding="utf-8")
@@ -152,7 +163,7 @@ def page(outcomes: Sequence[Outcome], drawn: dict[str, str], facts: Sequence[tup
         kernels.append(f"<h3>{escape(o.task.title)}: {len(o.compiled.kernels)} kernels</h3>")
         for kernel in o.compiled.kernels:
             kernels.append(
-                f"<details><summary><code>{escape(kernel.name)}</code></summary><pre>{escape(kernel.triton)}</pre></details>"
+                f"<details><summary><code>{escape(kernel.name)}</code></summary><pre>{escape(triton_of(kernel))}</pre></details>"
             )
     return _PAGE.format(
         summary=_html_table([header, *body], "figures"),

@@ -42,7 +42,7 @@ def digits_task(quick: bool, seed: int = 0) -> Task:
     images = digits(seed)
     size, per_epoch = 64, len(images.train_x) // 64
     channels = 16 if quick else 32
-    steps = (6 if quick else 12) * per_epoch
+    epochs = 6 if quick else 12
 
     def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
         epoch, place = divmod(step, per_epoch)
@@ -53,8 +53,8 @@ def digits_task(quick: bool, seed: int = 0) -> Task:
     return Task(
         name="digits",
         title="a convolutional classifier on handwritten digits",
-        steps=steps,
-        eager_steps=steps,
+        steps=epochs * per_epoch,
+        eager_steps=epochs * per_epoch // 2,
         learning_rate=2e-3,
         model=lambda: DigitNet(channels),
         batch=batch,
@@ -86,7 +86,7 @@ def text_task(quick: bool, seed: int = 0) -> Task:
         name="text",
         title="a character-level GPT on English text",
         steps=150 if quick else 1000,
-        eager_steps=60 if quick else 150,
+        eager_steps=30 if quick else 60,
         learning_rate=3e-3 if quick else 2e-3,
         model=model,
         batch=batch,
