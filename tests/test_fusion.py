@@ -18,12 +18,14 @@ from flame.compiler.autodiff import pull_back
 from flame.compiler.fusion import fuse
 from flame.compiler.graph import Builder, Graph, Node, Value
 from flame.compiler.groups import Groups
+from flame.compiler.index_math import divisions
 from flame.compiler.interpret import interpret
 from flame.compiler.kernel import Load, digest, verify
 from flame.compiler.link import own_results
 from flame.compiler.program import Fused
 from flame.compiler.simplify import simplify
 from flame.compiler.target import GENERIC_CPU, Target
+from flame.compiler.templates import Templates
 from flame.dtypes import dtype
 from flame.primitive import Spec
 
@@ -111,6 +113,20 @@ def normalised(x: Value, *dim: int) -> tuple[Value, Value, Value]:
 def gelu_with_broadcast(b: Builder) -> Any:
     x, bias, y = inputs(b, (37, 50), (50,), (37, 1))
     return op("mul", gelu(op("add", x, bias)), y)
+
+
+@case(1)
+def pads_of_two_values(b: Builder) -> Any:
+    (x,) = inputs(b, (5, 6))
+    once = op("pad", x, lo=(1, 0), hi=(0, 2), value=7.0)
+    return op("pad", op("permute", once, dims=(1, 0)), lo=(0, 1), hi=(3, 1), value=0)
+
+
+@case(1)
+def an_array_and_its_transpose(b: Builder) -> Any:
+    (x,) = inputs(b, (30, 20))
+    e = op("exp", x)
+    return e, op("mul", op("permute", e, dims=(1, 0)), 2.0)
 
 
 @case(1)
@@ -283,6 +299,12 @@ STRIDED = PLAIN | {"stride": (2, 2)}
 def convolution(b: Builder) -> Any:
     x, w, c = inputs(b, (2, 5, 12, 12), (7, 5, 3, 3), (7, 1, 1))
     return op("relu", op("add", op("conv", x, w, **STRIDED), c))
+
+
+@case(2)
+def convolution_of_a_function(b: Builder) -> Any:
+    x, w = inputs(b, (2, 5, 6, 6), (7, 5, 3, 3))
+    return op("conv", op("exp", x), w, **PLAIN)
 
 
 @case(1)
@@ -470,6 +492,36 @@ def test_a_dilated_gradient_is_a_call_on_a_cpu_and_a_kernel_on_a_gpu() -> None:
         fused = fuse(b.graph, target)
         assert sum(isinstance(s, Node) for s in fused.steps) == calls
         check(b.graph, fused, random_inputs(b.graph))
+
+
+def test_groups_of_a_convolution_are_an_axis() -> None:
+    (kernel,) = kernels(fuse(built("grouped_convolution"), CPU))
+    loads = [s for s in kernel.statements if isinstance(s, Load)]
+    assert not any(True for s in loads for e in s.index for _ in divisions(e))
+
+
+def test_kernels_that_differ_in_a_number_are_not_shared() -> None:
+    b = Builder()
+    x, y, z = inputs(b, (300, 400), (300, 400), (300, 400))
+    with b:
+        b.graph.outputs = [op("mul", x, 2.0), op("mul", y, 3.0), op("mul", z, 2.0), op("add", z, -0.0), op("add", y, 0.0)]
+    arrays = [np.full((300, 400), -0.0, np.float32)] * 3
+    got = run(b.graph, fuse(b.graph, CPU), arrays)
+    for a, expected in zip(got, evaluate(b.graph, arrays), strict=True):
+        assert np.array_equal(np.signbit(a), np.signbit(expected))
+    check(b.graph, fuse(b.graph, CPU), random_inputs(b.graph))
+
+
+def test_templates_tell_what_is_stored_apart() -> None:
+    b = Builder()
+    (x,) = inputs(b, (3, 4))
+    with b:
+        e = op("exp", x)
+        y = op("neg", e)
+    templates = Templates(CPU)
+    templates.under(lambda v: v.node is None or v in (e, y))
+    buffers = [templates.lower((e, y), stored).buffers for stored in ([y], [e], [e, y])]
+    assert [{*found.values()} for found in buffers] == [{x, y}, {x, e}, {x, e, y}]
 
 
 # ---------------------------------------------------------------------------------------- what the target changes

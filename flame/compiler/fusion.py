@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from flame.compiler.cost import rates
 from flame.compiler.graph import Graph, Node, Value
 from flame.compiler.groups import Group, Groups
-from flame.compiler.kernel import Kernel, Load, Op, Reduce, domain, stage
+from flame.compiler.kernel import Kernel, Load, domain, stage
 from flame.compiler.lower import describe, reduced_operand
 from flame.compiler.program import Decision, Fused
 from flame.compiler.roots import Plan, choose_roots
@@ -268,7 +268,7 @@ class _Fusion:
     # ---- batching
 
     def batch(self) -> None:
-        """Join small kernels of equal shape that are independent: the updates of many small parameters."""
+        """Join small kernels of equal shape that are independent: the updates and the norms of many small parameters."""
         price = rates(self.target)
         alike: dict[tuple, list[Group]] = {}
         for g in self.groups.all():
@@ -278,12 +278,9 @@ class _Fusion:
             if template is None or template.cost.time - price.launch > _SMALL * price.launch:
                 continue
             kernel = template.kernel
-            if (
-                any(not isinstance(s, Op) and isinstance(s, Reduce) for s in kernel.statements)
-                or kernel.contraction is not None
-            ):
-                continue
-            alike.setdefault(tuple(e.const for e in kernel.axes.values()), []).append(g)
+            if kernel.contraction is None:
+                shape = tuple((e.const, a in kernel.reduce_axes) for a, e in kernel.axes.items())
+                alike.setdefault(shape, []).append(g)
         for shape, found in alike.items():
             if shape and len(found) > 1:
                 self._batch(found)

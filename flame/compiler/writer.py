@@ -94,6 +94,8 @@ class Writer:
                 found.add(a)
         else:
             return frozenset(found)
+        if not self.inside(shape, index, NO_GUARD):
+            return None
         flat = simplify(flatten(index, shape), self.bounds)
         strides: list[tuple[int, str]] = []
         for monomial, c in flat.terms:
