@@ -95,4 +95,4 @@ for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
     setattr(Symbolic, f"__r{_name}__", _r)
 for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
     setattr(Symbolic, f"__{_name}__", _comparison(_name))
-Symbolic.__neg__ = lambda a: Symbolic(-a.value, ("neg", a.expr), a.guards)  # type: ignore[attr-defined]
+setattr(Symbolic, "__neg__", lambda a: Symbolic(-a.value, ("neg", a.expr), a.guards))  # noqa: B010

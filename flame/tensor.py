@@ -13,7 +13,7 @@ must; kernels read `Tensor._data()`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -82,6 +82,48 @@ class Tensor:
     _trace: Any = None  #: the memory window that it shows there
     __array_priority__ = 1000.0
     __hash__ = object.__hash__
+
+    if TYPE_CHECKING:  # what other files hang on this class
+
+        def __getattr__(self, name: str) -> Any: ...
+
+        __add__: Any
+        __radd__: Any
+        __sub__: Any
+        __rsub__: Any
+        __mul__: Any
+        __rmul__: Any
+        __truediv__: Any
+        __rtruediv__: Any
+        __floordiv__: Any
+        __mod__: Any
+        __pow__: Any
+        __rpow__: Any
+        __matmul__: Any
+        __and__: Any
+        __or__: Any
+        __xor__: Any
+        __lt__: Any
+        __le__: Any
+        __gt__: Any
+        __ge__: Any
+        __neg__: Any
+        __invert__: Any
+        __abs__: Any
+        __eq__: Any  # type: ignore[assignment]
+        __ne__: Any  # type: ignore[assignment]
+        __pos__: Any
+        __contains__: Any
+        __getitem__: Any
+        __setitem__: Any
+        __iter__: Any
+        requires_grad: Any
+        grad: Any
+        grad_fn: Any
+        is_leaf: Any
+        data: Any
+        T: Any
+        mT: Any
 
     def __new__(cls, data: Any = None, *more: Any, device: Any = None) -> Any:
         """`Tensor(sequence or array)` copies it as the default dtype; `Tensor(2, 3)` is uninitialised of that shape."""
@@ -349,7 +391,7 @@ class Tensor:
                 new.__dict__[k] = v
         return new
 
-    def __reduce_ex__(self, protocol: int) -> tuple:
+    def __reduce_ex__(self, protocol: Any) -> tuple:
         a = np.ascontiguousarray(self._read()).reshape(self.shape)
         return (_rebuild, (type(self), a.tobytes(), tuple(a.shape), self.dtype.name, self._requires_grad))
 
@@ -378,7 +420,7 @@ _new = object.__new__
 
 def wrap(array: Any, cls: type = Tensor) -> Any:
     """A tensor over a NumPy array, without a copy."""
-    t = _new(cls)
+    t: Any = _new(cls)
     t._array = array
     return t
 

@@ -320,13 +320,11 @@ def register_post_accumulate_grad_hook(self: Tensor, hook: Callable) -> Removabl
     if run is not None:
         run.leave("a hook is registered")
     node = e[0]
-    node.post_hooks = {**(node.post_hooks or {})}
     key = object()
-    node.post_hooks[key] = hook
+    node.post_hooks = {**(node.post_hooks or {}), key: hook}
 
     def remove() -> None:
-        node.post_hooks.pop(key, None)
-        node.post_hooks = node.post_hooks or None
+        node.post_hooks = {k: v for k, v in (node.post_hooks or {}).items() if k is not key} or None
 
     return RemovableHandle(remove)
 

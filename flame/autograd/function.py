@@ -94,7 +94,7 @@ class FunctionNode:
                 f"function {self.name()} returned an incorrect number of gradients (expected {len(self.edges)}, got {len(got)})"
             )
         for i, (g, e, s) in enumerate(zip(got, self.edges, self.inputs, strict=True)):
-            if g is not None and e is not None and tuple(g.shape) != tuple(s.shape):
+            if g is not None and e is not None and s is not None and tuple(g.shape) != tuple(s.shape):
                 raise RuntimeError(
                     f"Function {self.name()} returned an invalid gradient at index {i} - got {list(g.shape)} but expected shape "
                     f"compatible with {list(s.shape)}"

@@ -92,13 +92,13 @@ def materialise(run: Any) -> None:
 
     def made(t: Tensor, r: Ref, node: Any) -> None:
         t._ref = r
-        run._track(t)
+        run.track(t)
         keep.append(t)
         if node is not None:
             node.segment = run.token
             if node.output is not None:
                 node.output._ref = r
-                run._track(node.output)
+                run.track(node.output)
 
     alive = run.live()
     keep: list = []

@@ -43,7 +43,7 @@ class Plan:
         self.blocked: list[Value] = []
         self.replayed = False
         self.input_edges: list[tuple[int, int]] = []  #: (graph input, edge id)
-        for i, (_, ref, window) in enumerate(run.externals):
+        for i, (_, ref, _w) in enumerate(run.externals):
             if ref.value in made:
                 if ref.edge is not None:
                     self.replayed = True  # one memory under two gradient edges
@@ -69,13 +69,12 @@ class Plan:
                     copies[k] = builder.process(COPY, (v,), {})
                     self.blocked.append(copies[k])
                 return copies[k]
-            if type(o) is Slot or type(o) is Expr:
-                expr = ("slot", o.index) if type(o) is Slot else o.expr
-                k = (expr, like)
-                if k not in known:
-                    known[k] = builder.input(Spec((), like), f"n{len(self.scalars)}")
-                    self.scalars.append(k)
-                return known[k]
+            if isinstance(o, Slot | Expr):
+                number = (("slot", o.index) if isinstance(o, Slot) else o.expr, like)
+                if number not in known:
+                    known[number] = builder.input(Spec((), like), f"n{len(self.scalars)}")
+                    self.scalars.append(number)
+                return known[number]
             return o
 
         self.path = run.path

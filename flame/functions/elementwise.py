@@ -190,7 +190,7 @@ for _n, _prim, _floating in (
 for _n in ("eq", "ne", "lt", "le", "gt", "ge"):
     dunder(f"__{_n}__", registered(_n), compare=True)
     binary(_n, registered(_n), compare=True)
-Tensor.__hash__ = object.__hash__  # type: ignore[method-assign]
+Tensor.__hash__ = object.__hash__  # type: ignore[method-assign, assignment]
 
 for _new, _name, _floating in (
     ("mul", "mul", False), ("atan2", "atan2", True), ("maximum", "maximum", False), ("minimum", "minimum", False),
@@ -372,7 +372,7 @@ def bitwise_not(input: Tensor, *, out: Tensor | None = None) -> Tensor:
 
 Tensor.__invert__ = lambda self: bitwise_not(self)  # type: ignore[attr-defined]
 Tensor.__neg__ = lambda self: PUBLIC["neg"](self)  # type: ignore[attr-defined]
-Tensor.__pos__ = lambda self: self  # type: ignore[attr-defined]
+Tensor.__pos__ = lambda self: self
 Tensor.__abs__ = lambda self: PUBLIC["abs"](self)  # type: ignore[attr-defined]
 Tensor.__iadd__ = lambda self, o: add_(self, o)  # type: ignore[attr-defined]
 Tensor.__isub__ = lambda self, o: sub_(self, o)  # type: ignore[attr-defined]

@@ -378,7 +378,7 @@ def masked_select(input: Tensor, mask: Tensor) -> Tensor:
 def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
     """The positions of elements that are not zero: [n, ndim], or one vector a dimension. Reads values."""
     x = RESHAPE(input, shape=(1,)) if input.ndim == 0 else input
-    found = nonzero_indices(x if x.dtype.kind == "b" else x != 0)
+    found = nonzero_indices(x if x.dtype.kind == "b" else registered("ne")(x, 0))
     if as_tuple:
         return found
     if input.ndim == 0:

@@ -63,15 +63,8 @@ def result_type(*xs: Any) -> dtype:
             rank, d = 2, dtype_of_number(x.value if type(x) is Symbolic else x)
         have = ranks[rank]
         ranks[rank] = d if have is None else promote_types(have, d)
-    out: dtype | None = None
-    for d in ranks:
-        if d is not None:
-            if out is None:
-                out = d
-            elif d.category > out.category:
-                out = d
-    assert out is not None
-    return out
+    found = [d for d in ranks if d is not None]
+    return max(found, key=lambda d: d.category)  # the first of the highest category: ranks go from strong to weak
 
 
 def to_dtype(x: Any, d: dtype) -> Any:

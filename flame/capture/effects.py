@@ -1,0 +1,145 @@
+"""Effects: memory that is written inside a segment, and aliases of it.
+
+A write rebinds the window of the memory to a new value; what other tensors of the window hold goes stale. Through a view the whole
+is rewritten functionally (`write_through`), in value and in history. Memory that was handed to NumPy, or that several windows show,
+is written eagerly between two segments.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from flame.autograd import tape
+from flame.autograd.tape import eager_assign, edge, user_source, write_through
+from flame.capture.state import RunState, SegmentEnded, new_object, same_refs, weak
+from flame.capture.trace import Ref, Stale, Step, Trace
+from flame.primitive import force
+from flame.tensor import Tensor
+
+
+class Effects(RunState):
+    """Writes and detached aliases."""
+
+    _handle: Any
+
+    def assign(self, target: Tensor, value: Tensor) -> Tensor:
+        """Memory is overwritten: rebind the window, rewrite the history of the views' root."""
+        try:
+            tref, vref = self._ref_or_input(target), self._ref_or_input(value)
+        except SegmentEnded:
+            return force.interpreter.assign(target, value)
+        if not self.alive:
+            return force.interpreter.assign(target, value)
+        self._check_writable(target)
+        st = target.storage_of()
+        if st.volatile or tref is None or len(self.windows.get(id(st), ())) > 1:
+            self.break_("memory that NumPy or another tensor shares is written")
+            return self._eagerly(lambda: eager_assign(target, value))
+        w = self.window_of(target)
+        trace = target._trace
+        grad = force.grad
+        root = trace.root
+        new_root = None
+        if root is not None:
+            rel = trace.chain[len(root._trace.chain) if root._trace is not None else 0 :]
+            root_ref = self.ref_of(root)
+            new_root = write_through(root, rel, value)
+            whole: Any = new_root
+            if root._trace is not None and root._trace.chain:
+                whole = self._without_grad(lambda: write_through(self._handle(w), root._trace.chain, new_root))
+        elif trace.chain:
+            whole = self._without_grad(lambda: write_through(self._handle(w), trace.chain, value))
+        else:
+            whole = value
+        if not self.alive:
+            return force.interpreter.assign(target, value)
+        vref = self.ref_of(value) if value._ref is None else value._ref
+        whole_ref = vref if whole is value else whole._ref
+        self._write_step(tref, vref, whole_ref, grad)
+        if not self.following:
+            self._write_memory(target, value, root, new_root)
+        w.current = whole_ref.value
+        w.version += 1
+        w.mutations += 1
+        if w.mutations == 1:
+            self.written.append(w)
+        for m in w.members:
+            t = m()
+            if t is not None and t is not target and t is not root and t._ref is not None and type(t._ref) is not Stale:
+                t._ref = Stale(self.capture, t._ref.value, t._ref.edge, t._ref.spec)
+        target._ref = self.capture.ref(vref.value, vref.edge if grad else tref.edge, tref.spec)
+        if root is not None and new_root is not None:
+            root._ref = self.capture.ref(new_root._ref.value, new_root._ref.edge if grad else root_ref.edge, root_ref.spec)
+        if w.external is not None:
+            st.pending = self
+        return target
+
+    def _write_step(self, *key: Any) -> None:
+        """Follow or enter the step that says what is overwritten."""
+        operands, grad = key[:3], key[3]
+        if self.following and self.inner is None:
+            for c in self.at.children:
+                if c.kind == "write" and c.grad is grad and same_refs(c.operands, operands):
+                    self.advance(c)
+                    if not c.children:
+                        self.run_out()
+                    return
+            self.diverge("memory is written", None)
+        step = Step("write")
+        step.operands = operands
+        step.grad = grad
+        step.source = user_source()
+        self.add(step)
+
+    def _ref_or_input(self, t: Tensor) -> Ref:
+        r = t._ref
+        return r if r.__class__ is Ref and r.capture is self.capture else self.ref_of(t)
+
+    def _check_writable(self, target: Tensor) -> None:
+        tape.check_writable(target)
+        trace = target._trace
+        if trace is None:
+            return
+        root = trace.root
+        if root is not None and force.grad and root._requires_grad and root._node is None:
+            raise RuntimeError("a view of a leaf Variable that requires grad is being used in an in-place operation.")
+        tape.check_chain(trace.chain)
+        if trace.window.external is not None:
+            tape.check_memory(trace.window.external._array)
+
+    def _write_memory(self, target: Tensor, value: Tensor, root: Tensor | None, new_root: Tensor | None) -> None:
+        """Recording: the write itself, and the tape's side of it."""
+        if root is None:
+            self._suspended(lambda: eager_assign(target, value))
+            return
+        np.copyto(target._array, value._array)
+        storage = target.storage_of()
+        storage.version += 1
+        if force.grad:
+            target._node = value._node if value._node is not None else (edge(value) if value._requires_grad else None)
+            root._node = new_root._node  # type: ignore[union-attr]
+            if root._node is not None:
+                root._requires_grad = False
+        if target._view is not None:
+            target._view = target._view._replace(version=storage.version)
+
+    def detach(self, t: Tensor) -> Tensor:
+        if t._ref is None and t._storage is not None and t._storage.volatile:
+            return self._suspended(lambda: t.detach())  # type: ignore[attr-defined]
+        try:
+            ref = self._ref_or_input(t)
+        except SegmentEnded:
+            return force.interpreter.detach(t)
+        if not self.alive:
+            return force.interpreter.detach(t)
+        n = new_object(Tensor)
+        w = self.window_of(t)
+        n._array = None if self.following else t._array
+        n._storage = w.storage
+        n._trace = Trace(w, t._trace.chain, None)
+        n._ref = self.capture.ref(ref.value, None, ref.spec)
+        w.members.append(weak(n))
+        self.track(n)
+        return n

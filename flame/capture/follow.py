@@ -1,0 +1,296 @@
+"""Following: an operation is checked against the tree, and hands back a tensor that is pending.
+
+Operands are known by their refs. A tensor from outside enters at its first use, as an input step; one whose memory was written
+through another is derived anew. The hot path is `process`: identity of primitive, gradient mode, operands.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from flame.autograd.tape import AccumulateGrad, eager, edge, user_source
+from flame.capture.state import RunState, SegmentEnded, new_object, weak
+from flame.capture.trace import InputKey, Ref, Slot, Stale, Step, Trace, Window, exact, same_number
+from flame.primitive import Primitive, force
+from flame.tensor import Tensor
+
+
+def memory_key(a: Any) -> tuple:
+    """What tells one piece of memory, seen one way, from another."""
+    return a.__array_interface__["data"][0], a.shape, a.strides
+
+
+class Follower(RunState):
+    """Operands and operations."""
+
+    diverge_at_op: Any
+
+    def ref_of(self, t: Tensor) -> Ref:
+        """The ref of an operand, by the slow path: an outside tensor, or one whose memory was written since."""
+        r = t._ref
+        if r is not None:
+            if r.capture is not self.capture:
+                raise RuntimeError(
+                    "this tensor belongs to a compiled call that is still running on another thread; use it on that thread, or "
+                    "after the call"
+                )
+            return self._derive(t) if type(r) is Stale else r
+        return self._input(t)
+
+    def _derive(self, t: Tensor) -> Ref:
+        trace = t._trace
+        w, old = trace.window, t._ref
+        if not trace.chain:
+            new = self.capture.ref(w.current, old.edge, old.spec)
+        else:
+            root = trace.root
+            before = force.grad
+            if root is not None:
+                start_at = len(root._trace.chain) if root._trace is not None else 0
+                y: Any = root
+                force.grad = before or (self.ref_of(root).edge is not None)
+            else:
+                start_at, y, force.grad = 0, self._handle(w), False
+            try:
+                for p, items in trace.chain[start_at:]:
+                    y = self.process(p, (y,), dict(items))
+            finally:
+                force.grad = before
+            r = y._ref
+            new = r if root is not None else self.capture.ref(r.value, old.edge, old.spec)
+            if root is not None and t._array is not None and y._array is not None:  # recording: the tape's side of it
+                t._node = y._node
+                if t._view is not None:
+                    t._view = t._view._replace(version=t._version)
+        t._ref = new
+        return new
+
+    def _handle(self, w: Window) -> Tensor:
+        """A tensor that stands for the whole of a window, outside the tape."""
+        t = new_object(Tensor)
+        t._ref = self.capture.ref(w.current, None, w.spec)
+        t._trace = Trace(w, (), None)
+        t._storage = w.storage
+        if not self.following:
+            t._array = w.external._array if w.external is not None else w.base
+        self.track(t)
+        return t
+
+    def _track(self, t: Tensor) -> None:
+        self.tracked.append(weak(t))
+
+    def window_of(self, t: Tensor) -> Window:
+        """The window of a tensor that has a ref; made now for the result of an operation."""
+        trace = t._trace
+        if trace is None:
+            w = Window(None, t._ref.value, t._ref.spec, t.storage_of())
+            if not self.following:
+                w.base = t._array
+            w.members.append(weak(t))
+            trace = t._trace = Trace(w, (), None)
+        return trace.window
+
+    def _input(self, t: Tensor) -> Ref:
+        st = t.storage_of()
+        if t._array is None or (st.pending is not None and st.pending is not self):
+            raise RuntimeError("a tensor that another thread's compiled call still has to compute is used here")
+        if self.inner is not None:
+            raise AssertionError("a derivative rule reads a tensor that capture does not know")
+        a = t._array
+        window = None
+        volatile = st.volatile
+        if not volatile and (others := self.windows.get(id(st))) is not None:
+            key = memory_key(a)
+            for w in others:
+                if memory_key(w.external._array) == key and t._view is None and w.external._view is None:
+                    window = w
+                elif w.mutations:
+                    self.break_("memory that was written is read through another tensor")
+                    raise SegmentEnded
+        e = t._node if t._view is None and t._node is not None else edge(t)
+        leaf = e is None or type(e[0]) is AccumulateGrad
+        alias = None if window is None else window.current
+        step = None
+        if self.following:
+            for c in self.at.children:
+                k = c.key
+                if (
+                    c.kind == "input"
+                    and c.numpy is a.dtype
+                    and k.spec.shape == a.shape
+                    and k.strides == a.strides
+                    and k.differentiable is (e is not None)
+                    and k.leaf is leaf
+                    and k.alias == alias
+                    and k.volatile is volatile
+                ):
+                    step = c
+                    break
+            else:
+                self.diverge(f"a tensor of {t.spec} is used", None)
+        if step is None:
+            step = Step("input")
+            spec = t.spec
+            step.key = InputKey(spec, a.strides, e is not None, leaf, alias, volatile)
+            step.numpy = spec.dtype.numpy
+            value = self.capture.new_id() if window is None else window.current
+            step.outs = (self.capture.ref(value, None if e is None else self.capture.new_id(), spec),)
+            step.source = user_source()
+            self.add(step)
+        else:
+            self.advance(step)
+        ref = step.outs[0]
+        if e is not None:
+            self.edges[ref.edge] = e
+            self.edge_tensors[ref.edge] = t
+        if volatile:
+            snapshot = new_object(Tensor)
+            snapshot._array = np.array(a, order="K")
+            snapshot._node = e
+            snapshot._ref = ref
+            self.track(snapshot)
+            self.snapshots[ref] = snapshot
+            self.externals.append((snapshot, ref, None))
+        else:
+            if window is None:
+                window = Window(t, ref.value, ref.spec, st)
+                self.windows.setdefault(id(st), []).append(window)
+                self.externals.append((t, ref, window))
+            else:
+                self.externals.append((t, ref, None))
+            t._ref = ref
+            t._trace = Trace(window, (), None)
+            window.members.append(weak(t))
+        if not step.children and self.following:
+            self.run_out()
+        return ref
+
+    def process(self, primitive: Primitive, operands: tuple, params: dict) -> Any:
+        """Follow or record one operation."""
+        step = self.next
+        if step is not None and step.primitive is primitive and step.grad is force.grad and self.inner is None:
+            for a, o in zip(step.operands, operands, strict=False):
+                if a is not getattr(o, "_ref", None) and a is not o:
+                    break
+            else:
+                if step.plain:
+                    return self.follow(step)
+                if (
+                    len(step.outs) == 1
+                    and step.params == params
+                    and not step.exact_params
+                    and len(operands) == len(step.operands)
+                ):
+                    self.at = step
+                    t = new_object(Tensor)
+                    t._ref = step.outs[0]
+                    if step.view:
+                        self._link_view(t, operands[0], step)
+                    self.tracked.append(weak(t))
+                    if step.children:
+                        self.next = step.children[0]
+                    else:
+                        self.run_out()
+                    return t
+        refs = []
+        try:
+            for o in operands:
+                if isinstance(o, Tensor):
+                    r = o._ref
+                    if r.__class__ is not Ref or r.capture is not self.capture:
+                        if primitive.view and o._storage is not None and o._storage.volatile and r is None:
+                            return self._untraced(primitive, operands, params)
+                        r = self.ref_of(o)
+                    refs.append(r)
+                else:
+                    refs.append(o)
+        except SegmentEnded:
+            return force.interpreter.process(primitive, operands, params)
+        if not self.alive:
+            return force.interpreter.process(primitive, operands, params)
+        if self.following and self.inner is None:
+            grad = force.grad
+            for step in self.at.children:
+                if step.primitive is primitive and step.grad is grad and self.matches(step, refs, params):
+                    self.advance(step)
+                    outs = step.outs
+                    if len(outs) == 1:
+                        t = new_object(Tensor)
+                        t._ref = outs[0]
+                        if step.view:
+                            self._link_view(t, operands[0], step)
+                        self.tracked.append(weak(t))
+                        got: Any = t
+                    else:
+                        made = []
+                        for r in outs:
+                            t = new_object(Tensor)
+                            t._ref = r
+                            self.tracked.append(weak(t))
+                            made.append(t)
+                        got = tuple(made)
+                    if not step.children:
+                        self.run_out()
+                    return got
+            self.diverge_at_op(primitive, refs, params)
+        return self.record(primitive, operands, refs, params)
+
+    def follow(self, step: Step) -> Tensor:
+        """Go on to a step that is known to be the next one: the result of a plain operation, pending."""
+        self.at = step
+        t = new_object(Tensor)
+        t._ref = step.outs[0]
+        self.tracked.append(weak(t))
+        children = step.children
+        if children:
+            self.next = children[0]
+        else:
+            self.run_out()
+        return t
+
+    def matches(self, step: Step, refs: list, params: dict) -> bool:
+        """Whether an operation is that step; binds the slots of its operands if it is."""
+        n = len(self.bindings)
+        want = step.operands
+        if len(want) != len(refs):
+            return False
+        for a, b in zip(want, refs, strict=True):
+            if a is b:
+                continue
+            if a.__class__ is Slot:
+                if b.__class__ is a.type and self.bind_slot(a, b):
+                    continue
+            elif a.__class__ is not Ref and b.__class__ is not Ref and same_number(a, b):
+                continue
+            del self.bindings[n:]
+            return False
+        if step.params != params or (step.exact_params and not all(exact(v, params[k]) for k, v in step.params.items())):
+            del self.bindings[n:]
+            return False
+        return True
+
+    def bind_slot(self, slot: Slot, value: Any) -> bool:
+        b = self.bindings
+        if slot.index < len(b):
+            return same_number(b[slot.index], value)
+        while len(b) < slot.index:  # slots of an operation that raised
+            b.append(None)
+        b.append(value)
+        return True
+
+    def _link_view(self, t: Tensor, x: Tensor, step: Step) -> None:
+        w = self.window_of(x)
+        trace = x._trace
+        t._storage = w.storage
+        t._trace = Trace(w, (*trace.chain, (step.primitive, step.items)), trace.root if trace.root is not None else x)
+        w.members.append(weak(t))
+
+    def _untraced(self, primitive: Primitive, operands: tuple, params: dict) -> Any:
+        """A view of memory that NumPy shares is made at once: it is nothing but a description of real memory."""
+        force.interpreter = None
+        try:
+            return eager.process(primitive, operands, params)
+        finally:
+            force.interpreter = self

@@ -1,0 +1,146 @@
+"""Gradients: a call of backward() or grad() is one step of the path, with the operations of the engine inside.
+
+It is followed by the identity of what is differentiated. Accumulation into leaves comes after it as ordinary operations. Where the
+gradient would leave the segment (an outer tape, hooks, custom Functions) the segment ends and the engine runs between two.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flame.autograd.engine import accumulate_into, eager_backward, eager_grad, run_engine, start, topological
+from flame.autograd.tape import AccumulateGrad, edge, user_source
+from flame.capture.state import RunState, SegmentEnded, new_object, same_refs
+from flame.capture.trace import Step
+from flame.primitive import force
+from flame.symbol import evaluate
+from flame.tensor import Tensor
+
+
+class Gradients(RunState):
+    """Gradient steps."""
+
+    _ref_or_input: Any
+
+    _gradient_source = ""
+
+    def backward(self, ts: list, given: list | None, retain: bool, create_graph: bool, leaves: list | None) -> None:
+        """backward(): one gradient step, then ordinary accumulation into the leaves."""
+        if leaves is not None:
+            self.leave("backward(inputs=...)")
+            return self.now()._eagerly(lambda: eager_backward(ts, given, retain, create_graph, leaves))
+        got = self._gradient(ts, given, None, retain, create_graph)
+        if got is None:
+            return self.now()._eagerly(lambda: eager_backward(ts, given, retain, create_graph, None))
+        before, force.grad = force.grad, create_graph
+        try:
+            for node, g in got:
+                if g is not None:
+                    accumulate_into(node, g, create_graph)
+        finally:
+            force.grad = before
+
+    def grad(self, ys: list, xs: list, given: list | None, retain: bool, create_graph: bool) -> list:
+        """autograd.grad(): one gradient step."""
+        got = self._gradient(ys, given, xs, retain, create_graph)
+        if got is None:
+            return self.now()._eagerly(lambda: eager_grad(ys, xs, given, retain, create_graph))
+        return [g for _, g in got]
+
+    def _gradient(self, ys: list, given: list | None, xs: list | None, retain: bool, create_graph: bool) -> list | None:
+        """[(leaf node or None, cotangent)], or None after leaving the segment, where the engine must run outside of it."""
+        operands = [*ys, *([] if given is None else [g for g in given if g is not None]), *(xs or [])]
+        if not all(isinstance(t, Tensor) for t in operands):
+            start(ys, given, "backward")
+        try:
+            refs = [self._ref_or_input(t) for t in operands]
+        except SegmentEnded:
+            return force.interpreter._gradient(ys, given, xs, retain, create_graph)
+        if not self.alive:
+            return force.interpreter._gradient(ys, given, xs, retain, create_graph)
+        mask = None if given is None else tuple(g is not None for g in given)
+        options = (len(ys), mask, None if xs is None else len(xs), retain, create_graph)
+        if self.following:
+            for step in self.at.children:
+                if step.kind == "gradient" and step.options == options and same_refs(step.operands, refs):
+                    if not self._hooks_free(step) or not self._guards_hold(step):
+                        continue
+                    return self._follow_gradient(step, xs)
+            if any(c.kind == "end" and c.key == "break" for c in self.at.children):
+                self.leave("the gradient leaves the compiled region")
+                return None
+            self.diverge("a gradient is taken", None)
+        return self._record_gradient(ys, given, xs, refs, options)
+
+    def _hooks_free(self, step: Step) -> bool:
+        for e in step.key:
+            node = self.edges[e][0]
+            if node.hooks or (isinstance(node, AccumulateGrad) and node.post_hooks):
+                return False
+        return True
+
+    def _guards_hold(self, step: Step) -> bool:
+        return all(evaluate(expr, self.bindings) == answer for expr, answer in step.guards)
+
+    def _follow_gradient(self, step: Step, xs: list | None) -> list:
+        self.advance(step)
+        got: list[Any] = []
+        for r in step.outs:
+            if r is None:
+                got.append(None)
+                continue
+            t: Tensor = new_object(Tensor)
+            t._ref = r
+            self.track(t)
+            got.append(t)
+        if not step.children:
+            self.run_out()
+        if xs is None:
+            return [(self.edges[e][0], g) for e, g in zip(step.key, got, strict=True)]
+        return [(None, g) for g in got]
+
+    def _record_gradient(self, ys: list, given: list | None, xs: list | None, refs: list, options: tuple) -> list | None:
+        roots: list[Any] = [edge(y) for y in ys]
+        if any(e is None for e in roots):
+            start(ys, given, "backward")  # says what is wrong
+        nodes = topological([e[0] for e in roots])  # type: ignore[index]
+        known = {self.edges[k]: k for k in self.edges}
+        leaves: list[tuple[int, Any]] = []
+        for n in nodes:
+            if isinstance(n, AccumulateGrad):
+                k = known.get((n, 0))
+                if k is None or n.hooks or n.post_hooks:
+                    self.leave("a gradient hook, or a leaf from outside the compiled region")
+                    return None
+                leaves.append((k, n))
+            elif getattr(n, "segment", None) is not self.token or n.hooks:
+                self.leave("the gradient leaves the compiled region")
+                return None
+        wanted: list[Any] = [(n, 0) for _, n in leaves] if xs is None else [edge(x) for x in xs]
+        if any(e is None for e in wanted):
+            self.leave("a gradient of a tensor that needs none")
+            return None
+        retain, create_graph = options[3:]
+        self.inner = []
+        self.guards = []
+        self._gradient_source = user_source()
+        try:
+            roots, gs = start(ys, given, "backward")
+            got = run_engine(roots, gs, retain_graph=retain, create_graph=create_graph, wanted=wanted)
+            inner = self.inner
+        finally:
+            self.inner = None
+        results = [got.get(e) for e in wanted]
+        step = Step("gradient")
+        step.operands = tuple(refs)
+        step.options = options
+        step.inner = inner
+        step.guards = tuple(self.guards)
+        step.source = self._gradient_source
+        step.outs = tuple(None if g is None else self._ref_or_input(g) for g in results)
+        step.key = tuple(k for k, _ in leaves) if xs is None else ()
+        self.guards = []
+        self.add(step)
+        if xs is None:
+            return list(zip((n for _, n in leaves), results, strict=True))
+        return [(None, g) for g in results]

@@ -1,0 +1,192 @@
+"""Recording: an operation runs eagerly, tape and all, and its step enters the tree; and how a followed path is left for that.
+
+Where the new branch differs from an old one by a Python number alone, the number becomes a slot: a run-time input of the segment.
+Random draws have slots for seed and offset from the first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flame.autograd.tape import eager, user_source
+from flame.capture import replay
+from flame.capture.state import RunState
+from flame.capture.trace import Expr, Ref, Slot, Step, same_number
+from flame.primitive import Primitive, force
+from flame.symbol import Symbolic
+from flame.tensor import Tensor
+
+MAX_CHILDREN = 24  #: different continuations of one step before a function is handed over to eager
+MAX_STEPS = 400_000  #: steps recorded for one function before the same
+
+
+class Recorder(RunState):
+    """Steps that enter the tree."""
+
+    _link_view: Any
+    _gradient_source: str
+
+    def record(self, primitive: Primitive, operands: tuple, refs: list, params: dict) -> Any:
+        """Run an operation eagerly and enter its step."""
+        shadow = self.shadow if self.inner is None else None
+        if shadow is not None and (shadow.primitive is not primitive or len(shadow.operands) != len(refs)):
+            shadow = None
+        values: list = []
+        want: list = []
+        for i, (o, r) in enumerate(zip(operands, refs, strict=True)):
+            if isinstance(o, Tensor):
+                values.append(self.snapshots.get(r, o))
+                want.append(r)
+                continue
+            if type(o) is Symbolic:
+                values.append(o)
+                want.append(Slot(o.expr[1], type(o.value)) if o.expr[0] == "slot" else Expr(o.expr))
+                continue
+            slot = None
+            if self.inner is None and type(o) in (int, float):
+                if primitive.kind == "random":
+                    slot = self.generalise(o, None)
+                elif shadow is not None:
+                    slot = self.generalise(o, shadow.operands[i])
+            if slot is None:
+                values.append(o)
+                want.append(o)
+            else:
+                values.append(Symbolic(o, ("slot", slot.index), self.guards))
+                want.append(slot)
+        grad = force.grad
+        force.interpreter = None
+        try:
+            got = eager.process(primitive, tuple(values), params)
+        finally:
+            force.interpreter = self
+        outs = got if type(got) is tuple else (got,)
+        step = Step("op", primitive)
+        step.operands = tuple(want)
+        step.params = params
+        step.items = tuple(params.items())
+        step.exact_params = _holds_ambiguous(params.values())
+        step.plain = not params and len(outs) == 1 and not primitive.view and len(refs) <= 3
+        step.grad = grad
+        step.note = force.note
+        node = next((t._node[0] for t in outs if t._node is not None), None)
+        step.source = user_source() if self.inner is None else self._gradient_source
+        refs_out = []
+        for t in outs:
+            v = self.capture.new_id()
+            spec = t.spec
+            r = self.capture.ref(v, v if t._node is not None else None, spec)
+            refs_out.append(r)
+            t._ref = r
+            self.track(t)
+        step.outs = tuple(refs_out)
+        if node is not None:
+            node.segment = self.token
+            node.source = step.source
+            if node.output is not None:
+                node.output._ref = refs_out[0]
+                self.track(node.output)
+        if primitive.view and outs[0]._view is not None:
+            step.view = True
+            self._link_view(outs[0], operands[0], step)
+        self.add(step)
+        return got
+
+    def generalise(self, value: Any, old: Any) -> Slot | None:
+        """A slot for a number, where the old branch had another number (or a slot) in its place; None where it had this one."""
+        if old is None:
+            key: Any = object()
+        elif type(old) is Slot:
+            if old.type is not type(value):
+                return None
+            key = (old.index, type(value), value)
+        elif type(old) is type(value) and not same_number(old, value):
+            key = (type(value), old, value)
+        else:
+            return None
+        index = self.symbols.get(key)
+        if index is None or not same_number(self.bindings[index], value):
+            index = self.symbols[key] = len(self.bindings)
+            self.bindings.append(value)
+        return Slot(index, type(value))
+
+    def add(self, step: Step) -> None:
+        """Enter a recorded step at the place where the run is."""
+        if self.inner is not None:
+            self.inner.append(step)
+            return
+        self.capture.stats.recorded += 1
+        if self.replaces is not None:  # only now is the specialised branch superseded
+            parent, old = self.replaces
+            self.replaces = None
+            if parent is self.at and old in parent.children and _has_slots(step):
+                parent.children.remove(old)
+        self.at.children.insert(0, step)
+        if len(self.at.children) > MAX_CHILDREN or self.capture.stats.recorded > MAX_STEPS:
+            self.capture.given_up = self.capture.given_up or (
+                f"more than {MAX_CHILDREN} different continuations were seen at {step.source or 'one step'}"
+                if len(self.at.children) > MAX_CHILDREN
+                else f"more than {MAX_STEPS} steps were recorded"
+            )
+        step.parent = self.at
+        step.depth = self.at.depth + 1
+        self.advance(step)
+        if self.shadow is not None:
+            self.shadow = self.shadow.children[0] if self.shadow.children else None
+
+    def diverge_at_op(self, primitive: Primitive, refs: list, params: dict) -> None:
+        """The operation is no known next step. A sibling that differs only in numbers lends its shape for slots."""
+        for c in self.at.children:
+            if (
+                c.primitive is primitive
+                and c.grad is force.grad
+                and len(c.operands) == len(refs)
+                and c.params == params
+                and all(_alike(a, b) for a, b in zip(c.operands, refs, strict=True))
+            ):
+                self.shadow = c
+                self.replaces = (self.at, c)
+                self.capture.stats.generalised += 1
+                break
+        self.diverge(f"{primitive.name} follows", primitive)
+
+    def diverge(self, what: str, primitive: Primitive | None) -> None:
+        seen = next((c for c in self.at.children), None)
+        expected = "nothing" if seen is None else seen.primitive.name if seen.primitive else seen.kind
+        if primitive is not None and seen is not None and seen.primitive is primitive:
+            what = f"{primitive.name} has other operands, numbers or parameters"
+        self.capture.stats.count(self.capture.stats.diverged, user_source(), f"{what}, where {expected} was recorded")
+        self.fall_back()
+
+    def run_out(self) -> None:
+        """The known path ends without an end: an earlier call raised here."""
+        self.fall_back()
+
+    def fall_back(self) -> None:
+        """Run the followed prefix eagerly and go on recording."""
+        self.following = False
+        self.next = None
+        if self.at is not self.root:
+            replay.materialise(self)
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """The same operand, but perhaps for a number's value."""
+    if a is b:
+        return True
+    if type(a) is Ref or type(b) is Ref:
+        return False
+    t = a.type if type(a) is Slot else type(a)
+    return t is type(b) and (t in (int, float) or a == b)
+
+
+def _has_slots(step: Step) -> bool:
+    return any(type(o) is Slot for o in step.operands)
+
+
+def _holds_ambiguous(values: Any) -> bool:
+    return any(
+        isinstance(v, float | bool) or v in (0, 1) or (type(v) is tuple and _holds_ambiguous(v))
+        for v in values
+        if isinstance(v, int | float | tuple)
+    )
