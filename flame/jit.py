@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from flame.capture.compiled import Compiled
 from flame.capture.run import Run
 from flame.capture.trace import Capture
 from flame.compiler.graph import Graph
@@ -75,6 +76,15 @@ class CompiledFunction:
     def given_up(self) -> str:
         """Why this function runs eagerly now, if it does."""
         return self._capture.given_up
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The options of `compile` that it was made with."""
+        return asdict(self._options)
+
+    def compiled_graphs(self) -> list[Compiled]:
+        """What was compiled so far: graphs with their programs and the reasons of every decision."""
+        return list(self._inventory.compiled())
 
     @property
     def graphs(self) -> list[Graph]:

@@ -126,7 +126,7 @@ class KernelHandle:
 
     @property
     def llvm(self) -> str:
-        """Its LLVM IR, as compiled for this machine (where names are left out). Raises MissingTargetError where llvmlite is not installed."""
+        """Its LLVM IR, as compiled for this machine, names apart. Raises MissingTargetError where llvmlite is missing."""
         return self._llvm_source().text
 
     @property

@@ -34,6 +34,7 @@ LAYERS = (
     "flame.optim",
     "flame.drawing",
     "flame.snapshot",
+    "flame.explanation_text",
     "flame.explain",
     "flame",
     "flame.doctor",
