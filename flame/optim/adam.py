@@ -7,7 +7,7 @@ from typing import Any
 
 from flame.autograd.tape import assign
 from flame.functions.elementwise import PUBLIC
-from flame.optim.optimizer import Optimizer, check, check_rate, zeros_like
+from flame.optim.optimizer import Optimizer, check, check_rate, filled
 from flame.tensor import Tensor
 
 
@@ -60,9 +60,9 @@ class Adam(Optimizer):
 
     def _update(self, p: Tensor, g: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
         if not state:
-            state.update(step=0.0, exp_avg=zeros_like(p), exp_avg_sq=zeros_like(p))
+            state.update(step=0.0, exp_avg=filled(p), exp_avg_sq=filled(p))
             if group["amsgrad"]:
-                state["max_exp_avg_sq"] = zeros_like(p)
+                state["max_exp_avg_sq"] = filled(p)
         state["step"] = step = state["step"] + 1.0
         lr, (beta1, beta2), x = group["lr"], group["betas"], p
         if group["weight_decay"]:
@@ -103,7 +103,7 @@ class Adamax(Optimizer):
 
     def _update(self, p: Tensor, g: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
         if not state:
-            state.update(step=0.0, exp_avg=zeros_like(p), exp_inf=zeros_like(p))
+            state.update(step=0.0, exp_avg=filled(p), exp_inf=filled(p))
         state["step"] = step = state["step"] + 1.0
         beta1, beta2 = group["betas"]
         if group["weight_decay"]:
@@ -135,7 +135,7 @@ class NAdam(Optimizer):
 
     def _update(self, p: Tensor, g: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
         if not state:
-            state.update(step=0.0, mu_product=1.0, exp_avg=zeros_like(p), exp_avg_sq=zeros_like(p))
+            state.update(step=0.0, mu_product=1.0, exp_avg=filled(p), exp_avg_sq=filled(p))
         state["step"] = step = state["step"] + 1.0
         lr, (beta1, beta2), decay, x = group["lr"], group["betas"], group["momentum_decay"], p
         if group["weight_decay"]:
@@ -171,7 +171,7 @@ class RAdam(Optimizer):
 
     def _update(self, p: Tensor, g: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
         if not state:
-            state.update(step=0.0, exp_avg=zeros_like(p), exp_avg_sq=zeros_like(p))
+            state.update(step=0.0, exp_avg=filled(p), exp_avg_sq=filled(p))
         state["step"] = step = state["step"] + 1.0
         lr, (beta1, beta2), x = group["lr"], group["betas"], p
         if group["weight_decay"]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from flame.autograd.tape import assign
 from flame.functions.elementwise import PUBLIC
-from flame.optim.optimizer import Optimizer, check, check_rate, zeros_like
+from flame.optim.optimizer import Optimizer, check, check_rate, filled
 from flame.tensor import Tensor
 
 
@@ -33,11 +33,11 @@ class RMSprop(Optimizer):
 
     def _update(self, p: Tensor, g: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
         if not state:
-            state.update(step=0.0, square_avg=zeros_like(p))
+            state.update(step=0.0, square_avg=filled(p))
             if group["momentum"]:
-                state["momentum_buffer"] = zeros_like(p)
+                state["momentum_buffer"] = filled(p)
             if group["centered"]:
-                state["grad_avg"] = zeros_like(p)
+                state["grad_avg"] = filled(p)
         state["step"] += 1.0
         alpha = group["alpha"]
         if group["weight_decay"]:
@@ -78,13 +78,11 @@ class Adagrad(Optimizer):
         )  # fmt: skip
         for group in self.param_groups:
             for p in group["params"]:
-                start = PUBLIC["full"](tuple(p.shape), float(initial_accumulator_value), dtype=p.dtype, device=p.device)
-                self.state[p].update(step=0.0, sum=start)
+                self.state[p].update(step=0.0, sum=filled(p, float(initial_accumulator_value)))
 
     def _update(self, p: Tensor, g: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
         if not state:
-            value = float(group["initial_accumulator_value"])
-            state.update(step=0.0, sum=PUBLIC["full"](tuple(p.shape), value, dtype=p.dtype, device=p.device))
+            state.update(step=0.0, sum=filled(p, float(group["initial_accumulator_value"])))
         state["step"] = step = state["step"] + 1.0
         if group["weight_decay"]:
             g = g + p * group["weight_decay"]  # type: ignore[operator]
@@ -115,7 +113,7 @@ class Adadelta(Optimizer):
 
     def _update(self, p: Tensor, g: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
         if not state:
-            state.update(step=0.0, square_avg=zeros_like(p), acc_delta=zeros_like(p))
+            state.update(step=0.0, square_avg=filled(p), acc_delta=filled(p))
         state["step"] += 1.0
         rho, eps = group["rho"], group["eps"]
         if group["weight_decay"]:
@@ -147,8 +145,7 @@ class Rprop(Optimizer):
 
     def _update(self, p: Tensor, g: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
         if not state:
-            size = PUBLIC["full"](tuple(p.shape), group["lr"], dtype=p.dtype, device=p.device)
-            state.update(step=0.0, prev=zeros_like(p), step_size=size)
+            state.update(step=0.0, prev=filled(p), step_size=filled(p, float(group["lr"])))
         state["step"] += 1.0
         (shrink, grow), (least, most) = group["etas"], group["step_sizes"]
         where = PUBLIC["where"]

@@ -306,7 +306,7 @@ class OneCycleLR(LRScheduler):
         if three_phase:
             self._phases = [
                 (up, "initial_lr", "max_lr", "max_momentum", "base_momentum"),
-                (2 * up + 1, "max_lr", "initial_lr", "base_momentum", "max_momentum"),
+                (2 * up, "max_lr", "initial_lr", "base_momentum", "max_momentum"),
                 (total_steps - 1, "initial_lr", "min_lr", "max_momentum", "max_momentum"),
             ]
         else:
@@ -382,7 +382,7 @@ class SequentialLR(LRScheduler):
             group["lr"] = group["initial_lr"]
         for s in schedulers:  # back to before their first step
             s.last_epoch -= 1
-        schedulers[0]._initial = True
+        schedulers[0]._step_count, schedulers[0]._initial = 0, True
         schedulers[0].step()
         schedulers[0]._initial = False
         self._last_lr = schedulers[0].get_last_lr()
@@ -452,9 +452,8 @@ class ReduceLROnPlateau(LRScheduler):
         self.cooldown_counter = self.num_bad_epochs = 0
 
     def is_better(self, a: float, best: float) -> bool:
-        sign = -1 if self.mode == "min" else 1
-        margin = self.threshold * (1 if self.threshold_mode == "abs" else best)
-        limit = best + sign * margin
+        margin = -self.threshold if self.mode == "min" else self.threshold
+        limit = best * (1.0 + margin) if self.threshold_mode == "rel" else best + margin
         return a < limit if self.mode == "min" else a > limit
 
     @property

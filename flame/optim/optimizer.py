@@ -18,6 +18,7 @@ from flame.autograd import enable_grad, no_grad
 from flame.autograd.engine import RemovableHandle
 from flame.functions.elementwise import PUBLIC
 from flame.functions.promotion import to_dtype
+from flame.primitive import interpreting
 from flame.tensor import Tensor
 
 
@@ -143,7 +144,7 @@ class Optimizer:
             {**{k: v for k, v in g.items() if k != "params"}, "params": [index[id(p)] for p in g["params"]]}
             for g in self.param_groups
         ]
-        state = {index[id(p)] if isinstance(p, Tensor) else p: _shown(s) for p, s in self.state.items()}
+        state = {index[id(p)] if isinstance(p, Tensor) else p: _shown(s) for p, s in self.state.items() if s}
         return {"state": state, "param_groups": groups}
 
     @no_grad()
@@ -203,5 +204,7 @@ def _taken(name: str, value: Any, p: Tensor) -> Any:
     return to_dtype(value, p.dtype) if p.dtype.is_floating_point else value
 
 
-def zeros_like(p: Tensor) -> Tensor:
-    return PUBLIC["zeros"](*p.shape, dtype=p.dtype, device=p.device) if p.ndim else PUBLIC["zeros"]((), dtype=p.dtype)
+def filled(p: Tensor, value: float = 0.0) -> Tensor:
+    """An entry of a parameter's state before its first step. Made outside of any capture: the first step is then recorded as all others."""
+    with interpreting(None):
+        return PUBLIC["full"](tuple(p.shape), value, dtype=p.dtype, device=p.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flame.autograd.tape import assign
-from flame.optim.optimizer import Optimizer, check, check_rate
+from flame.optim.optimizer import Optimizer, check, check_rate, filled
 from flame.tensor import Tensor
 
 
@@ -34,10 +34,10 @@ class SGD(Optimizer):
         if group["weight_decay"]:
             g = g + p * group["weight_decay"]  # type: ignore[operator]
         if momentum:
-            velocity = state.get("momentum_buffer")
-            if velocity is None:
-                velocity = state["momentum_buffer"] = g.clone()
-            else:
-                assign(velocity, velocity * momentum + g * (1 - group["dampening"]))
+            share = 1.0 - group["dampening"]
+            if state.get("momentum_buffer") is None:
+                state["momentum_buffer"], share = filled(p), 1.0
+            velocity = state["momentum_buffer"] * momentum + g * share
+            assign(state["momentum_buffer"], velocity)
             g = g + velocity * momentum if group["nesterov"] else velocity
         assign(p, p - g * group["lr"])  # type: ignore[operator]
