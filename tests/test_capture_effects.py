@@ -383,7 +383,15 @@ def keyword_and_star_arguments(wrap):
         return y
 
     a, b, c = batches(3, n=3)
-    calls = [((a,), {}), ((a, b), {}), ((a, b), {"scale": 2.0}), ((a,), {"z": c}), ((a,), {"z": b, "y": c}), ((a, b), {}), ((a,), {})]
+    calls = [
+        ((a,), {}),
+        ((a, b), {}),
+        ((a, b), {"scale": 2.0}),
+        ((a,), {"z": c}),
+        ((a,), {"z": b, "y": c}),
+        ((a, b), {}),
+        ((a,), {}),
+    ]
     return [watch(lambda p=p, k=k: f(*p, **k)) for p, k in calls * 2]
 
 

@@ -295,7 +295,7 @@ class RemovableHandle:
 
 def register_hook(self: Tensor, hook: Callable) -> RemovableHandle:
     """Call `hook(grad)` whenever the gradient of this tensor is known; what it returns (if not None) replaces it."""
-    if not requires_grad(self):
+    if not _requires(self):
         raise RuntimeError("cannot register a hook on a tensor that doesn't require gradient")
     run = force.interpreter
     if run is not None:
@@ -331,7 +331,7 @@ def register_post_accumulate_grad_hook(self: Tensor, hook: Callable) -> Removabl
 
 def retain_grad(self: Tensor) -> None:
     """Keep `.grad` of a tensor that is not a leaf."""
-    if not requires_grad(self):
+    if not _requires(self):
         raise RuntimeError("can't retain_grad on Tensor that has requires_grad=False")
     if self.is_leaf or self._retains_grad:
         return
@@ -392,17 +392,24 @@ def requires_grad_(self: Tensor, requires_grad: bool = True) -> Tensor:
     return self
 
 
+def _capture_ref(self: Tensor) -> Any:
+    """What capture knows of a tensor, after writes to the memory that it shows; None outside of a captured segment."""
+    r = self._ref
+    return r.run.ref_of(self) if r is not None and r.stale and r.run is not None else r
+
+
 def _is_leaf(self: Tensor) -> bool:
-    e = None if self._ref is None else self._ref.edge
-    if self._array is None and e is not None:
+    r = _capture_ref(self)
+    if self._array is None and r is not None and r.edge is not None:
         return False
     requires_grad(self)
     return self._node is None
 
 
 def _requires(self: Tensor) -> bool:
-    if self._ref is not None:
-        return self._ref.edge is not None or (self._array is not None and requires_grad(self))
+    r = _capture_ref(self)
+    if r is not None:
+        return r.edge is not None or (self._array is not None and requires_grad(self))
     return requires_grad(self)
 
 

@@ -27,6 +27,7 @@ class Ref:
     """The identity of a tensor inside a capture."""
 
     __slots__ = ("capture", "value", "edge", "spec")
+    stale = False
 
     def __init__(self, capture: Any, value: int, edge: int | None, spec: Spec):
         self.capture = capture
@@ -47,6 +48,7 @@ class Stale(Ref):
     """The ref of a tensor whose memory was written through another tensor since: to be derived anew at its next use."""
 
     __slots__ = ()
+    stale = True
 
 
 @dataclass(frozen=True, slots=True)

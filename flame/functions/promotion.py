@@ -6,12 +6,13 @@ rank only counts where its category (bool < integer < floating) is higher than t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from flame import dtypes
-from flame.autograd.tape import assign, edge, requires_grad
+from flame.autograd.tape import assign, requires_grad
 from flame.dtypes import dtype, dtype_of_number, promote_types
 from flame.primitive import Primitive, force, registered
 from flame.symbol import Symbolic
@@ -109,7 +110,7 @@ def deliver(result: Tensor, out: Tensor | None, op: str) -> Tensor:
         raise TypeError(f"{op}(): argument 'out' must be Tensor, not {type(out).__name__}")
     if out.shape != result.shape:
         raise RuntimeError(f"{op}: out has shape {list(out.shape)}, the result {list(result.shape)}; give an out of that shape")
-    if (force.grad and requires_grad(out)) or requires_grad(result) and force.grad:
+    if force.grad and (_wants(out) or _wants(result)):
         raise RuntimeError(f"{op}(): functions with out=... arguments don't support automatic differentiation")
     if result.dtype.category > out.dtype.category:
         raise RuntimeError(f"result type {result.dtype!r} can't be cast to the desired output type {out.dtype!r}")
@@ -126,10 +127,11 @@ def inplace(primitive: Primitive, target: Tensor, *others: Any, op: str = "", **
     for x in others:
         if isinstance(x, Tensor) and x.ndim and tuple(x.shape) != tuple(target.shape):
             check_fits(target, x, op)
-    needs = force.grad and (requires_grad(target) or any(isinstance(x, Tensor) and requires_grad(x) for x in others))
+    wants = requires_grad if force.interpreter is None else _wants
+    needs = force.grad and (wants(target) or any(isinstance(x, Tensor) and wants(x) for x in others))
     if force.interpreter is None and not needs and xs[0] is target and isinstance(primitive.eager, np.ufunc):
         return _write_over(primitive, target, xs)
-    if needs and force.interpreter is None and _saves_target(primitive, xs):
+    if needs and _saves_target(primitive, xs, wants):
         xs = (copy(target), *xs[1:])
     value = primitive(*xs, **params)
     return assign(target, to_dtype(value, d))
@@ -150,9 +152,14 @@ def _broadcast(a: Tensor, b: Tensor) -> bool:
     return all(x == y or x == 1 or y == 1 for x, y in zip(reversed(a.shape), reversed(b.shape), strict=False))
 
 
-def _saves_target(primitive: Primitive, xs: tuple) -> bool:
+def _wants(x: Any) -> bool:
+    """`requires_grad` of a tensor that capture may still owe its history."""
+    return x.requires_grad
+
+
+def _saves_target(primitive: Primitive, xs: tuple, wants: Callable[[Any], bool]) -> bool:
     for i, x in enumerate(xs):
-        if isinstance(x, Tensor) and edge(x) is not None:
+        if isinstance(x, Tensor) and wants(x):
             rule = primitive.rule(i)
             if rule is not None and rule.saves(0):
                 return True
