@@ -26,12 +26,12 @@ LAYERS = (
     "flame.tensor",
     "flame.autograd",
     "flame.functions",
-    "flame.random",
     "flame.capture",
     "flame.kernels",
     "flame.jit",
     "flame.nn",
     "flame.optim",
+    "flame.cuda",
     "flame.drawing",
     "flame.snapshot",
     "flame.explanation_text",
@@ -118,6 +118,10 @@ def test_every_module_stands_in_a_layer(module: str) -> None:
         layer(module)
     except KeyError:
         pytest.fail(f"{module} is in no layer: say in LAYERS, in {Path(__file__).name}, what it may import")
+
+
+def test_every_layer_is_there() -> None:
+    assert set(LAYERS) <= set(MODULES)
 
 
 def test_imports_point_down() -> None:
