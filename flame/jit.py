@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from flame.capture.compiled import Compiled
+from flame.capture.compiled import Compiled, say
 from flame.capture.run import Run
 from flame.capture.trace import Capture
 from flame.compiler.graph import Graph
@@ -46,7 +46,9 @@ class CompiledFunction:
         if force.interpreter is not None or c.given_up or knobs.disable or not _region.acquire(blocking=False):
             return self._fn(*args, **kwargs)
         try:
-            c.stats.calls += 1
+            s = c.stats
+            s.calls += 1
+            before = (s.followed, s.recorded, s.flushed) if knobs.log else None
             force.interpreter = Run(c, c.root)
             try:
                 result = self._fn(*args, **kwargs)
@@ -56,6 +58,10 @@ class CompiledFunction:
                     run.end("deopt")
                 raise
             force.interpreter.end("return")
+            if before is not None:
+                followed, recorded, flushed = s.followed - before[0], s.recorded - before[1], s.flushed - before[2]
+                text = f"{followed} steps followed, {recorded} recorded; {flushed} segments ran as kernels"
+                say("capture", f"{c.name}: call {s.calls}: {text}")
             return result
         finally:
             force.interpreter = None

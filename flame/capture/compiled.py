@@ -35,7 +35,7 @@ class Compiled:
         try:
             if backend == "eager":
                 raise _Unwanted("backend='eager' was asked for")
-            self.program = compile_graph(graph, cpu.target(), log=_log if knobs.log else None, verify=knobs.verify)
+            self.program = compile_graph(graph, cpu.target(), log=say if knobs.log else None, verify=knobs.verify)
             self.executable = Executable(self.program, backend="interpret" if backend == "interpret" else "llvm")
         except _Unwanted as e:
             self.failure = str(e)
@@ -61,7 +61,8 @@ class _Unwanted(Exception):
     pass
 
 
-def _log(topic: str, text: str) -> None:
+def say(topic: str, text: str) -> None:
+    """Print to stderr if FLAME_LOG names the topic."""
     if topic in knobs.log:
         print(f"[flame {topic}] {text}", file=sys.stderr)
 

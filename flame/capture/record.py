@@ -10,8 +10,10 @@ from typing import Any
 
 from flame.autograd.tape import eager, user_source
 from flame.capture import replay
+from flame.capture.compiled import say
 from flame.capture.state import RunState
 from flame.capture.trace import Expr, Ref, Slot, Step, same_number
+from flame.knobs import knobs
 from flame.primitive import Primitive, force
 from flame.symbol import Symbolic
 from flame.tensor import Tensor
@@ -155,7 +157,10 @@ class Recorder(RunState):
         expected = "nothing" if seen is None else seen.primitive.name if seen.primitive else seen.kind
         if primitive is not None and seen is not None and seen.primitive is primitive:
             what = f"{primitive.name} has other operands, numbers or parameters"
-        self.capture.stats.count(self.capture.stats.diverged, user_source(), f"{what}, where {expected} was recorded")
+        source, cause = user_source(), f"{what}, where {expected} was recorded"
+        self.capture.stats.count(self.capture.stats.diverged, source, cause)
+        if knobs.log:
+            say("recompiles", f"{self.capture.name}: another path from {source} on: {cause}")
         self.fall_back()
 
     def run_out(self) -> None:

@@ -19,12 +19,14 @@ from typing import Any
 
 from flame.autograd.tape import user_source
 from flame.capture import segment
+from flame.capture.compiled import say
 from flame.capture.effects import Effects
 from flame.capture.follow import Follower
 from flame.capture.gradients import Gradients
 from flame.capture.record import Recorder
 from flame.capture.trace import Step
 from flame.errors import GraphBreakError
+from flame.knobs import knobs
 from flame.primitive import force
 from flame.tensor import Tensor
 
@@ -77,6 +79,8 @@ class Run(Follower, Recorder, Effects, Gradients):
             force.interpreter = None
             raise GraphBreakError(f"{source}: {reason}, which ends the captured graph; fullgraph=True forbids that")
         self.capture.stats.count(self.capture.stats.breaks, source, reason)
+        if knobs.log:
+            say("breaks", f"{self.capture.name}: {source}: {reason}")
         leaf = self.end("break")
         force.interpreter = Run(self.capture, leaf.successor)  # type: ignore[arg-type]
 

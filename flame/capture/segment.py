@@ -15,11 +15,12 @@ import numpy as np
 
 from flame.autograd.engine import run_engine
 from flame.capture import replay
-from flame.capture.compiled import Compiled, compile_pair, compile_segment
+from flame.capture.compiled import Compiled, compile_pair, compile_segment, say
 from flame.capture.tape_model import FREED, TapeModel, model, op_steps
 from flame.capture.trace import Expr, Ref, Slot, Step
 from flame.compiler.graph import Builder, Graph, Value
 from flame.dtypes import dtype, int64
+from flame.knobs import knobs
 from flame.ops.declare import as_operand
 from flame.primitive import Spec, force, registered
 from flame.symbol import evaluate
@@ -216,6 +217,7 @@ def flush(run: Any, leaf: Step) -> None:
         plans = leaf.plans = {}
     plan = plans.get("latest")
     if plan is None or not (values <= set(plan.values) and edges <= set(plan.edges)):
+        recompiled = plan is not None
         if plan is not None:
             values |= set(plan.values)
             edges |= set(plan.edges)
@@ -224,6 +226,10 @@ def flush(run: Any, leaf: Step) -> None:
         run.capture.stats.compiled += 1
         run.capture.stats.compile_seconds += time.perf_counter() - started
         run.capture.plans.append(plan)
+        if knobs.log:
+            again = "once more, because more of what it computes is used afterwards" if recompiled else "for the first time"
+            seconds = time.perf_counter() - started
+            say("recompiles", f"{run.capture.name}: a segment of {run.at.depth} steps was compiled {again}, in {seconds:.2f} s")
     inputs = plan.inputs(run)
     node = SegmentNode(run, plan, tape) if edges and tape is not None else None
     results = plan.forward(inputs)
