@@ -428,9 +428,6 @@ def wrap(array: Any, cls: type = Tensor) -> Any:
 def represent(t: Tensor) -> str:
     """PyTorch's way of printing a tensor."""
     a = t._read()
-    shown = a.astype(np.float32) if t.dtype in (dtypes.bfloat16, dtypes.float16) else a
-    with np.printoptions(precision=4, threshold=1000, edgeitems=3, linewidth=80, suppress=_plain_digits(shown)):
-        body = np.array2string(shown, separator=", ", prefix="tensor(") if a.size or a.ndim != 1 else "[]"
     extra = []
     if a.size == 0 and a.ndim != 1:
         extra.append(f"size={tuple(a.shape)}")
@@ -440,15 +437,57 @@ def represent(t: Tensor) -> str:
         extra.append(f"grad_fn=<{t.grad_fn.name()}>")
     elif t.requires_grad:
         extra.append("requires_grad=True")
+    shown = a.astype(np.float64) if t.dtype.kind == "f" else a
+    body = "[]" if not a.size else _laid_out(shown, _spelling(_corners(shown)), len("tensor("), a.size > 1000)
     return f"tensor({', '.join([body, *extra])})"
 
 
-def _plain_digits(a: np.ndarray) -> bool:
-    """Whether the values are of a size that reads better without exponents."""
-    if a.dtype.kind != "f" or not a.size:
-        return True
-    x = np.abs(a[np.isfinite(a) & (a != 0)])
-    return not x.size or bool(x.max() < 1e8 and x.min() > 1e-5 and x.max() / x.min() < 1e5)
+def _corners(a: np.ndarray, n: int = 3) -> np.ndarray:
+    """The elements that are printed: of a large array, the first and last `n` along every dimension."""
+    if a.size > 1000:
+        for d, size in enumerate(a.shape):
+            if size > 2 * n:
+                a = np.take(a, [*range(n), *range(size - n, size)], d)
+    return a
+
+
+def _spelling(a: np.ndarray) -> Callable[[Any], str]:
+    """How each element is written, so that all take the same width: whole numbers, four decimals, or exponents."""
+    if a.dtype.kind != "f":
+        spell: Callable[[Any], str] = str
+        width = max(len(str(x)) for x in a.reshape(-1).tolist())
+    else:
+        finite = a[np.isfinite(a) & (a != 0)]
+        size = np.abs(finite)
+        whole = bool((finite == np.ceil(finite)).all())
+        wide = bool(size.size) and (size.max() / size.min() > 1000 or size.max() > 1e8 or (size.min() < 1e-4 and not whole))
+        if wide:
+            spell = lambda x: f"{x:.4e}"
+        elif whole:
+            spell = lambda x: f"{x:.0f}" + "." * bool(np.isfinite(x))
+        else:
+            spell = lambda x: f"{x:.4f}"
+        width = max((len(spell(x)) for x in finite.tolist()), default=1)
+    return lambda x: spell(x).rjust(width)
+
+
+def _laid_out(a: np.ndarray, spell: Callable[[Any], str], indent: int, cut: bool) -> str:
+    """Brackets, lines of at most 80 characters, and an ellipsis in the middle of long dimensions if `cut`."""
+    if a.ndim == 0:
+        return spell(a.item())
+    long = cut and len(a) > 6
+    if a.ndim == 1:
+        words = [spell(x) for x in (np.concatenate([a[:3], a[-3:]]) if long else a).tolist()]
+        if long:
+            words.insert(3, " ...")
+        each = max(1, (80 - indent) // (len(words[0]) + 2))
+        lines = [", ".join(words[i : i + each]) for i in range(0, len(words), each)]
+        return "[" + (",\n" + " " * (indent + 1)).join(lines) + "]"
+    parts = [_laid_out(x, spell, indent + 1, cut) for x in (*a[:3], *a[-3:])] if long else []
+    parts = parts or [_laid_out(x, spell, indent + 1, cut) for x in a]
+    if long:
+        parts.insert(3, "...")
+    return "[" + ("," + "\n" * (a.ndim - 1) + " " * (indent + 1)).join(parts) + "]"
 
 
 def method(*names: str) -> Callable:

@@ -125,9 +125,34 @@ for _new, _old in {
 # -------------------------------------------------------------------- two operands
 
 
+def without_booleans(*xs: Any) -> tuple:
+    """Promoted operands of what has no meaning for two booleans. Raises RuntimeError for those."""
+    out = promoted(*xs)
+    if all(isinstance(x, bool) or (isinstance(x, Tensor) and x.dtype.kind == "b") for x in out):
+        raise RuntimeError("this operation is not implemented for flame.bool: cast to an integer dtype first")
+    return out
+
+
+def for_difference(a: Any, b: Any) -> tuple:
+    """Promoted operands of a subtraction. Raises RuntimeError where one is boolean."""
+    for x in (a, b):
+        if x is True or x is False or (isinstance(x, Tensor) and x.dtype.kind == "b"):
+            raise RuntimeError(
+                "Subtraction, the `-` operator, with a bool tensor is not supported. If you are trying to invert a mask, use the "
+                "`~` or `logical_not()` operator instead."
+            )
+    return promoted(a, b)
+
+
+_PREPARE = {
+    "sub": for_difference, "floor_divide": without_booleans, "remainder": without_booleans, "fmod": without_booleans,
+    "trunc_divide": without_booleans, "pow": without_booleans,
+}  # fmt: skip
+
+
 def binary(name: str, p: Primitive, *, floating: bool = False, compare: bool = False) -> Callable:
     """A function of two tensors or numbers, promoted; with its in-place method."""
-    prepare = as_floating if floating else promoted
+    prepare = as_floating if floating else _PREPARE.get(p.name, promoted)
 
     def function(input: Any, other: Any, *, out: Tensor | None = None) -> Tensor:
         a, b = operand(input, name, "input"), operand(other, name)
@@ -155,7 +180,7 @@ def binary(name: str, p: Primitive, *, floating: bool = False, compare: bool = F
 
 
 def dunder(name: str, p: Primitive, *, floating: bool = False, swap: bool = False, compare: bool = False) -> None:
-    prepare = as_floating if floating else promoted
+    prepare = as_floating if floating else _PREPARE.get(p.name, promoted)
 
     first, second = (1, 0) if swap else (0, 1)
 
@@ -223,7 +248,7 @@ def sub(input: Any, other: Any, *, alpha: Any = 1, out: Tensor | None = None) ->
     """input - alpha * other. Raises RuntimeError for boolean tensors."""
     a, b = operand(input, "sub", "input"), operand(other, "sub")
     b = _scaled(b, alpha, "sub")
-    a, b = promoted(*with_tensor(a, b, op="sub"))
+    a, b = for_difference(*with_tensor(a, b, op="sub"))
     return deliver(SUB(a, b), out, "sub")
 
 
@@ -245,6 +270,7 @@ def add_(self: Tensor, other: Any, *, alpha: Any = 1) -> Tensor:
 
 @public("sub_", "subtract_")
 def sub_(self: Tensor, other: Any, *, alpha: Any = 1) -> Tensor:
+    for_difference(self, other)
     return inplace(SUB, self, _scaled(operand(other, "sub_"), alpha, "sub_"))
 
 
@@ -261,9 +287,9 @@ def div(input: Any, other: Any, *, rounding_mode: str | None = None, out: Tensor
         case None:
             r = DIV(*as_floating(a, b))
         case "trunc":
-            r = registered("trunc_divide")(*promoted(a, b))
+            r = registered("trunc_divide")(*without_booleans(a, b))
         case "floor":
-            r = registered("floor_divide")(*promoted(a, b))
+            r = registered("floor_divide")(*without_booleans(a, b))
         case _:
             raise RuntimeError(f"div expected rounding_mode to be one of None, 'trunc', or 'floor' but found '{rounding_mode}'")
     return deliver(r, out, "div")
@@ -288,13 +314,22 @@ PUBLIC["true_divide"] = Tensor.true_divide = lambda input, other, *, out=None: d
 def pow(input: Any, exponent: Any, *, out: Tensor | None = None) -> Tensor:
     """input ** exponent. Raises RuntimeError for an integer tensor to a negative integer number."""
     a, b = with_tensor(operand(input, "pow", "self"), operand(exponent, "pow", "exponent"), op="pow")
-    return deliver(_pow(*promoted(a, b)), out, "pow")
+    return deliver(_pow(*_pow_operands(a, b)), out, "pow")
+
+
+def _pow_operands(a: Any, b: Any) -> tuple:
+    """As PyTorch has it, booleans are raised to Python booleans but not to boolean tensors."""
+    if type(b) is bool and isinstance(a, Tensor) and a.dtype.kind == "b":
+        return a, b
+    return without_booleans(a, b)
 
 
 def _pow(a: Any, b: Any) -> Tensor:
     if type(b) is int and b < 0 and isinstance(a, Tensor) and a.dtype.kind != "f":
         raise RuntimeError("Integers to negative integer powers are not allowed.")
     if b is True or b is False:
+        if not b and isinstance(a, Tensor) and a.dtype.kind == "b":
+            return registered("full")(True, shape=tuple(a.shape), dtype=a.dtype)
         b = int(b)
     if isinstance(a, Tensor):  # the powers that programs really use, at the accuracy and speed of a multiplication
         if type(b) in (int, float):
@@ -312,6 +347,7 @@ def _pow(a: Any, b: Any) -> Tensor:
 @public()
 def pow_(self: Tensor, exponent: Any) -> Tensor:
     b = operand(exponent, "pow_", "exponent")
+    _pow_operands(self, b)
     d = result_type(self, b)
     if d.category > self.dtype.category:
         raise RuntimeError(f"result type {d!r} can't be cast to the desired output type {self.dtype!r}")
@@ -323,7 +359,7 @@ def _pow_op(self: Tensor, other: Any) -> Any:
         other = number(other)
         if other is None:
             return NotImplemented
-    return _pow(*promoted(self, other))
+    return _pow(*_pow_operands(self, other))
 
 
 Tensor.__pow__ = _pow_op  # type: ignore[attr-defined]
@@ -396,7 +432,9 @@ def where(condition: Tensor, input: Any = None, other: Any = None, *, out: Tenso
         raise TypeError(f"where(): argument 'condition' must be Tensor, not {type(condition).__name__}")
     if condition.dtype.kind != "b":
         if condition.dtype is not dtypes.uint8:
-            raise RuntimeError(f"where expected condition to be a boolean tensor, but got a tensor with dtype {condition.dtype!r}")
+            raise RuntimeError(
+                f"where expected condition to be a boolean tensor, but got a tensor with dtype {condition.dtype!r}"
+            )
         condition = condition != 0
     a, b = operand(input, "where", "input"), operand(other, "where")
     if not isinstance(a, Tensor) and not isinstance(b, Tensor):
@@ -555,7 +593,9 @@ def masked_fill(input: Tensor, mask: Tensor, value: Any) -> Tensor:
     v = operand(value, "masked_fill", "value")
     if isinstance(v, Tensor):
         if v.ndim:
-            raise RuntimeError(f"masked_fill only supports a 0-dimensional value tensor, but got tensor with {v.ndim} dimension(s).")
+            raise RuntimeError(
+                f"masked_fill only supports a 0-dimensional value tensor, but got tensor with {v.ndim} dimension(s)."
+            )
         v = to_dtype(v, input.dtype)
     elif type(v) is float and input.dtype.kind != "f":
         raise RuntimeError(f"value cannot be converted to type {input.dtype!r} without overflow")
