@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from flame import dtypes
 from flame.ops import special
 from flame.ops import vector_math as vm
 from flame.ops.create import full
@@ -24,6 +25,7 @@ from flame.ops.declare import (
 )
 from flame.ops.declare import operands as sampled
 from flame.ops.logic import eq, ge, gt, le, logical_and, logical_not, lt, where
+from flame.ops.machine import Machine
 from flame.primitive import Primitive, Spec
 
 _STEP = "its result does not vary smoothly with its operands"
@@ -230,16 +232,16 @@ def _eager_pow(a: Any, b: Any) -> Any:
 
 
 def _pow_base(g: Any, _y: Any, a: Any, b: Any) -> Any:
-    if isinstance(b, int | float):
+    if isinstance(b, int | float | Symbolic):
         return _nothing(g) if b == 0 else mul(g, mul(pow(a, b - 1), b))
     return where(eq(b, 0.0), 0.0, mul(g, mul(pow(a, sub(b, 1.0)), b)))
 
 
 def _pow_exponent(g: Any, y: Any, a: Any, b: Any) -> Any:
-    if isinstance(a, int | float):
+    if isinstance(a, int | float | Symbolic):
         if a == 0:
             return where(ge(b, 0.0), 0.0, mul(g, mul(y, -math.inf)))
-        return mul(g, mul(y, math.log(a) if a > 0 else math.nan))
+        return mul(g, mul(y, symbol.log(a) if a > 0 else math.nan))
     return where(logical_and(eq(a, 0.0), ge(b, 0.0)), 0.0, mul(g, mul(y, log(a))))
 
 
@@ -467,4 +469,54 @@ nextafter: Primitive = elementwise(
     vjp=_STEP,
     opaque="a step of one ULP, which no model needs inside a kernel: computed by the library",
     samples=_float_pair,
+)
+
+
+def _erfinv(m: Machine, x: Any) -> Any:
+    """The inverse of erf. Polynomials of M. Giles, "Approximating the erfinv function" (GPU Computing Gems, 2010), one in the middle
+    and one in the tails. float64 starts the tails from Hastings' rational form instead (Abramowitz and Stegun 26.2.22) and refines
+    by three of Halley's steps, on erfc where erf is near 1."""
+    d = m.dtype(x)
+    a = m.abs(x)
+    rest = m.sub(1.0, a)
+    w = m.neg(vm.log(m, m.mul(rest, m.add(a, 1.0))))
+
+    def polynomial(t: Any, coefficients: tuple[float, ...]) -> Any:
+        p = m.const(coefficients[0], d)
+        for c in coefficients[1:]:
+            p = m.fma(p, t, m.const(c, d))
+        return p
+
+    middle = polynomial(
+        m.sub(w, 2.5),
+        (2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087, -0.00125372503, -0.00417768164,
+         0.246640727, 1.50140941),
+    )  # fmt: skip
+    tail = polynomial(
+        m.sub(m.sqrt(m.maximum(w, 5.0)), 3.0),
+        (-0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773, -0.0076224613, 0.00943887047,
+         1.00167406, 2.83297682),
+    )  # fmt: skip
+    y = m.mul(m.where(m.lt(w, 5.0), middle, tail), a)
+    if d is dtypes.float64:
+        t = m.sqrt(m.mul(vm.log(m, m.mul(rest, 0.5)), -2.0))
+        ratio = m.div(m.fma(t, 0.27061, 2.30753), m.fma(t, m.fma(t, 0.04481, 0.99229), 1.0))
+        y = m.where(m.gt(a, 0.9), m.mul(m.sub(t, ratio), math.sqrt(0.5)), y)
+        for _ in range(3):
+            over = m.where(m.gt(a, 0.5), m.sub(rest, vm.erfc(m, y)), m.sub(vm.erf(m, y), a))
+            slope = m.mul(vm.exp(m, m.neg(m.mul(y, y))), 2.0 / math.sqrt(math.pi))
+            y = m.sub(y, m.div(over, m.fma(y, over, slope)))
+    y = m.where(m.lt(x, 0.0), m.neg(y), y)
+    y = m.where(m.eq(x, 0.0), x, m.where(m.eq(a, 1.0), m.mul(x, float("inf")), y))
+    return m.where(m.gt(a, 1.0), float("nan"), y)
+
+
+erfinv: Primitive = elementwise(
+    "erfinv",
+    FLOAT,
+    special.by_definition(_erfinv),
+    vjp=(lambda g, y, _x: mul(g, mul(exp(mul(y, y)), math.sqrt(math.pi) / 2)),),
+    scalar=_erfinv,
+    samples=_unit,
+    doc="erfinv(x): the y in (-inf, inf) with erf(y) = x.",
 )
