@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from flame import dtypes
+from flame.autograd.tape import assign
 from flame.dtypes import dtype as DType
 from flame.functions.elementwise import PUBLIC, public
 from flame.functions.promotion import cast, deliver, number, operand, tensor_operand, to_dtype
 from flame.functions.shape import EXPAND, RESHAPE, as_shape, wrap_dim
 from flame.primitive import registered
-from flame.runtime.device import require
 from flame.runtime.device import device as Device
+from flame.runtime.device import require
 from flame.tensor import Tensor, method, wrap
 
 FULL, IOTA, WHERE = registered("full"), registered("iota"), registered("where")
@@ -163,10 +164,15 @@ def full(
     v = operand(fill_value, "full", "fill_value")
     d = dtype or (v.dtype if isinstance(v, Tensor) else dtypes.dtype_of_number(getattr(v, "value", v)))
     v = to_dtype(RESHAPE(v, shape=()), d) if isinstance(v, Tensor) else v
-    return _finish(deliver(FULL(v, shape=_sizes((size,) if isinstance(size, Sequence) else (size,), "full"), dtype=d), out, "full"), requires_grad)
+    return _finish(
+        deliver(FULL(v, shape=_sizes((size,) if isinstance(size, Sequence) else (size,), "full"), dtype=d), out, "full"),
+        requires_grad,
+    )
 
 
-def full_like(input: Tensor, fill_value: Any, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+def full_like(
+    input: Tensor, fill_value: Any, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False
+) -> Tensor:
     return full(tuple(input.shape), fill_value, dtype=dtype or input.dtype, device=device, requires_grad=requires_grad)
 
 
@@ -176,7 +182,9 @@ def new_full(self: Tensor, size: Any, fill_value: Any, *, dtype: DType | None = 
 
 
 @method()
-def new_tensor(self: Tensor, data: Any, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+def new_tensor(
+    self: Tensor, data: Any, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False
+) -> Tensor:
     return tensor(data, dtype=dtype or self.dtype, device=device, requires_grad=requires_grad)
 
 
@@ -248,8 +256,6 @@ def _triangle(name: str, lower: bool) -> None:
         return WHERE(keep, x, False if x.dtype.kind == "b" else 0)
 
     def in_place(self: Tensor, diagonal: int = 0) -> Tensor:
-        from flame.autograd.tape import assign
-
         return assign(self, function(self, diagonal))
 
     function.__name__ = function.__qualname__ = name
@@ -380,5 +386,3 @@ def pin_memory(self: Tensor, device: Any = None) -> Tensor:
 @public()
 def numel(input: Tensor) -> int:
     return math.prod(input.shape)
-
-

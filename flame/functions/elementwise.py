@@ -11,10 +11,14 @@ from collections.abc import Callable
 from typing import Any
 
 from flame import dtypes
+from flame.autograd.tape import assign
 from flame.functions.promotion import (
     as_floating,
     cast,
+    check_fits,
     deliver,
+    expand,
+    for_difference,
     inplace,
     number,
     operand,
@@ -23,9 +27,9 @@ from flame.functions.promotion import (
     tensor_operand,
     to_dtype,
     with_tensor,
+    without_booleans,
 )
 from flame.primitive import REGISTRY, Primitive, Spec, force, registered
-from flame.autograd.tape import assign
 from flame.tensor import Tensor, method
 
 ADD, SUB, MUL, DIV, NEG, POW, WHERE = map(registered, ("add", "sub", "mul", "div", "neg", "pow", "where"))
@@ -123,25 +127,6 @@ for _new, _old in {
 
 
 # -------------------------------------------------------------------- two operands
-
-
-def without_booleans(*xs: Any) -> tuple:
-    """Promoted operands of what has no meaning for two booleans. Raises RuntimeError for those."""
-    out = promoted(*xs)
-    if all(isinstance(x, bool) or (isinstance(x, Tensor) and x.dtype.kind == "b") for x in out):
-        raise RuntimeError("this operation is not implemented for flame.bool: cast to an integer dtype first")
-    return out
-
-
-def for_difference(a: Any, b: Any) -> tuple:
-    """Promoted operands of a subtraction. Raises RuntimeError where one is boolean."""
-    for x in (a, b):
-        if x is True or x is False or (isinstance(x, Tensor) and x.dtype.kind == "b"):
-            raise RuntimeError(
-                "Subtraction, the `-` operator, with a bool tensor is not supported. If you are trying to invert a mask, use the "
-                "`~` or `logical_not()` operator instead."
-            )
-    return promoted(a, b)
 
 
 _PREPARE = {
@@ -627,8 +612,6 @@ def zero_(self: Tensor) -> Tensor:
 def copy_(self: Tensor, src: Any, non_blocking: bool = False) -> Tensor:
     """The elements of `src`, broadcast and cast, written here."""
     x = src if isinstance(src, Tensor) else PUBLIC["as_tensor"](src)
-    from flame.functions.promotion import check_fits, expand
-
     if x.shape != self.shape:
         check_fits(self, x, "copy_")
         x = expand(x, shape=tuple(self.shape))

@@ -298,9 +298,7 @@ def _source(input: Tensor, index: Tensor, src: Any, op: str) -> Tensor:
 
 
 @public()
-def scatter(
-    input: Tensor, dim: int, index: Tensor, src: Any = None, *, value: Any = None, reduce: str | None = None
-) -> Tensor:
+def scatter(input: Tensor, dim: int, index: Tensor, src: Any = None, *, value: Any = None, reduce: str | None = None) -> Tensor:
     """A copy with input[index[i][j]][j] = src[i][j] (dim 0), and so on; `src` a tensor or a number."""
     if reduce is not None:
         raise RuntimeError("scatter(reduce=...) is deprecated in PyTorch and not supported here: use scatter_add")

@@ -73,7 +73,9 @@ def _checked(name: str, ranks: tuple[int, int]) -> None:
                 f"elements, but got {a.numel()} and {b.numel()} elements respectively"
             )
         if name == "bmm" and a.shape[0] != b.shape[0]:
-            raise RuntimeError(f"Expected size for first two dimensions of batch2 tensor to be: [{a.shape[0]}, {a.shape[2]}] but got: {list(b.shape[:2])}.")
+            raise RuntimeError(
+                f"Expected size for first two dimensions of batch2 tensor to be: [{a.shape[0]}, {a.shape[2]}] but got: {list(b.shape[:2])}."
+            )
         return matmul(a, b, out=out)
 
     function.__name__ = function.__qualname__ = name

@@ -95,6 +95,25 @@ def as_floating(*xs: Any) -> tuple:
     return tuple([to_dtype(x, d) for x in xs])
 
 
+def without_booleans(*xs: Any) -> tuple:
+    """Promoted operands of what has no meaning for two booleans. Raises RuntimeError for those."""
+    out = promoted(*xs)
+    if all(isinstance(x, bool) or (isinstance(x, Tensor) and x.dtype.kind == "b") for x in out):
+        raise RuntimeError("this operation is not implemented for flame.bool: cast to an integer dtype first")
+    return out
+
+
+def for_difference(a: Any, b: Any) -> tuple:
+    """Promoted operands of a subtraction. Raises RuntimeError where one is boolean."""
+    for x in (a, b):
+        if x is True or x is False or (isinstance(x, Tensor) and x.dtype.kind == "b"):
+            raise RuntimeError(
+                "Subtraction, the `-` operator, with a bool tensor is not supported. If you are trying to invert a mask, use the "
+                "`~` or `logical_not()` operator instead."
+            )
+    return promoted(a, b)
+
+
 def with_tensor(*xs: Any, op: str) -> tuple:
     """At least one tensor: a number takes the place of a 0-d tensor where all are numbers."""
     if any(isinstance(x, Tensor) for x in xs):

@@ -192,8 +192,10 @@ def randint(
 
 
 def randint_like(input: Tensor, low: int, high: Any = None, *, dtype: DType | None = None) -> Tensor:
-    return randint(low, high, tuple(input.shape), dtype=dtype or input.dtype) if high is not None else randint(
-        0, low, tuple(input.shape), dtype=dtype or input.dtype
+    return (
+        randint(low, high, tuple(input.shape), dtype=dtype or input.dtype)
+        if high is not None
+        else randint(0, low, tuple(input.shape), dtype=dtype or input.dtype)
     )
 
 
@@ -203,7 +205,9 @@ def randperm(n: int, *, generator: Generator | None = None, dtype: DType = dtype
     return to_dtype(ARGSORT(cast(bits((int(n),), generator), dtype=dtypes.int64), dim=0, descending=False), dtype)
 
 
-def normal(mean: Any, std: Any = 1.0, size: Any = None, *, generator: Generator | None = None, dtype: DType | None = None) -> Tensor:
+def normal(
+    mean: Any, std: Any = 1.0, size: Any = None, *, generator: Generator | None = None, dtype: DType | None = None
+) -> Tensor:
     """Normals of the given mean and standard deviation, numbers with `size`, or tensors."""
     if size is not None:
         return gaussian(_sizes((size,), "normal"), _floating(dtype, "normal"), generator) * std + mean
@@ -231,7 +235,9 @@ def multinomial(input: Tensor, num_samples: int, replacement: bool = False, *, g
         raise RuntimeError("prob_dist must be 1 or 2 dim")
     n = input.shape[-1]
     if num_samples <= 0 or (not replacement and num_samples > n):
-        raise RuntimeError(f"cannot sample n_sample={num_samples} of {n} categories{'' if replacement else ' without replacement'}")
+        raise RuntimeError(
+            f"cannot sample n_sample={num_samples} of {n} categories{'' if replacement else ' without replacement'}"
+        )
     with no_history():
         w = to_dtype(input, dtypes.float32 if input.dtype is not dtypes.float64 else dtypes.float64)
         if replacement:
@@ -279,7 +285,9 @@ def normal_(self: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Gen
 
 @method()
 def bernoulli_(self: Tensor, p: Any = 0.5, *, generator: Generator | None = None) -> Tensor:
-    x = bernoulli(to_dtype(p, self.dtype) if isinstance(p, Tensor) else self, None if isinstance(p, Tensor) else p, generator=generator)
+    x = bernoulli(
+        to_dtype(p, self.dtype) if isinstance(p, Tensor) else self, None if isinstance(p, Tensor) else p, generator=generator
+    )
     return assign(self, to_dtype(x, self.dtype))
 
 

@@ -57,7 +57,9 @@ def mean(
     dims = wrap_dims(_axis(dim, axis), x.ndim, "mean")
     n = math.prod(x.shape[d] for d in dims)
     total = _reduce(SUM, x, dims, keepdim or keepdims)
-    return deliver(total * (1.0 / n) if n and (n & (n - 1)) == 0 else total / float(n) if n else total * float("nan"), out, "mean")
+    return deliver(
+        total * (1.0 / n) if n and (n & (n - 1)) == 0 else total / float(n) if n else total * float("nan"), out, "mean"
+    )
 
 
 @public()
@@ -87,7 +89,9 @@ def _arg(p: Any, name: str) -> None:
         if x.dtype.kind == "b":
             x = cast(x, dtype=dtypes.uint8)
         if x.numel() == 0 and dim is None:
-            raise IndexError(f"{name}(): Expected reduction dim to be specified for input.numel() == 0. Specify the reduction dim.")
+            raise IndexError(
+                f"{name}(): Expected reduction dim to be specified for input.numel() == 0. Specify the reduction dim."
+            )
         if x.ndim == 0:
             x = RESHAPE(x, shape=(1,))
             return p(x, dim=(0,), keepdim=False)
@@ -113,7 +117,9 @@ def _extreme(p: Any, arg: Any, pair: Any, name: str) -> None:
             return deliver(PUBLIC[pair](x, dim if other is None else other), out, name)
         if dim is None:
             if x.numel() == 0:
-                raise RuntimeError(f"{name}(): Expected reduction dim to be specified for input.numel() == 0. Specify the reduction dim.")
+                raise RuntimeError(
+                    f"{name}(): Expected reduction dim to be specified for input.numel() == 0. Specify the reduction dim."
+                )
             return _reduce(p, x, tuple(range(x.ndim)), False)
         if x.ndim == 0:
             wrap_dim(dim, 0, name)
@@ -155,7 +161,9 @@ _reduced(AMIN, "amin")
 
 @public()
 def aminmax(input: Tensor, *, dim: Any = None, keepdim: bool = False) -> tuple:
-    return PUBLIC["amin"](input, () if dim is None else dim, keepdim), PUBLIC["amax"](input, () if dim is None else dim, keepdim)
+    return PUBLIC["amin"](input, () if dim is None else dim, keepdim), PUBLIC["amax"](
+        input, () if dim is None else dim, keepdim
+    )
 
 
 def _truth(p: Any, name: str) -> None:
@@ -179,7 +187,9 @@ def count_nonzero(input: Tensor, dim: Any = None) -> Tensor:
 
 
 @public()
-def var(input: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: Any = None) -> Tensor:
+def var(
+    input: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: Any = None
+) -> Tensor:
     """The variance over `dim`: squared deviations from the mean over n - correction (1 unless told otherwise)."""
     if isinstance(dim, bool):
         dim, unbiased = None, dim
@@ -196,18 +206,28 @@ def var(input: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: b
 
 
 @public()
-def std(input: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: Any = None) -> Tensor:
+def std(
+    input: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: Any = None
+) -> Tensor:
     return PUBLIC["sqrt"](var(input, dim, unbiased, keepdim, correction=correction))
 
 
 @public()
-def var_mean(input: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: Any = None) -> tuple:
-    return var(input, dim, unbiased, keepdim, correction=correction), mean(input, None if isinstance(dim, bool) else dim, keepdim)
+def var_mean(
+    input: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: Any = None
+) -> tuple:
+    return var(input, dim, unbiased, keepdim, correction=correction), mean(
+        input, None if isinstance(dim, bool) else dim, keepdim
+    )
 
 
 @public()
-def std_mean(input: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: Any = None) -> tuple:
-    return std(input, dim, unbiased, keepdim, correction=correction), mean(input, None if isinstance(dim, bool) else dim, keepdim)
+def std_mean(
+    input: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: Any = None
+) -> tuple:
+    return std(input, dim, unbiased, keepdim, correction=correction), mean(
+        input, None if isinstance(dim, bool) else dim, keepdim
+    )
 
 
 @public()

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from flame.autograd.tape import reshape as RESHAPE
+from flame.dtypes import dtype as DType
 from flame.functions.elementwise import PUBLIC, public
-from flame.functions.promotion import number, result_type, tensor_operand, to_dtype
+from flame.functions.promotion import deliver, number, result_type, tensor_operand, to_dtype
 from flame.primitive import broadcast_shapes as _broadcast_shapes
-from flame.primitive import registered
+from flame.primitive import force, registered
 from flame.tensor import Size, Tensor, method
 
 PERMUTE, EXPAND, SLICE, FLIP, PAD, CAT, COPY, WINDOW = map(
@@ -28,7 +29,8 @@ def wrap_dim(dim: Any, ndim: int, op: str = "") -> int:
     m = max(ndim, 1)
     if not -m <= dim < m:
         raise IndexError(
-            f"Dimension out of range (expected to be in range of [{-m}, {m - 1}], but got {dim})" + (f" in {op}()" if op else "")
+            f"Dimension out of range (expected to be in range of [{-m}, {m - 1}], but got {dim})"
+            + (f" in {op}()" if op else "")
         )
     return dim % m
 
@@ -92,8 +94,6 @@ PUBLIC["reshape"] = lambda input, shape: reshape(input, shape)
 @method()
 def view(self: Tensor, *shape: Any) -> Tensor:
     """As reshape, but never a copy: raises RuntimeError where the memory does not allow a view."""
-    from flame.dtypes import dtype as DType
-
     if len(shape) == 1 and isinstance(shape[0], DType):
         raise RuntimeError("view(dtype) reinterprets bits, which is not supported: use Tensor.to(dtype) to convert values")
     want = _inferred(as_shape(shape, "view"), self.numel(), "view")
@@ -209,7 +209,9 @@ def movedim(input: Tensor, source: Any, destination: Any) -> Tensor:
     src = [wrap_dim(d, n, "movedim") for d in (source if isinstance(source, Sequence) else [source])]
     dst = [wrap_dim(d, n, "movedim") for d in (destination if isinstance(destination, Sequence) else [destination])]
     if len(src) != len(dst):
-        raise RuntimeError(f"movedim: Invalid source or destination dims: source ({src}) and destination ({dst}) differ in length")
+        raise RuntimeError(
+            f"movedim: Invalid source or destination dims: source ({src}) and destination ({dst}) differ in length"
+        )
     order = [d for d in range(n) if d not in src]
     for at, s in sorted(zip(dst, src, strict=True)):
         order.insert(at, s)
@@ -236,8 +238,6 @@ def _in_shape(name: str, f: Any) -> None:
     """The in-place form of a view: the tensor object itself is given the other shape."""
 
     def in_place(self: Tensor, *args: Any) -> Tensor:
-        from flame.primitive import force
-
         if force.interpreter is not None:
             force.interpreter.leave(f"{name}_() changes the shape of a tensor in place")
         got = f(self, *args)
@@ -455,8 +455,6 @@ def _joined(tensors: Any, op: str) -> list[Tensor]:
 
 def cat(tensors: Any, dim: int = 0, *, out: Tensor | None = None) -> Tensor:
     """Tensors end to end along an existing dimension. Raises RuntimeError where other sizes differ."""
-    from flame.functions.promotion import deliver
-
     ts = _joined(tensors, "cat")
     kept = [x for x in ts if tuple(x.shape) != (0,)] or ts[:1]
     if kept[0].ndim == 0:
