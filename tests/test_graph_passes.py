@@ -167,6 +167,13 @@ CASES: dict[str, tuple[Callable[..., Value | Sequence[Value]], list[Spec], list[
     "scatter over all": (
         lambda x, v: op("slice_scatter", x, v, starts=(0, 0), stops=(3, 4), steps=(1, 1)), [V, V], [],
     ),
+    "scatter of one a row": (
+        lambda x, i, v: op("scatter_add", x, i, v, dim=1), [V, Spec((3, 1), dt.int64), Spec((3, 1), F)],
+        ["iota", "eq", "add", "where"],
+    ),
+    "scatter of two a row stays": (
+        lambda x, i, v: op("scatter", x, i, v, dim=1), [V, Spec((3, 2), dt.int64), Spec((3, 2), F)], ["scatter"],
+    ),
     "sum of one": (lambda x: op("sum", x, dim=(1,), keepdim=False), [Spec((3, 1), F)], ["reshape", "add"]),
     "sum of one integer": (lambda n: op("sum", n, dim=(1,), keepdim=True), [Spec((3, 1), dt.int64)], []),
     "amax of one": (lambda x: op("amax", x, dim=(0,), keepdim=False), [Spec((1, 4), F)], ["reshape"]),

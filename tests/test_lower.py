@@ -110,7 +110,8 @@ REFUSED: dict[str, tuple[Any, tuple[tuple[int, ...], ...], str]] = {
     "two contractions": (
         lambda x: op("matmul", op("matmul", x, x), x), ((4, 4),), r"one contraction, and this one has another"),
     "a softmax of a product": (
-        lambda x, y: op("div", y, op("add", total(op("exp", op("matmul", x, x)), 1), total(y, 1))), ((4, 4), (4, 4)), r"holds one contraction, and this one has reductions already"),
+        lambda x, y: op("div", y, op("add", total(op("exp", op("matmul", x, x)), 1), total(y, 1))), ((4, 4), (4, 4)),
+        r"holds one contraction, and this one has reductions already"),
     "a product read at every other row": (
         lambda x: op("slice", op("matmul", x, x), starts=(0, 0), stops=(4, 4), steps=(2, 1)), ((4, 4),), r"not once for each"),
     "results of unlike shapes": (
@@ -177,3 +178,16 @@ def test_an_axis_is_split_where_statistics_are_read_by_the_group() -> None:
     kernel = kernel_of(norm, (2, 12, 2)).kernel
     assert [e.const for e in kernel.axes.values()] == [2, 3, 4, 2]
     assert not any(True for s in kernel.statements for e in expressions(s) for _ in divisions(e))
+
+
+@pytest.mark.parametrize("d", [dtypes.int64, dtypes.int32, dtypes.int8, dtypes.uint8], ids=str)
+def test_an_index_that_nobody_checked_stays_inside(d: Any) -> None:
+    builder = Builder()
+    table, index = builder.input(Spec((5, 3), dtypes.float32)), builder.input(Spec((8,), d))
+    with builder:
+        y = op("index_select", table, index, dim=0)
+    x = np.arange(15, dtype=np.float32).reshape(5, 3)
+    i = np.array([0, 4, -1, -5, 5, 100, -6, -100]).astype(d.numpy)
+    got = run(lower([y], lambda v: v.node is None), {table: x, index: i})[y]
+    at = i.astype(np.int64)
+    np.testing.assert_array_equal(got, x[np.clip(np.where(at < 0, at + 5, at), 0, 4)])

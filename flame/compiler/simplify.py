@@ -16,7 +16,7 @@ import numpy as np
 
 from flame.compiler.graph import Graph, Node, Operand, Value
 from flame.compiler.rewrite import Equation, Rewriter, rebuild
-from flame.dtypes import bool_, dtype
+from flame.dtypes import bool_, dtype, int32, int64
 from flame.ops.declare import as_operand
 from flame.primitive import Number, Spec
 
@@ -473,6 +473,22 @@ def scatter_over_all(rw: Rewriter, n: Node) -> Value | None:
     """Writing over everything leaves what was written."""
     _, v = n.operands
     return v if isinstance(v, Value) and v.spec == n.output.spec else None
+
+
+@equation("scatter", "scatter_add")
+def scatter_of_one_a_row(rw: Rewriter, n: Node) -> Value | None:
+    """With one index a row nothing is written twice: where(place == index, v, x), or x + v. (gather's derivative, mostly.)"""
+    x, index, v = n.operands
+    if not (isinstance(x, Value) and isinstance(index, Value) and isinstance(v, Value)) or index.dtype not in (int32, int64):
+        return None
+    dim = n.params["dim"]
+    row = tuple(1 if d == dim else k for d, k in enumerate(x.shape))
+    adds = n.primitive.name == "scatter_add"
+    if not index.shape == v.shape == row or x.shape[dim] < 1 or (adds and x.dtype is bool_):
+        return None
+    places = rw.apply("iota", size=x.shape[dim], dtype=index.dtype)
+    here = rw.apply("eq", reshaped(rw, places, tuple(k if d == dim else 1 for d, k in enumerate(x.shape))), index)
+    return rw.apply("where", here, rw.apply("add", x, v) if adds else v, x)
 
 
 # ---------------------------------------------------------------------------------------------------- reductions

@@ -185,12 +185,19 @@ class Writer:
         return self.cast(self.emit(IndexOf, e, self._index_dtype(e), domain=domain), d)
 
     def checked_index(self, v: str, extent: int) -> E:
-        """The integer value `v`, which was checked to lie in [-extent, extent), counted from 0."""
-        d = self.dtypes[v]
+        """The integer value `v` in [-extent, extent), counted from 0.
+
+        A value outside reads the nearest element: a kernel can't raise, and must not leave its buffers. Whoever wants an
+        error checks before.
+        """
+        d, last = self.dtypes[v], max(extent - 1, 0)
         if d.kind == "i":
             below = self.op("lt", (v, self.const(0, d)), dtypes.bool_)
             v = self.op("where", (below, self.op("add", (v, self.const(extent, d)), d), v), d)
-        self.bounds.values[v] = (ZERO, ex(max(extent - 1, 0)))
+            v = self.op("maximum", (v, self.const(0, d)), d)
+        if last < 2 ** (8 * d.itemsize - (d.kind == "i")) - 1:
+            v = self.op("minimum", (v, self.const(last, d)), d)
+        self.bounds.values[v] = (ZERO, ex(last))
         return val(v)
 
     def condition(self, conds: Guard) -> str:
