@@ -213,7 +213,7 @@ class Tensor:
     def itemsize(self) -> int:
         return self.dtype.itemsize
 
-    element_size = lambda self: self.dtype.itemsize  # noqa: E731
+    element_size = lambda self: self.dtype.itemsize
     is_cuda = False
     is_sparse = False
     is_meta = False

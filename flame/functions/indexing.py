@@ -223,7 +223,8 @@ def setitem(self: Tensor, key: Any, value: Any) -> None:
     if tuple(v.shape) != shape:
         if v.ndim > len(shape) or any(a not in (1, b) for a, b in zip(reversed(v.shape), reversed(shape), strict=False)):
             raise RuntimeError(
-                f"shape mismatch: value tensor of shape {list(v.shape)} cannot be broadcast to indexing result of shape {list(shape)}"
+                f"shape mismatch: value tensor of shape {list(v.shape)} cannot be broadcast to indexing result of shape "
+                f"{list(shape)}"
             )
         v = EXPAND(v, shape=shape)
     assign(target, INDEX_PUT(y, v, *tensors, dims=dims, accumulate=False))

@@ -31,7 +31,8 @@ def _axis(dim: Any, axis: Any) -> Any:
 
 @public()
 def sum(
-    input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: DType | None = None, out: Tensor | None = None, axis: Any = None,
+    input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: DType | None = None, out: Tensor | None = None,
+    axis: Any = None,
     keepdims: bool = False,
 ) -> Tensor:  # fmt: skip
     """The sum over `dim` (an int, several, or all). Integers and booleans are summed as int64."""
@@ -43,7 +44,8 @@ def sum(
 
 @public()
 def mean(
-    input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: DType | None = None, out: Tensor | None = None, axis: Any = None,
+    input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: DType | None = None, out: Tensor | None = None,
+    axis: Any = None,
     keepdims: bool = False,
 ) -> Tensor:  # fmt: skip
     """The mean over `dim`. Raises RuntimeError for integers, unless `dtype` is given."""

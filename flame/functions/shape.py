@@ -239,7 +239,7 @@ def _in_shape(name: str, f: Any) -> None:
 
     def in_place(self: Tensor, *args: Any) -> Tensor:
         if force.interpreter is not None:
-            force.interpreter.leave(f"{name}_() changes the shape of a tensor in place")
+            force.interpreter.leave(SHAPE_IN_PLACE, name)
         got = f(self, *args)
         self._array, self._view, self._node = got._array, got._view, got._node
         return self
@@ -473,7 +473,8 @@ def stack(tensors: Any, dim: int = 0, *, out: Tensor | None = None) -> Tensor:
     for i, x in enumerate(ts):
         if x.shape != ts[0].shape:
             raise RuntimeError(
-                f"stack expects each tensor to be equal size, but got {list(ts[0].shape)} at entry 0 and {list(x.shape)} at entry {i}"
+                f"stack expects each tensor to be equal size, but got {list(ts[0].shape)} at entry 0 and {list(x.shape)} at "
+                f"entry {i}"
             )
     d = wrap_dim(dim, ts[0].ndim + 1, "stack")
     return cat([unsqueeze(x, d) for x in ts], d, out=out)

@@ -205,6 +205,7 @@ def _taken(name: str, value: Any, p: Tensor) -> Any:
 
 
 def filled(p: Tensor, value: float = 0.0) -> Tensor:
-    """An entry of a parameter's state before its first step. Made outside of any capture: the first step is then recorded as all others."""
+    """An entry of a parameter's state before its first step. Made outside of any capture, so that the first
+    step is recorded as all others are."""
     with interpreting(None):
         return PUBLIC["full"](tuple(p.shape), value, dtype=p.dtype, device=p.device)

@@ -10,11 +10,12 @@ from flame.tensor import Tensor
 
 
 class SGD(Optimizer):
-    """p -= lr * g, or * a running sum of g with `momentum` (Polyak, 1964), looked ahead with `nesterov` (Sutskever et al., 2013)."""
+    """p -= lr * g, or lr times a running sum of g: `momentum` (Polyak, 1964), `nesterov` (Sutskever et al., 2013)."""
 
     def __init__(
-        self, params: Any, lr: Any = 1e-3, momentum: float = 0, dampening: float = 0, weight_decay: float = 0, nesterov: bool = False,
-        *, maximize: bool = False, foreach: bool | None = None, differentiable: bool = False, fused: bool | None = None,
+        self, params: Any, lr: Any = 1e-3, momentum: float = 0, dampening: float = 0, weight_decay: float = 0,
+        nesterov: bool = False, *, maximize: bool = False, foreach: bool | None = None, differentiable: bool = False,
+        fused: bool | None = None,
     ) -> None:  # fmt: skip
         check_rate(lr)
         check(momentum >= 0.0, "momentum value", momentum)

@@ -306,7 +306,7 @@ def pixel_shuffle(input: Tensor, upscale_factor: int) -> Tensor:
     *lead, c, h, w = input.shape
     if c % (r * r):
         raise RuntimeError(
-            f"pixel_shuffle expects its input's 'channel' dimension to be divisible by the square of upscale_factor, but {c} is not "
+            f"pixel_shuffle expects its input's 'channel' dimension to be divisible by the square of upscale_factor, but {c} is "
             f"divisible by {r * r}"
         )
     n = len(lead)

@@ -149,7 +149,8 @@ def legacy(size_average: Any, reduce: Any, reduction: str) -> str:
 
 @composite
 def mse_loss(
-    input: Tensor, target: Tensor, size_average: Any = None, reduce: Any = None, reduction: str = "mean", weight: Tensor | None = None
+    input: Tensor, target: Tensor, size_average: Any = None, reduce: Any = None, reduction: str = "mean",
+    weight: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """(input - target) squared."""
     x, t = _operands(input, target, "mse_loss")

@@ -67,8 +67,8 @@ def _move(running: Tensor, now: Tensor, momentum: Any) -> None:
 
 @composite
 def batch_norm(
-    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None, bias: Tensor | None = None,
-    training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
+    bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
     """Each channel by its mean and variance over batch and space (Ioffe and Szegedy, 2015); running statistics are updated in
     place while training, with the unbiased variance."""
@@ -96,7 +96,7 @@ def batch_norm(
         if running_mean is None or running_var is None:
             raise ValueError("batch_norm: running_mean and running_var are needed where training is False")
         d = x - _along_channels(running_mean, n)
-        v = _along_channels(running_var, n)  # type: ignore[assignment]
+        v = RESHAPE(running_var, shape=(1, c, *[1] * (n - 2)))
     return _scaled(d * RSQRT(v + eps), _along_channels(weight, n), _along_channels(bias, n))
 
 
@@ -134,7 +134,8 @@ def group_norm(
     s = tuple(x.shape)
     if s[1] % num_groups:
         raise RuntimeError(
-            f"Expected number of channels in input to be divisible by num_groups, but got input of shape {list(s)} and num_groups={num_groups}"
+            f"Expected number of channels in input to be divisible by num_groups, but got input of shape {list(s)} and "
+            f"num_groups={num_groups}"
         )
     y = RESHAPE(x, shape=(s[0], num_groups, math.prod(s[1:]) // num_groups))
     d = y - mean(y, 2, True)

@@ -87,9 +87,8 @@ def around_backward(module: Any, args: tuple) -> tuple[tuple, Callable[[Any], An
         if isinstance(result, Tensor):
             return _pass((result,), left)[0][0]
         if isinstance(result, tuple):
-            return (
-                type(result)(_pass(result, left)[0]) if type(result) is tuple else result._make(_pass(tuple(result), left)[0])
-            )
+            got = _pass(tuple(result), left)[0]
+            return got if type(result) is tuple else result._make(got)  # type: ignore[attr-defined]
         if isinstance(result, dict):
             keys = list(result)
             return dict(zip(keys, _pass(tuple(result[k] for k in keys), left)[0], strict=True))

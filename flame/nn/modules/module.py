@@ -498,7 +498,7 @@ def _compiled_view(original: Module, wrap: Callable[[Callable], Any]) -> Module:
             "_compile_with": lambda self, again: _compiled_view(self._orig_mod, again),
         }
         view = _views[cls] = type(cls.__name__, (cls,), body)
-    got = object.__new__(view)
+    got: Any = object.__new__(view)
     put = object.__setattr__
     put(got, "__dict__", original.__dict__)
     put(got, "_orig_mod", original)
@@ -514,7 +514,7 @@ def _same(module: Module) -> Module:
 
 def _view_attribute(self: Any, name: str) -> Any:
     try:
-        return type(self).__base__.__getattr__(self, name)
+        return type(self._orig_mod).__getattr__(self, name)
     except AttributeError:
         if name.startswith("__") or not hasattr(self._compiled, name):
             raise
