@@ -110,6 +110,9 @@ class Primitive:
     scalar: Scalar | None = None
     #: for structural kinds: how a kernel reads it (see flame.ops.access); None with scalar None: an opaque library call
     lower: Any = None
+    #: which operands hold positions, and in what they must lie: positions(*specs, **params) -> ((operand, dim, size, least), ...);
+    #: eager checks them itself, compiled code before it runs
+    positions: Callable[..., Any] | None = None
     #: the result shares the operand's memory (reshape, permute, slice, expand, ...)
     view: bool = False
     #: samples() -> iterator of (operands, params), operands being NumPy arrays and numbers

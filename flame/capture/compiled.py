@@ -6,8 +6,10 @@ their printed text.
 
 from __future__ import annotations
 
+import gc
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from flame.compiler.graph import Graph, Value
 from flame.compiler.pipeline import compile_graph
 from flame.compiler.program import Decision, Program
 from flame.knobs import knobs
+from flame.reasons import NOT_COMPILED
 from flame.runtime import cpu
 from flame.runtime.executable import Executable
 
@@ -30,8 +33,7 @@ class Compiled:
         self.program: Program | None = None
         self.executable: Any = None
         self.failure = ""
-        options = capture.options
-        backend = "auto" if options is None else options.backend
+        backend = capture.options.backend
         try:
             if backend == "eager":
                 raise _Unwanted("backend='eager' was asked for")
@@ -42,9 +44,9 @@ class Compiled:
         except Exception as e:  # whatever a pass trips over must not stop a program that runs eagerly: it is recorded and shown
             if knobs.verify:
                 raise
-            self.failure = f"{type(e).__name__}: {e}"
+            self.failure = NOT_COMPILED.text(f"{graph.name} ({role})", f"{type(e).__name__}: {e}")
             capture.stats.count(capture.stats.fallbacks, graph.name, self.failure)
-            print(f"flame: {graph.name} ({role}) could not be compiled and runs op by op: {self.failure}", file=sys.stderr)
+            print(f"flame: {self.failure}", file=sys.stderr)
 
     def __call__(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         if self.executable is not None:
@@ -61,6 +63,19 @@ class _Unwanted(Exception):
     pass
 
 
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """No cyclic garbage collection meanwhile: a compilation makes very many small objects, most of which live until its end,
+    and walking them again and again took a tenth of its time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 def say(topic: str, text: str) -> None:
     """Print to stderr if FLAME_LOG names the topic."""
     if topic in knobs.log:
@@ -71,7 +86,10 @@ def interpret_graph(graph: Graph, arrays: Sequence[np.ndarray]) -> list[np.ndarr
     """Each node by its primitive's eager meaning; results share no memory with inputs or each other."""
     held: dict[Value, Any] = dict(zip(graph.inputs, arrays, strict=True))
     for n in graph.nodes:
-        got = n.primitive.eager(*[held[o] if isinstance(o, Value) else o for o in n.operands], **n.params)
+        try:
+            got = n.primitive.eager(*[held[o] if isinstance(o, Value) else o for o in n.operands], **n.params)
+        except (IndexError, RuntimeError, ValueError, ZeroDivisionError) as e:
+            raise type(e)(f"{e} ({n.primitive.name} at {n.source})") from e
         for o, a in zip(n.outputs, got if isinstance(got, tuple) else (got,), strict=True):
             held[o] = a
     return [np.array(held[o], order="C") for o in graph.outputs]

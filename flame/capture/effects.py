@@ -16,6 +16,7 @@ from flame.autograd.tape import eager_assign, edge, user_source, write_through
 from flame.capture.state import RunState, SegmentEnded, new_object, same_refs, weak
 from flame.capture.trace import Ref, Stale, Step, Trace
 from flame.primitive import force
+from flame.reasons import OTHER_WRITE, SHARED_MEMORY_WRITTEN
 from flame.tensor import Tensor
 
 
@@ -35,7 +36,7 @@ class Effects(RunState):
         self._check_writable(target)
         st = target.storage_of()
         if st.volatile or tref is None or len(self.windows.get(id(st), ())) > 1:
-            self.break_("memory that NumPy or another tensor shares is written")
+            self.break_(SHARED_MEMORY_WRITTEN)
             return self._eagerly(lambda: eager_assign(target, value))
         w = self.window_of(target)
         trace = target._trace
@@ -86,7 +87,7 @@ class Effects(RunState):
                     if not c.children:
                         self.run_out()
                     return
-            self.diverge("memory is written", None)
+            self.diverge(OTHER_WRITE)
         step = Step("write")
         step.operands = operands
         step.grad = grad

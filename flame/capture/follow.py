@@ -14,6 +14,7 @@ from flame.autograd.tape import AccumulateGrad, eager, edge, user_source
 from flame.capture.state import RunState, SegmentEnded, new_object, weak
 from flame.capture.trace import InputKey, Ref, Slot, Stale, Step, Trace, Window, exact, same_number
 from flame.primitive import Primitive, force
+from flame.reasons import OTHER_TENSOR, OVERLAPPING_READ
 from flame.tensor import Tensor
 
 
@@ -107,7 +108,7 @@ class Follower(RunState):
                 if memory_key(w.external._array) == key and t._view is None and w.external._view is None:
                     window = w
                 elif w.mutations:
-                    self.break_("memory that was written is read through another tensor")
+                    self.break_(OVERLAPPING_READ)
                     raise SegmentEnded
         e = t._node if t._view is None and t._node is not None else edge(t)
         leaf = e is None or type(e[0]) is AccumulateGrad
@@ -129,7 +130,7 @@ class Follower(RunState):
                     step = c
                     break
             else:
-                self.diverge(f"a tensor of {t.spec} is used", None)
+                self.diverge(OTHER_TENSOR, t.spec)
         if step is None:
             step = Step("input")
             spec = t.spec

@@ -13,6 +13,7 @@ from flame.autograd.tape import AccumulateGrad, edge, user_source
 from flame.capture.state import RunState, SegmentEnded, new_object, same_refs
 from flame.capture.trace import Step
 from flame.primitive import force
+from flame.reasons import BACKWARD_INPUTS, GRADIENT_LEAVES, HOOK_CALLED, NO_GRADIENT, OTHER_GRADIENT
 from flame.symbol import evaluate
 from flame.tensor import Tensor
 
@@ -27,7 +28,7 @@ class Gradients(RunState):
     def backward(self, ts: list, given: list | None, retain: bool, create_graph: bool, leaves: list | None) -> None:
         """backward(): one gradient step, then ordinary accumulation into the leaves."""
         if leaves is not None:
-            self.leave("backward(inputs=...)")
+            self.leave(BACKWARD_INPUTS)
             return self.now()._eagerly(lambda: eager_backward(ts, given, retain, create_graph, leaves))
         got = self._gradient(ts, given, None, retain, create_graph)
         if got is None:
@@ -67,9 +68,9 @@ class Gradients(RunState):
                         continue
                     return self._follow_gradient(step, xs)
             if any(c.kind == "end" and c.key == "break" for c in self.at.children):
-                self.leave("the gradient leaves the compiled region")
+                self.leave(GRADIENT_LEAVES)
                 return None
-            self.diverge("a gradient is taken", None)
+            self.diverge(OTHER_GRADIENT)
         return self._record_gradient(ys, given, xs, refs, options)
 
     def _hooks_free(self, step: Step) -> bool:
@@ -109,16 +110,19 @@ class Gradients(RunState):
         for n in nodes:
             if isinstance(n, AccumulateGrad):
                 k = known.get((n, 0))
-                if k is None or n.hooks or n.post_hooks:
-                    self.leave("a gradient hook, or a leaf from outside the compiled region")
+                if n.hooks or n.post_hooks:
+                    self.leave(HOOK_CALLED)
+                    return None
+                if k is None:
+                    self.leave(GRADIENT_LEAVES)
                     return None
                 leaves.append((k, n))
-            elif getattr(n, "segment", None) is not self.token or n.hooks:
-                self.leave("the gradient leaves the compiled region")
+            elif n.hooks or getattr(n, "segment", None) is not self.token:
+                self.leave(HOOK_CALLED if n.hooks else GRADIENT_LEAVES)
                 return None
         wanted: list[Any] = [(n, 0) for _, n in leaves] if xs is None else [edge(x) for x in xs]
         if any(e is None for e in wanted):
-            self.leave("a gradient of a tensor that needs none")
+            self.leave(NO_GRADIENT)
             return None
         retain, create_graph = options[3:]
         self.inner = []

@@ -11,15 +11,17 @@ from typing import Any
 from flame.autograd.tape import eager, user_source
 from flame.capture import replay
 from flame.capture.compiled import say
+from flame.capture.control import control
 from flame.capture.state import RunState
 from flame.capture.trace import Expr, Ref, Slot, Step, same_number
+from flame.errors import RecompileError
 from flame.knobs import knobs
 from flame.primitive import Primitive, force
+from flame.reasons import OTHER_OPERANDS, OTHER_OPERATION, RECOMPILE_FORBIDDEN, TOO_MANY_PATHS, TOO_MANY_STEPS, Reason
 from flame.symbol import Symbolic
 from flame.tensor import Tensor
 
-MAX_CHILDREN = 24  #: different continuations of one step before a function is handed over to eager
-MAX_STEPS = 400_000  #: steps recorded for one function before the same
+MAX_STEPS = 400_000  #: steps recorded for one function before it is handed over to eager
 
 
 class Recorder(RunState):
@@ -123,13 +125,11 @@ class Recorder(RunState):
             self.replaces = None
             if parent is self.at and old in parent.children and _has_slots(step):
                 parent.children.remove(old)
+        if self.at.children:
+            self.another_path(step.source)
         self.at.children.insert(0, step)
-        if len(self.at.children) > MAX_CHILDREN or self.capture.stats.recorded > MAX_STEPS:
-            self.capture.given_up = self.capture.given_up or (
-                f"more than {MAX_CHILDREN} different continuations were seen at {step.source or 'one step'}"
-                if len(self.at.children) > MAX_CHILDREN
-                else f"more than {MAX_STEPS} steps were recorded"
-            )
+        if self.capture.stats.recorded > MAX_STEPS:
+            self.capture.give_up(TOO_MANY_STEPS, MAX_STEPS, step.source)
         step.parent = self.at
         step.depth = self.at.depth + 1
         self.advance(step)
@@ -150,18 +150,39 @@ class Recorder(RunState):
                 self.replaces = (self.at, c)
                 self.capture.stats.generalised += 1
                 break
-        self.diverge(f"{primitive.name} follows", primitive)
+        same = bool(self.at.children) and self.at.children[0].primitive is primitive
+        self.diverge(OTHER_OPERANDS if same else OTHER_OPERATION, primitive.name)
 
-    def diverge(self, what: str, primitive: Primitive | None) -> None:
-        seen = next((c for c in self.at.children), None)
-        expected = "nothing" if seen is None else seen.primitive.name if seen.primitive else seen.kind
-        if primitive is not None and seen is not None and seen.primitive is primitive:
-            what = f"{primitive.name} has other operands, numbers or parameters"
-        source, cause = user_source(), f"{what}, where {expected} was recorded"
+    def diverge(self, reason: Reason, *details: object) -> None:
+        """Leave the path, for a reason whose text ends in what was recorded here."""
+        source, cause = user_source(), reason.text(*details, _named(self.at.children))
         self.capture.stats.count(self.capture.stats.diverged, source, cause)
         if knobs.log:
             say("recompiles", f"{self.capture.name}: another path from {source} on: {cause}")
-        self.fall_back()
+        if control.compiling == "yes":
+            self.fall_back()
+        else:
+            scratch = self.unknown(cause, self.at)
+            self.fall_back()
+            self.at = scratch
+
+    def unknown(self, cause: str, at: Step) -> Step:
+        """A path goes on that is not known, and the stance forbids to record it: raise, or give a step in place of `at` that
+        is in no tree, from which what follows is recorded for nothing."""
+        if control.compiling == "raise":
+            if self.alive:
+                self.end("deopt")
+            raise RecompileError(f"{user_source()}: {RECOMPILE_FORBIDDEN.text(cause)}. {RECOMPILE_FORBIDDEN.remedy}")
+        scratch = Step("scratch")
+        scratch.parent, scratch.depth = at.parent, at.depth
+        return scratch
+
+    def another_path(self, source: str) -> None:
+        """Count a path that branches off here; one too many ends capture of the function."""
+        self.root.paths += 1
+        limit = self.capture.options.recompile_limit
+        if self.root.paths > limit:
+            self.capture.give_up(TOO_MANY_PATHS, limit, source)
 
     def run_out(self) -> None:
         """The known path ends without an end: an earlier call raised here."""
@@ -173,6 +194,22 @@ class Recorder(RunState):
         self.next = None
         if self.at is not self.root:
             replay.materialise(self)
+
+
+def _named(children: list[Step]) -> str:
+    """What was recorded here, for a message."""
+    if not children:
+        return "nothing"
+    c = children[0]
+    if c.primitive is not None:
+        return c.primitive.name
+    match c.kind:
+        case "input":
+            return f"one of {c.key.spec}"
+        case "end":
+            return "a break" if c.key == "break" else "the return" if c.key == "return" else "an error"
+        case kind:
+            return f"a {kind}"
 
 
 def _alike(a: Any, b: Any) -> bool:

@@ -20,6 +20,7 @@ from typing import Any
 from flame.autograd.tape import user_source
 from flame.capture import segment
 from flame.capture.compiled import say
+from flame.capture.control import control, demands
 from flame.capture.effects import Effects
 from flame.capture.follow import Follower
 from flame.capture.gradients import Gradients
@@ -28,6 +29,7 @@ from flame.capture.trace import Step
 from flame.errors import GraphBreakError
 from flame.knobs import knobs
 from flame.primitive import force
+from flame.reasons import OTHER_END, VALUE_READ, WRITTEN_VALUE_READ, Reason
 from flame.tensor import Tensor
 
 
@@ -38,7 +40,7 @@ class Run(Follower, Recorder, Effects, Gradients):
         """A user reads values: end the segment if it owes them, or would owe them when followed."""
         st = t._storage
         if st is not None and st.pending is self:
-            return self.break_("a value is read that was written in the region")
+            return self.break_(WRITTEN_VALUE_READ)
         if t._ref is None:
             return
         if t._ref.capture is not self.capture:
@@ -46,7 +48,7 @@ class Run(Follower, Recorder, Effects, Gradients):
         trace = t._trace
         if trace is not None and trace.window.external is not None and not trace.window.mutations and t._array is not None:
             return
-        self.break_("a value is read")
+        self.break_(VALUE_READ)
 
     def settle(self, t: Tensor) -> None:
         """Framework code reads memory."""
@@ -56,33 +58,39 @@ class Run(Follower, Recorder, Effects, Gradients):
                 "the call"
             )
         if self.following and self.alive:
-            self.break_("memory is read")
+            self.break_(VALUE_READ)
 
-    def leave(self, reason: str) -> None:
-        self.break_(reason)
+    def leave(self, reason: Reason, *details: object) -> None:
+        self.break_(reason, *details)
 
-    def outside(self, f: Any, reason: str) -> Any:
+    def outside(self, f: Any, reason: Reason, *details: object) -> Any:
         """Run something that capture does not follow."""
-        self.break_(reason)
+        self.break_(reason, *details)
         return self.now()._eagerly(f)
 
-    def break_(self, reason: str) -> None:
+    def break_(self, reason: Reason, *details: object) -> None:
         """End the segment here and start the next."""
         if not self.alive:
             return
         if self.inner is not None:
             raise AssertionError("a derivative rule reads values")
         source = user_source()
-        options = self.capture.options
-        if options is not None and options.fullgraph:
+        text = reason.text(*details)
+        if self.capture.options.fullgraph or demands.error_on_break:
             self.end("deopt")
-            force.interpreter = None
-            raise GraphBreakError(f"{source}: {reason}, which ends the captured graph; fullgraph=True forbids that")
-        self.capture.stats.count(self.capture.stats.breaks, source, reason)
+            by = "fullgraph=True" if self.capture.options.fullgraph else "error_on_graph_break(True)"
+            raise GraphBreakError(
+                f"{source}: {text}, which ends the captured graph; {by} forbids that. {reason.remedy} (docs/graph-breaks.md)",
+                reason.code,
+                source,
+            )
+        self.capture.stats.count(self.capture.stats.breaks, source, text)
         if knobs.log:
-            say("breaks", f"{self.capture.name}: {source}: {reason}")
-        leaf = self.end("break")
-        force.interpreter = Run(self.capture, leaf.successor)  # type: ignore[arg-type]
+            say("breaks", f"{self.capture.name}: {source}: {text}")
+        after: Any = self.end("break").successor
+        if not after.children and control.compiling != "yes":
+            after = self.unknown("what follows a break was never recorded", after)
+        force.interpreter = Run(self.capture, after)
 
     def end(self, kind: str) -> Step:
         """Run what was followed; leave no trace on tensors."""
@@ -90,14 +98,18 @@ class Run(Follower, Recorder, Effects, Gradients):
         force.interpreter = None
         try:
             if self.following:
-                if leaf is not None and kind != "deopt":
+                if kind == "deopt":
+                    self.fall_back()
+                elif leaf is not None:
                     segment.flush(self, leaf)
                 else:
-                    self.fall_back()
+                    self.diverge(OTHER_END)
             if leaf is None:
                 leaf = Step("end")
                 leaf.key = kind
                 leaf.successor = Step("root")
+                if kind != "deopt" and self.at.children:
+                    self.another_path(user_source())
                 self.at.children.append(leaf)
         finally:
             self.close()

@@ -8,6 +8,7 @@ joint graph and the results hang on one SegmentNode; derivatives of derivatives 
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from flame.autograd.engine import run_engine
 from flame.capture import replay
 from flame.capture.compiled import Compiled, compile_pair, compile_segment, say
+from flame.capture.control import control
 from flame.capture.tape_model import FREED, TapeModel, model, op_steps
 from flame.capture.trace import Expr, Ref, Slot, Step
 from flame.compiler.graph import Builder, Graph, Value
@@ -26,7 +28,7 @@ from flame.primitive import Spec, force, registered
 from flame.symbol import evaluate
 from flame.tensor import Storage, Tensor, wrap
 
-COPY = registered("copy")
+COPY, LT, GE, ANY, LOGICAL_OR = map(registered, ("copy", "lt", "ge", "any", "logical_or"))
 
 
 class Plan:
@@ -95,6 +97,9 @@ class Plan:
         order = [v for v in graph.inputs if not v.name.startswith("n")] + [v for v in graph.inputs if v.name.startswith("n")]
         graph.inputs[:] = order
         graph.outputs[:] = [made[v] for v in self.values]
+        self.positions, flags = position_checks(self.path, made, builder)
+        self.flags = [(len(graph.outputs) + i, what) for i, (_, what) in enumerate(flags)]
+        graph.outputs += [v for v, _ in flags]
         self.graph = graph
         self.place = {v: i for i, v in enumerate(self.values)}
         self.differentiated = [e for e in self.edges if e in self.place]
@@ -177,6 +182,51 @@ SECOND_TIME = (
 )
 
 
+def position_checks(path: list[Step], made: dict[int, Value], builder: Builder) -> tuple[list, list]:
+    """What must be looked at so that no index leaves its array: graph inputs (number, least, size, words), and values of the graph
+    that are true where a computed index is out of range (value, words)."""
+    numbers = {v: i for i, v in enumerate(builder.graph.inputs)}
+    on_inputs, computed = [], []
+    seen: set = set()
+    for step in op_steps(path):
+        p = step.primitive
+        if p is None or p.positions is None:
+            continue
+        for k, dim, size, least in p.positions(*(o.spec if type(o) is Ref else o for o in step.operands), **step.params):
+            v = made[step.operands[k].value]
+            what = f"dimension {dim} with size {size} ({p.name} at {step.source})"
+            if (v, least, size) in seen or v.spec.numel == 0:
+                continue
+            seen.add((v, least, size))
+            if v in numbers:
+                on_inputs.append((numbers[v], least, size, what))
+            elif not _is_place(v, size):
+                builder.note, builder.source = "index check", step.source
+                wrong = builder.process(
+                    LOGICAL_OR, (builder.process(LT, (v, least), {}), builder.process(GE, (v, size), {})), {}
+                )
+                if v.ndim:
+                    wrong = builder.process(ANY, (wrong,), {"dim": tuple(range(v.ndim)), "keepdim": False})
+                computed.append((wrong, what))
+    return on_inputs, computed
+
+
+def _is_place(v: Value, size: int) -> bool:
+    """Whether a value is the place of an extreme among at most `size` elements, and so in range."""
+    while v.node is not None and v.node.primitive.kind == "movement" and v.node.primitive.view:
+        v = v.node.operands[0]  # type: ignore[assignment]
+    if v.node is None or v.node.primitive.name not in ("argmax", "argmin"):
+        return False
+    x = v.node.operands[0]
+    return isinstance(x, Value) and math.prod(x.shape[d] for d in v.node.params["dim"]) <= size
+
+
+def check_positions(a: np.ndarray, least: int, size: int, what: str) -> None:
+    if a.min() < least or a.max() >= size:
+        bad = next(int(i) for i in a.flat if not least <= i < size)
+        raise IndexError(f"index {bad} is out of bounds for {what}")
+
+
 def flush(run: Any, leaf: Step) -> None:
     """End a followed segment: compute what is alive, fill it in, write what was written."""
     run.capture.stats.flushed += 1
@@ -218,6 +268,10 @@ def flush(run: Any, leaf: Step) -> None:
     plan = plans.get("latest")
     if plan is None or not (values <= set(plan.values) and edges <= set(plan.edges)):
         recompiled = plan is not None
+        if control.compiling != "yes":
+            run.unknown("a recorded path was not compiled yet", run.at)
+            run.fall_back()
+            return
         if plan is not None:
             values |= set(plan.values)
             edges |= set(plan.edges)
@@ -232,7 +286,12 @@ def flush(run: Any, leaf: Step) -> None:
             say("recompiles", f"{run.capture.name}: a segment of {run.at.depth} steps was compiled {again}, in {seconds:.2f} s")
     inputs = plan.inputs(run)
     node = SegmentNode(run, plan, tape) if edges and tape is not None else None
+    for number, least, size, what in plan.positions:
+        check_positions(inputs[number], least, size, what)
     results = plan.forward(inputs)
+    for number, what in plan.flags:
+        if results[number]:
+            raise IndexError(f"an index is out of bounds for {what}")
     if node is not None:
         node.keep(inputs, results, alive)
     given: set[int] = set()

@@ -34,8 +34,11 @@ class RunState:
     add: Callable[[Step], None]
     diverge: Callable[..., None]
     run_out: Callable[[], None]
-    break_: Callable[[str], None]
-    leave: Callable[[str], None]
+    break_: Callable[..., None]
+    leave: Callable[..., None]
+    end: Callable[[str], Step]
+    another_path: Callable[[str], None]
+    unknown: Callable[[str, Step], Step]
     live: Callable[[], list[Tensor]]
 
     def __init__(self, capture: Capture, root: Step):

@@ -16,11 +16,14 @@ none). Equal values with different edges are different operands. Ids are per com
 from __future__ import annotations
 
 import struct
+import sys
 import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
+from flame.capture.control import Options
 from flame.primitive import Primitive, Spec
+from flame.reasons import Reason
 
 
 class Ref:
@@ -93,7 +96,7 @@ class Step:
     __slots__ = (
         "kind", "primitive", "operands", "params", "exact_params", "grad", "outs", "children", "note", "source", "key", "inner",
         "guards", "options", "successor", "plans", "view", "items", "tape",
-        "parent", "numpy", "depth", "plain",
+        "parent", "numpy", "depth", "plain", "paths",
     )  # fmt: skip
 
     def __init__(self, kind: str, primitive: Primitive | None = None):
@@ -116,6 +119,7 @@ class Step:
         self.view = False
         self.parent: Any = None
         self.depth = 0
+        self.paths = 1  #: root: different ways that were seen to go on from it
         self.plain = False  #: op: no params, one result, no view: operands alone tell it
         self.numpy: Any = None  #: input: the NumPy dtype
         self.tape: Any = None  #: end: the tape that eager would have, by the edges asked for
@@ -188,7 +192,7 @@ class Trace:
 class Capture:
     """All that is known of one compiled function: the tree, the interned refs, what was compiled, statistics."""
 
-    def __init__(self, name: str, options: Any = None):
+    def __init__(self, name: str, options: Options):
         self.name = name
         self.options = options
         self.root = Step("root")
@@ -196,7 +200,7 @@ class Capture:
         self.refs: dict[tuple[int, int | None], Ref] = {}
         self.values = 0
         self.stats = Statistics()
-        self.given_up = ""
+        self.given_up = ""  #: why the function runs eagerly from now on, if it does
         self.plans: list = []  #: every compiled segment, in order of compilation
         self.programs: dict = {}
 
@@ -207,6 +211,12 @@ class Capture:
         if r is None:
             r = self.refs[k] = Ref(self, value, edge, spec)
         return r
+
+    def give_up(self, reason: Reason, *details: object) -> None:
+        """Hand the function over to eager from its next call on, and say so."""
+        if not self.given_up:
+            self.given_up = reason.text(*details)
+            print(f"flame: {self.name} runs eagerly from its next call on: {self.given_up}. {reason.remedy}", file=sys.stderr)
 
     def new_id(self) -> int:
         self.values += 1

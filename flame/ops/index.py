@@ -46,6 +46,25 @@ def _check(index: np.ndarray, size: int, dim: int, least: int = 0) -> None:
         raise IndexError(f"index {bad} is out of bounds for dimension {dim} with size {size}")
 
 
+def _along(from_end: bool) -> Any:
+    """Where positions along one dimension must lie; `from_end`: negative ones count from the end."""
+
+    def positions(x: Spec, index: Spec, *_src: Any, dim: int) -> tuple:
+        n = x.shape[dim]
+        return ((1, dim, n, -n if from_end else 0),)
+
+    return positions
+
+
+def _across(first: int) -> Any:
+    """The same for several index operands, from operand `first` on."""
+
+    def positions(x: Spec, *operands: Any, dims: Ints, accumulate: bool = False) -> tuple:
+        return tuple((first + k, d, x.shape[d], -x.shape[d]) for k, d in enumerate(dims))
+
+    return positions
+
+
 def _nothing(spec: Any) -> Any:
     return full(0, shape=spec.shape, dtype=spec.dtype)
 
@@ -161,6 +180,7 @@ def _gather_samples(name: str, writes: bool) -> Any:
 gather: Primitive = register(
     "gather",
     kind="index",
+    positions=_along(False),
     infer=_gather_infer,
     eager=_gather_eager,
     vjp=(lambda g, _y, _x, index, *, dim: scatter_add(_nothing(_x), index, g, dim=dim), None),
@@ -171,6 +191,7 @@ gather: Primitive = register(
 scatter: Primitive = register(
     "scatter",
     kind="index",
+    positions=_along(False),
     infer=_scatter_infer("scatter"),
     eager=_scatter_eager,
     vjp=(lambda g, _y, _x, index, _src, *, dim: scatter(g, index, _nothing(_src), dim=dim), None, _src_vjp),
@@ -181,6 +202,7 @@ scatter: Primitive = register(
 scatter_add: Primitive = register(
     "scatter_add",
     kind="index",
+    positions=_along(False),
     infer=_scatter_infer("scatter_add"),
     eager=_scatter_add_eager,
     vjp=(lambda g, _y, _x, _index, _src, *, dim: g, None, _src_vjp),
@@ -262,6 +284,7 @@ def _select_samples(writes: bool) -> Any:
 index_select: Primitive = register(
     "index_select",
     kind="index",
+    positions=_along(True),
     infer=_select_infer,
     eager=_select_eager,
     vjp=(lambda g, _y, _x, index, *, dim: index_add(_nothing(_x), index, g, dim=dim), None),
@@ -272,6 +295,7 @@ index_select: Primitive = register(
 index_add: Primitive = register(
     "index_add",
     kind="index",
+    positions=_along(True),
     infer=_add_infer,
     eager=_add_eager,
     vjp=(
@@ -390,6 +414,7 @@ def _nd_samples(writes: bool) -> Any:
 index_nd: Primitive = register(
     "index_nd",
     kind="index",
+    positions=_across(1),
     infer=_nd_infer,
     eager=lambda x, *indices, dims: np.asarray(x[_nd_where(x, indices, dims)], order="C"),
     vjp=(lambda g, _y, _x, *indices, dims: index_put(_nothing(_x), g, *indices, dims=dims, accumulate=True),),
@@ -400,6 +425,7 @@ index_nd: Primitive = register(
 index_put: Primitive = register(
     "index_put",
     kind="index",
+    positions=_across(2),
     infer=_put_infer,
     eager=_put_eager,
     vjp=(
