@@ -1,4 +1,4 @@
-"""An index out of range raises IndexError in compiled code as it does eagerly, names the user's line, and leaves state unchanged."""
+"""An index out of range raises IndexError in compiled code as it does eagerly, and leaves state unchanged."""
 
 from __future__ import annotations
 

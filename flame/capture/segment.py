@@ -440,8 +440,8 @@ class SegmentNode:
         for st, version, spec in self.inputs_at:
             if st.version != version:
                 raise RuntimeError(
-                    f"this gradient has to run the compiled {self.name_of} again, but one of its inputs [{spec}] has been modified by "
-                    f"an inplace operation since: it is at version {st.version}; expected version {version} instead."
+                    f"this gradient has to run the compiled {self.name_of} again, but one of its inputs [{spec}] has been modified "
+                    f"by an inplace operation since: it is at version {st.version}; expected version {version} instead."
                 )
         before, force.grad = force.grad, True
         try:
