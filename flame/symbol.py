@@ -1,6 +1,6 @@
 """Numbers that change from call to call, while a derivative rule is written down once.
 
-    expr ::= ("slot", k) | (op, expr or number, ...)        op: add sub mul truediv floordiv mod pow neg
+    expr ::= ("slot", k) | (op, expr or number, ...)        op: add sub mul truediv floordiv mod pow neg log
 
 When capture has learned that a Python number varies, rules see a `Symbolic` in its place: it knows today's value and the
 expression that gives tomorrow's. It is deliberately not an int or float, so that code which would bake the value in fails
@@ -9,6 +9,7 @@ with a TypeError instead of going stale. Comparing one answers with today's valu
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ Expr = Any  # a nested tuple, or a number
 
 _OPS: dict[str, Callable] = {
     "add": operator.add, "sub": operator.sub, "mul": operator.mul, "truediv": operator.truediv,
-    "floordiv": operator.floordiv, "mod": operator.mod, "pow": operator.pow, "neg": operator.neg,
+    "floordiv": operator.floordiv, "mod": operator.mod, "pow": operator.pow, "neg": operator.neg, "log": math.log,
     "eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge,
 }  # fmt: skip
 
@@ -53,6 +54,11 @@ class Symbolic:
 def plain(x: Any) -> Any:
     """Today's value of a number that may be symbolic."""
     return x.value if type(x) is Symbolic else x
+
+
+def log(x: Any) -> Any:
+    """The natural logarithm of a positive number, symbolic or not."""
+    return Symbolic(math.log(x.value), ("log", x.expr), x.guards) if type(x) is Symbolic else math.log(x)
 
 
 def _expr(x: Any) -> Expr:

@@ -13,6 +13,7 @@ from typing import Any
 from flame import dtypes
 from flame.autograd.tape import assign
 from flame.functions.promotion import (
+    BOOLEAN,
     as_floating,
     cast,
     check_fits,
@@ -21,6 +22,7 @@ from flame.functions.promotion import (
     for_difference,
     inplace,
     number,
+    of_booleans,
     operand,
     promoted,
     result_type,
@@ -83,11 +85,14 @@ def operand_count(p: Primitive) -> int:
 
 def unary(p: Primitive, name: str) -> None:
     floats_only = not takes_integers(p) and not _takes_booleans(p)
+    no_booleans = not floats_only and not _takes_booleans(p)
 
     def function(input: Tensor, *, out: Tensor | None = None) -> Tensor:
         x = tensor_operand(input, name)
         if floats_only and x.dtype.kind != "f":
             x = cast(x, dtype=dtypes.get_default_dtype())
+        elif no_booleans and x.dtype.kind == "b":
+            p.infer(x.spec)  # says it in the primitive's own words
         return deliver(p(x), out, name) if out is not None else p(x)
 
     def in_place(self: Tensor) -> Tensor:
@@ -131,6 +136,7 @@ for _new, _old in {
 
 _PREPARE = {
     "sub": for_difference, "floor_divide": without_booleans, "remainder": without_booleans, "fmod": without_booleans,
+    "fmax": without_booleans, "fmin": without_booleans,
     "trunc_divide": without_booleans, "pow": without_booleans,
 }  # fmt: skip
 
@@ -142,7 +148,8 @@ def binary(name: str, p: Primitive, *, floating: bool = False, compare: bool = F
     def function(input: Any, other: Any, *, out: Tensor | None = None) -> Tensor:
         a, b = operand(input, name, "input"), operand(other, name)
         a, b = prepare(*with_tensor(a, b, op=name))
-        return p(a, b) if out is None else deliver(p(a, b), out, name)
+        y = of_booleans(p, a, b)(a, b)
+        return y if out is None else deliver(y, out, name)
 
     def in_place(self: Tensor, other: Any) -> Tensor:
         b = operand(other, name + "_")
@@ -168,6 +175,7 @@ def dunder(name: str, p: Primitive, *, floating: bool = False, swap: bool = Fals
     prepare = as_floating if floating else _PREPARE.get(p.name, promoted)
 
     first, second = (1, 0) if swap else (0, 1)
+    boolean = BOOLEAN.get(p)
 
     def op(self: Tensor, other: Any) -> Any:
         run = force.interpreter
@@ -182,6 +190,8 @@ def dunder(name: str, p: Primitive, *, floating: bool = False, swap: bool = Fals
             if other is None:
                 return NotImplemented
         a, b = prepare(self, other)
+        if boolean is not None and a.dtype.kind == "b":
+            return boolean(b, a) if swap else boolean(a, b)
         return p(b, a) if swap else p(a, b)
 
     op.__name__ = name
@@ -225,7 +235,7 @@ def add(input: Any, other: Any, *, alpha: Any = 1, out: Tensor | None = None) ->
     a, b = operand(input, "add", "input"), operand(other, "add")
     b = _scaled(b, alpha, "add")
     a, b = promoted(*with_tensor(a, b, op="add"))
-    return deliver(ADD(a, b), out, "add")
+    return deliver(of_booleans(ADD, a, b)(a, b), out, "add")
 
 
 @public("sub", "subtract")
@@ -446,9 +456,11 @@ def clamp(input: Tensor, min: Any = None, max: Any = None, *, out: Tensor | None
     if min is None and max is None:
         raise RuntimeError("torch.clamp: At least one of 'min' or 'max' must not be None".replace("torch.", ""))
     if min is not None:
-        x = MAXIMUM(*promoted(x, operand(min, "clamp", "min")))
+        xs = promoted(x, operand(min, "clamp", "min"))
+        x = of_booleans(MAXIMUM, *xs)(*xs)
     if max is not None:
-        x = MINIMUM(*promoted(x, operand(max, "clamp", "max")))
+        xs = promoted(x, operand(max, "clamp", "max"))
+        x = of_booleans(MINIMUM, *xs)(*xs)
     return deliver(x, out, "clamp")
 
 

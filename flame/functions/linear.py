@@ -18,6 +18,8 @@ def _pair(a: Any, b: Any, op: str) -> tuple[Tensor, Tensor]:
     a, b = tensor_operand(a, op), tensor_operand(b, op, "other")
     if a.dtype is not b.dtype:
         raise RuntimeError(f"{op}: expected m1 and m2 to have the same dtype, but got: {a.dtype!r} != {b.dtype!r}")
+    if a.dtype.kind == "b":
+        raise RuntimeError(f'"{op}" not implemented for {a.dtype!r}: cast to an integer or floating dtype first')
     return a, b
 
 

@@ -87,6 +87,23 @@ def promoted(*xs: Any) -> tuple:
     return tuple([to_dtype(x, d) for x in xs])
 
 
+#: what arithmetic means for two booleans
+BOOLEAN = {
+    registered("add"): registered("logical_or"),
+    registered("mul"): registered("logical_and"),
+    registered("maximum"): registered("logical_or"),
+    registered("minimum"): registered("logical_and"),
+}
+
+
+def of_booleans(p: Primitive, *xs: Any) -> Primitive:
+    """`p`, or what stands for it where the promoted operands are booleans."""
+    other = BOOLEAN.get(p)
+    if other is None or next(x for x in xs if isinstance(x, Tensor)).dtype.kind != "b":
+        return p
+    return other
+
+
 def as_floating(*xs: Any) -> tuple:
     """The operands in their common dtype, or the default one where that is not floating."""
     d = result_type(*xs)
@@ -141,6 +158,7 @@ def inplace(primitive: Primitive, target: Tensor, *others: Any, op: str = "", **
     op = op or primitive.name + "_"
     xs = promoted(target, *others)
     d = target.dtype
+    primitive = of_booleans(primitive, *xs)
     if xs[0].dtype is not d and xs[0].dtype.category > d.category:
         raise RuntimeError(f"result type {xs[0].dtype!r} can't be cast to the desired output type {d!r}")
     for x in others:

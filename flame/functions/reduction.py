@@ -19,7 +19,12 @@ SUM, PROD, AMAX, AMIN, ARGMAX, ARGMIN, ANY, ALL = map(
 CUMSUM, CUMPROD, SORT, ARGSORT, GATHER = map(registered, ("cumsum", "cumprod", "sort", "argsort", "gather"))
 
 
+_OF_BOOLEANS = {AMAX: ANY, AMIN: ALL}
+
+
 def _reduce(p: Any, x: Tensor, dims: tuple[int, ...], keepdim: bool) -> Tensor:
+    if p in _OF_BOOLEANS and x.dtype.kind == "b":
+        p = _OF_BOOLEANS[p]
     if not dims:
         return p(RESHAPE(x, shape=(1,)), dim=(0,), keepdim=False) if x.ndim == 0 else registered("copy")(x)
     return p(x, dim=dims, keepdim=keepdim)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from flame import dtypes
+from flame import dtypes, symbol
 from flame.ops import special
 from flame.ops import vector_math as vm
 from flame.ops.create import full
@@ -27,6 +27,7 @@ from flame.ops.declare import operands as sampled
 from flame.ops.logic import eq, ge, gt, le, logical_and, logical_not, lt, where
 from flame.ops.machine import Machine
 from flame.primitive import Primitive, Spec
+from flame.symbol import Symbolic
 
 _STEP = "its result does not vary smoothly with its operands"
 
