@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from flame import autograd, cuda, dtypes, functions, nn, optim
+from flame import autograd, compiler, cuda, dtypes, functions, jit, nn, optim
 from flame.autograd import enable_grad, inference_mode, is_grad_enabled, is_inference_mode_enabled, no_grad, set_grad_enabled
 from flame.dtypes import (
     bfloat16,
@@ -26,6 +26,7 @@ from flame.dtypes import (
     uint8,
 )
 from flame.dtypes import bool_ as bool
+from flame.explain import explain
 from flame.functions.creation import tensor
 from flame.functions.promotion import result_type
 from flame.functions.random import (
@@ -38,7 +39,6 @@ from flame.functions.random import (
     seed,
     set_rng_state,
 )
-from flame.explain import explain
 from flame.jit import compile, disable
 from flame.runtime.device import device
 from flame.runtime.threads import get_num_threads, set_num_threads
@@ -54,6 +54,7 @@ int = int32
 long = int64
 inf, nan, pi, e = math.inf, math.nan, math.pi, math.e
 globals().update(functions.PUBLIC)
+vars(compiler).update(jit.PUBLIC)
 
 
 def __getattr__(name: str) -> Any:

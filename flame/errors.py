@@ -20,7 +20,19 @@ class VerificationError(AssertionError):
 
 
 class GraphBreakError(RuntimeError):
-    """`fullgraph=True` met something that capture cannot follow; the message names the user's line and the reason."""
+    """`fullgraph=True` met something that capture cannot follow; the message names the user's line and the reason.
+
+    `code` is the reason's (flame.reasons), `source` the user's "file:line".
+    """
+
+    def __init__(self, message: str = "", code: str = "", source: str = ""):
+        super().__init__(message)
+        self.code = code
+        self.source = source
+
+
+class RecompileError(RuntimeError):
+    """A compiled function would have to be compiled anew while the stance is "fail_on_recompile"."""
 
 
 class MissingTargetError(RuntimeError):

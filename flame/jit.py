@@ -1,34 +1,52 @@
-"""`compile` and `disable`: what users see of capture and compilation (what came of it: `flame.kernels`, `flame.explain`)."""
+"""`compile`, `disable` and what holds for all compiled functions: what users see of capture (what came of it: `flame.kernels`).
+
+The names are PyTorch's: `flame.compile`, and in `flame.compiler` the rest (`PUBLIC`).
+"""
 
 from __future__ import annotations
 
 import functools
+import inspect
+import os
 import threading
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import types
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ContextDecorator, contextmanager
 from typing import Any
 
 from flame.capture.compiled import Compiled, say
+from flame.capture.control import RECOMPILE_LIMIT, STANCES, Options, control, demands
 from flame.capture.run import Run
 from flame.capture.trace import Capture
 from flame.compiler.graph import Graph
+from flame.errors import RecompileError
 from flame.kernels import DEFAULT_GPU, Inventory, KernelHandle
 from flame.knobs import knobs
 from flame.primitive import force
+from flame.reasons import DISABLED, GENERATOR, OTHER_THREAD, RECOMPILE_FORBIDDEN, REPLAY
 
-MODES = ("default", "reduce-overhead", "max-autotune", "replay")
+MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 BACKENDS = ("auto", "triton", "llvm", "interpret", "eager")
 
-#: Regions run one at a time: a second thread that calls a compiled function meanwhile runs it eagerly.
-_region = threading.Lock()
+
+class _Region:
+    """Regions run one at a time: a second thread that calls a compiled function meanwhile runs it eagerly."""
+
+    lock = threading.Lock()
+    thread = 0  #: whose it is, or was last
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    fullgraph: bool = False
-    dynamic: bool | None = None
-    mode: str = "default"
-    backend: str = "auto"
+def _open_in_child() -> None:
+    """A forked child has one thread; a region of another thread of its parent's would never end there."""
+    if _Region.thread != threading.get_ident() or not _Region.lock.locked():
+        _Region.lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_open_in_child)
+
+_all: weakref.WeakSet[CompiledFunction] = weakref.WeakSet()
 
 
 class CompiledFunction:
@@ -37,27 +55,42 @@ class CompiledFunction:
     def __init__(self, fn: Callable, options: Options):
         self._fn = fn
         self._options = options
-        self._capture = Capture(getattr(fn, "__name__", type(fn).__name__), options)
+        self._capture = Capture(_name(fn), options)
         self._inventory = Inventory(self._capture)
         functools.update_wrapper(self, fn, updated=())
+        _all.add(self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         c = self._capture
-        if force.interpreter is not None or c.given_up or knobs.disable or not _region.acquire(blocking=False):
+        if force.interpreter is not None or c.given_up or control.eager or knobs.disable:
+            return self._fn(*args, **kwargs)
+        lock = _Region.lock
+        if not lock.acquire(blocking=False):
+            if _Region.thread != threading.get_ident():
+                c.stats.count(c.stats.fallbacks, "", OTHER_THREAD.text())
             return self._fn(*args, **kwargs)
         try:
+            _Region.thread = threading.get_ident()
+            if control.compiling != "yes" and not c.root.children:
+                if control.compiling == "no":
+                    return self._fn(*args, **kwargs)
+                what = RECOMPILE_FORBIDDEN.text(f"{c.name} was never captured")
+                raise RecompileError(f"{what}. {RECOMPILE_FORBIDDEN.remedy}")
             s = c.stats
             s.calls += 1
             before = (s.followed, s.recorded, s.flushed) if knobs.log else None
-            force.interpreter = Run(c, c.root)
+            run: Any = Run(c, c.root)
+            force.interpreter = run
             try:
                 result = self._fn(*args, **kwargs)
             except BaseException:
                 run = force.interpreter
-                if isinstance(run, Run):
+                if run is not None:
                     run.end("deopt")
                 raise
-            force.interpreter.end("return")
+            run = force.interpreter
+            if run is not None:  # None: capture raised, and the function caught it and went on eagerly
+                run.end("return")
             if before is not None:
                 followed, recorded, flushed = s.followed - before[0], s.recorded - before[1], s.flushed - before[2]
                 text = f"{followed} steps followed, {recorded} recorded; {flushed} segments ran as kernels"
@@ -65,10 +98,10 @@ class CompiledFunction:
             return result
         finally:
             force.interpreter = None
-            _region.release()
+            lock.release()
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
-        return self if instance is None else functools.partial(self, instance)
+        return self if instance is None else types.MethodType(self, instance)
 
     def __repr__(self) -> str:
         return f"<compiled {self._capture.name}>"
@@ -86,7 +119,9 @@ class CompiledFunction:
     @property
     def settings(self) -> dict[str, Any]:
         """The options of `compile` that it was made with."""
-        return asdict(self._options)
+        o = self._options
+        limit = {"recompile_limit": o.recompile_limit}
+        return {"fullgraph": o.fullgraph, "dynamic": o.dynamic, "mode": o.mode, "backend": o.backend, "options": limit}
 
     def compiled_graphs(self) -> list[Compiled]:
         """What was compiled so far: graphs with their programs and the reasons of every decision."""
@@ -126,16 +161,18 @@ def compile(
 
     The first call runs eagerly and is recorded; from the second on, the Python runs again while operations are only checked
     against the recording, and what they compute is done by kernels where a value is needed or the function returns. Usable as a
-    decorator, with or without arguments. A Module is compiled in place of its `forward` and returned as a Module.
+    decorator, with or without arguments. A Module is compiled in place of its `forward` and returned as a Module. Of a class,
+    `__call__` is compiled, and the class returned. What is compiled already is returned, unless other options are asked for.
 
     fullgraph: raise GraphBreakError where capture has to stop, instead of going on after it.
-    mode, backend: see `MODES` and `BACKENDS`; backend "interpret" runs kernels in NumPy, "eager" runs primitives one by one.
-    Raises ValueError for an unknown mode or backend, TypeError where `model` is not callable.
+    mode: "default"; "reduce-overhead" and "max-autotune" are taken, and on a CPU do what "default" does.
+    backend: see `BACKENDS`; "interpret" runs kernels in NumPy, "eager" runs primitives one by one.
+    dynamic: taken for PyTorch's sake. Numbers that vary become run-time numbers by themselves; each set of shapes is a path.
+    options: "recompile_limit": how many paths are captured before the function is handed over to eager.
+    disable: return `model` as it is.
+    Raises ValueError for an unknown mode, backend or option, TypeError where `model` is not callable or can't be compiled.
     """
-    if mode is not None and mode not in MODES:
-        raise ValueError(f"Unrecognized mode={mode}, should be one of: {', '.join(MODES)}")
-    if backend not in BACKENDS:
-        raise ValueError(f"Unrecognized backend={backend}, should be one of: {', '.join(BACKENDS)}")
+    how = _options(fullgraph, dynamic, backend, mode, options)
     if model is None:
         return lambda f: compile(
             f, fullgraph=fullgraph, dynamic=dynamic, backend=backend, mode=mode, options=options, disable=disable
@@ -144,23 +181,165 @@ def compile(
         raise TypeError(f"compile() expects a function or a Module, got {type(model).__name__}")
     if disable:
         return model
-    how = Options(fullgraph, dynamic, mode or "default", backend)
+    if isinstance(model, type):
+        return _compile_class(model, how)
+    before = model if isinstance(model, CompiledFunction) else getattr(model, "_compiled", None)
+    if isinstance(before, CompiledFunction):
+        if how in (Options(), before._options):
+            return model
+        if before is model:
+            return CompiledFunction(before._fn, how)
     hook = getattr(model, "_compile_with", None)
-    if hook is not None and not isinstance(model, type):
+    if hook is not None:
         return hook(lambda f: CompiledFunction(f, how))
+    _refuse_suspended(model)
     return CompiledFunction(model, how)
 
 
-def disable(fn: Any = None, recursive: bool = True) -> Any:
-    """A function that always runs eagerly, also when called inside a compiled one (which is interrupted for it)."""
+def _options(fullgraph: bool, dynamic: bool | None, backend: str, mode: str | None, options: dict | None) -> Options:
+    if mode == "replay":
+        raise ValueError(f"{REPLAY.text(mode)}. {REPLAY.remedy}")
+    if mode is not None and mode not in MODES:
+        raise ValueError(f"Unrecognized mode={mode}, should be one of: {', '.join(MODES)}")
+    if backend not in BACKENDS:
+        raise ValueError(f"Unrecognized backend={backend}, should be one of: {', '.join(BACKENDS)}")
+    given = dict(options or {})
+    limit = given.pop("recompile_limit", RECOMPILE_LIMIT)
+    if given:
+        raise ValueError(f"Unexpected option {', '.join(map(repr, given))}, known is: 'recompile_limit'")
+    if type(limit) is not int or limit < 1:
+        raise ValueError(f"recompile_limit={limit!r}: expected a whole number of at least 1")
+    return Options(bool(fullgraph), dynamic, mode or "default", backend, limit)
+
+
+def _compile_class(cls: type, how: Options) -> type:
+    """Its instances' `__call__`, in place."""
+    call = next((c.__dict__["__call__"] for c in cls.__mro__ if "__call__" in c.__dict__), None)
+    if call is None:
+        raise TypeError(f"compile() expects a function or a Module; instances of {cls.__name__} can't be called")
+    if not isinstance(call, CompiledFunction):
+        _refuse_suspended(call)
+        cls.__call__ = CompiledFunction(call, how)  # type: ignore[operator]
+    return cls
+
+
+def _refuse_suspended(fn: Any) -> None:
+    """Raise TypeError for what hands out control in the middle of its body."""
+    called = fn
+    while isinstance(called, functools.partial):
+        called = called.func
+    if not inspect.isroutine(called):
+        called = type(called).__call__
+    kinds = (
+        (inspect.isgeneratorfunction, "generator"),
+        (inspect.iscoroutinefunction, "coroutine function"),
+        (inspect.isasyncgenfunction, "asynchronous generator"),
+    )
+    for is_kind, kind in kinds:
+        if is_kind(called):
+            raise TypeError(f"compile(): {GENERATOR.text(_name(fn), kind)}. {GENERATOR.remedy}")
+
+
+def _name(fn: Any) -> str:
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    return getattr(fn, "__name__", type(fn).__name__)
+
+
+def disable(fn: Any = None, recursive: bool = True, *, reason: str | None = None) -> Any:
+    """A function that always runs eagerly, with all that it calls, also inside a compiled one (which is interrupted for it).
+
+    `reason` is shown with the break. `recursive=False` is taken for PyTorch's sake and changes nothing.
+    """
     if fn is None:
-        return lambda f: disable(f, recursive)
+        return lambda f: disable(f, recursive, reason=reason)
+    what = _name(fn) + (f" ({reason})" if reason else "")
 
     @functools.wraps(fn)
     def eagerly(*args: Any, **kwargs: Any) -> Any:
         run = force.interpreter
         if run is None:
             return fn(*args, **kwargs)
-        return run.outside(lambda: fn(*args, **kwargs), f"{getattr(fn, '__name__', 'a function')} is disabled for compilation")
+        return run.outside(lambda: fn(*args, **kwargs), DISABLED, what)
 
     return eagerly
+
+
+def reset() -> None:
+    """Forget all that was captured and compiled, of every compiled function."""
+    for f in list(_all):
+        f.reset()
+
+
+def is_compiling() -> bool:
+    """Whether this code runs inside a compiled function, recorded or followed."""
+    return force.interpreter is not None
+
+
+def is_exporting() -> bool:
+    """Never: nothing is exported by tracing."""
+    return False
+
+
+def list_backends() -> list[str]:
+    """What `backend=` may be."""
+    return list(BACKENDS)
+
+
+class set_stance(ContextDecorator):
+    """Set what compiled functions do from now on, on every thread: a function, a context manager and a decorator.
+
+    "default" (also "eager_then_compile", which is what capture does anyway), "force_eager", "eager_on_recompile" (run what is
+    compiled, and eagerly what is not), "fail_on_recompile" (raise RecompileError there).
+    """
+
+    def __init__(self, stance: str = "default"):
+        if stance not in STANCES:
+            raise ValueError(f"invalid stance {stance!r}, should be one of: {', '.join(STANCES)}")
+        self._stance = stance
+        self._before = control.stance
+        control.take(stance)
+
+    def __call__(self, fn: Callable) -> Callable:
+        """As a decorator: in force during calls only."""
+        control.take(self._before)
+        stance = self._stance
+
+        @functools.wraps(fn)
+        def with_stance(*args: Any, **kwargs: Any) -> Any:
+            with set_stance(stance):
+                return fn(*args, **kwargs)
+
+        return with_stance
+
+    def __enter__(self) -> None:
+        control.take(self._stance)
+
+    def __exit__(self, *error: Any) -> None:
+        control.take(self._before)
+
+
+@contextmanager
+def error_on_graph_break(error_on_graph_break: bool = True) -> Iterator[None]:
+    """On this thread, raise GraphBreakError where a graph ends (or don't): a context manager and a decorator, for a part of a
+    compiled function or all around it. A function that was compiled with fullgraph=True always raises."""
+    before = demands.error_on_break
+    demands.error_on_break = error_on_graph_break
+    try:
+        yield
+    finally:
+        demands.error_on_break = before
+
+
+#: what `flame.compiler` offers
+PUBLIC: dict[str, Any] = {
+    "compile": compile,
+    "disable": disable,
+    "error_on_graph_break": error_on_graph_break,
+    "is_compiling": is_compiling,
+    "is_dynamo_compiling": is_compiling,
+    "is_exporting": is_exporting,
+    "list_backends": list_backends,
+    "reset": reset,
+    "set_stance": set_stance,
+}

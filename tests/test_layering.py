@@ -17,6 +17,7 @@ PACKAGE = ROOT / "flame"
 LAYERS = (
     "flame.knobs",
     "flame.errors",
+    "flame.reasons",
     "flame.dtypes",
     "flame.symbol",
     "flame.primitive",

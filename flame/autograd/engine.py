@@ -12,6 +12,7 @@ from typing import Any
 
 from flame.autograd.tape import AccumulateGrad, Edge, edge, full, requires_grad
 from flame.primitive import force, registered
+from flame.reasons import DATA_ASSIGNED, DETACHED_IN_PLACE, GRAD_FN_READ, HOOK_REGISTERED, REQUIRES_GRAD_CHANGED
 from flame.tensor import Tensor
 
 add, copy = registered("add"), registered("copy")
@@ -147,7 +148,9 @@ def start(outputs: Sequence[Tensor], given: Sequence[Any] | None, op: str) -> tu
             raise RuntimeError(f"element {i} of tensors does not require grad and does not have a grad_fn")
         if g is None:
             if t.numel() != 1:
-                raise RuntimeError(f"grad can be implicitly created only for scalar outputs; this one has shape {list(t.shape)}")
+                raise RuntimeError(
+                    f"grad can be implicitly created only for scalar outputs; this one has shape {list(t.shape)}"
+                )
             g = full(1, shape=tuple(t.shape), dtype=t.dtype)
         else:
             if not isinstance(g, Tensor):
@@ -299,7 +302,7 @@ def register_hook(self: Tensor, hook: Callable) -> RemovableHandle:
         raise RuntimeError("cannot register a hook on a tensor that doesn't require gradient")
     run = force.interpreter
     if run is not None:
-        run.leave("a hook is registered")
+        run.leave(HOOK_REGISTERED)
     e = edge(self)
     assert e is not None
     node, entry = e[0], (e[1], hook)
@@ -318,7 +321,7 @@ def register_post_accumulate_grad_hook(self: Tensor, hook: Callable) -> Removabl
         raise RuntimeError("post accumulate grad hooks cannot be registered on non-leaf tensors")
     run = force.interpreter
     if run is not None:
-        run.leave("a hook is registered")
+        run.leave(HOOK_REGISTERED)
     node = e[0]
     key = object()
     node.post_hooks = {**(node.post_hooks or {}), key: hook}
@@ -364,7 +367,7 @@ def detach_(self: Tensor) -> Tensor:
     """Take this tensor out of the graph."""
     run = force.interpreter
     if run is not None:
-        run.leave("detach_()")
+        run.leave(DETACHED_IN_PLACE)
     if self._view is not None:
         raise RuntimeError("Can't detach views in-place. Use detach() instead.")
     self._node = None
@@ -386,7 +389,7 @@ def requires_grad_(self: Tensor, requires_grad: bool = True) -> Tensor:
         )
     run = force.interpreter
     if run is not None:
-        run.leave("requires_grad_()")
+        run.leave(REQUIRES_GRAD_CHANGED)
     self._requires_grad = bool(requires_grad)
     self._accumulator = None
     return self
@@ -434,7 +437,7 @@ def _grad_fn(self: Tensor) -> Any:
     requires_grad(self)
     run = force.interpreter
     if run is not None and self._array is None:
-        run.leave("grad_fn is read")
+        run.leave(GRAD_FN_READ)
     return None if self._node is None else self._node[0]
 
 
@@ -447,7 +450,7 @@ def _set_data(self: Tensor, value: Tensor) -> None:
         raise TypeError(f"Variable data has to be a tensor, but got {type(value).__name__}")
     run = force.interpreter
     if run is not None:
-        run.leave("data is assigned")
+        run.leave(DATA_ASSIGNED)
     self._array = value._data()
     self._storage = value.storage_of()
     self._view = None
@@ -471,4 +474,3 @@ Tensor.grad_fn = property(_grad_fn)  # type: ignore[attr-defined]
 Tensor.data = property(_get_data, _set_data)  # type: ignore[attr-defined]
 Tensor.retains_grad = property(lambda self: self._retains_grad)  # type: ignore[attr-defined]
 Tensor.output_nr = property(lambda self: 0 if self._node is None else self._node[1])  # type: ignore[attr-defined]
-

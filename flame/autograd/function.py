@@ -7,6 +7,7 @@ from typing import Any
 from flame.autograd.modes import no_grad
 from flame.autograd.tape import alias, edge, zeros
 from flame.primitive import force
+from flame.reasons import CUSTOM_FUNCTION
 from flame.tensor import Tensor
 
 
@@ -129,7 +130,7 @@ class Function:
     def apply(cls, *args: Any, **kwargs: Any) -> Any:
         run = force.interpreter
         if run is not None:
-            return run.outside(lambda: cls.apply(*args, **kwargs), f"autograd.Function {cls.__name__}")
+            return run.outside(lambda: cls.apply(*args, **kwargs), CUSTOM_FUNCTION, cls.__name__)
         ctx = FunctionContext()
         ctx.needs_input_grad = tuple(isinstance(a, Tensor) and a.requires_grad for a in args)
         with no_grad():

@@ -12,6 +12,7 @@ from flame.functions.elementwise import PUBLIC, public
 from flame.functions.promotion import deliver, number, result_type, tensor_operand, to_dtype
 from flame.primitive import broadcast_shapes as _broadcast_shapes
 from flame.primitive import force, registered
+from flame.reasons import SHAPE_IN_PLACE
 from flame.tensor import Size, Tensor, method
 
 PERMUTE, EXPAND, SLICE, FLIP, PAD, CAT, COPY, WINDOW = map(

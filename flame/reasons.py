@@ -1,0 +1,214 @@
+"""Why a program was not captured as one graph, once and for all: every reason, by a code that never changes.
+
+    FL1xxx  the captured graph ends here and another begins after it (a break)
+    FL2xxx  a call took another path than those that are known; the new one is recorded
+    FL3xxx  something runs eagerly, or op by op, that was to run compiled
+    FL4xxx  `flame.compile` refuses what it is given
+
+`REASONS` is the table. Whoever raises or records one names its row here, and gives what its text leaves open. The page
+docs/graph-breaks.md shows a program and a way out for each code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+REASONS: dict[str, Reason] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One row. `happened` follows the user's line in a message, with {} for what is known only there; `remedy` says what to
+    change."""
+
+    code: str
+    title: str
+    happened: str
+    remedy: str
+
+    def text(self, *details: object) -> str:
+        """What statistics and explanations show: the code, and what happened."""
+        return f"{self.code} {self.happened.format(*details)}"
+
+
+def _reason(code: str, title: str, happened: str, remedy: str) -> Reason:
+    if code in REASONS:
+        raise ValueError(f"{code} is given twice")
+    r = REASONS[code] = Reason(code, title, happened, remedy)
+    return r
+
+
+# ---- the graph ends
+
+VALUE_READ = _reason(
+    "FL1001",
+    "value read",
+    "a value is read",
+    "Keep the number in a tensor (flame.where instead of if, a list of tensors instead of item()), or read it after the call.",
+)
+WRITTEN_VALUE_READ = _reason(
+    "FL1002",
+    "written value read",
+    "a value is read that was written in the region",
+    "Read it before the write, or after the call.",
+)
+SHARED_MEMORY_WRITTEN = _reason(
+    "FL1003",
+    "shared memory written",
+    "memory that NumPy or another tensor shares is written",
+    "Compute a new tensor instead of writing in place, or copy the memory with clone() before the call.",
+)
+OVERLAPPING_READ = _reason(
+    "FL1004",
+    "overlapping memory read",
+    "memory that was written is read through another tensor",
+    "Take the view inside the compiled function, from the tensor that is written.",
+)
+CUSTOM_FUNCTION = _reason(
+    "FL1005",
+    "custom function",
+    "autograd.Function {} runs as it is written",
+    "Write it with flame's operations and leave the derivative to autograd; or keep it at an end of the compiled function.",
+)
+DISABLED = _reason(
+    "FL1006",
+    "disabled function",
+    "{} is disabled for compilation",
+    "Remove flame.compiler.disable, or call the function before or after what is to be one graph.",
+)
+HOOK_REGISTERED = _reason(
+    "FL1007",
+    "hook registered",
+    "a gradient hook is registered",
+    "Register hooks once, outside of the compiled function; change the gradient after backward() where that suffices.",
+)
+HOOK_CALLED = _reason(
+    "FL1008",
+    "hook called",
+    "a gradient hook is to be called",
+    "Call backward() outside of the compiled function, or apply what the hook does to .grad after it.",
+)
+GRADIENT_LEAVES = _reason(
+    "FL1009",
+    "gradient leaves the graph",
+    "the gradient flows to tensors from outside of the captured graph",
+    "Compute the loss from the parameters inside the same compiled function, without breaks between the two.",
+)
+BACKWARD_INPUTS = _reason(
+    "FL1010",
+    "backward with inputs",
+    "backward(inputs=...) is called",
+    "Use flame.autograd.grad(loss, inputs), which is captured.",
+)
+NO_GRADIENT = _reason(
+    "FL1011",
+    "gradient of what needs none",
+    "a gradient is asked for of a tensor that needs none",
+    "Call requires_grad_() on it before the compiled function.",
+)
+DETACHED_IN_PLACE = _reason(
+    "FL1012", "detached in place", "detach_() takes a tensor out of its graph", "Use detach(), which is captured."
+)
+REQUIRES_GRAD_CHANGED = _reason(
+    "FL1013",
+    "requires_grad changed",
+    "requires_grad is changed",
+    "Set it before the compiled function; for one part of it use flame.no_grad() or detach().",
+)
+GRAD_FN_READ = _reason(
+    "FL1014", "grad_fn read", "grad_fn of a result is read", "Ask requires_grad or is_leaf, which are known without computing."
+)
+DATA_ASSIGNED = _reason(
+    "FL1015",
+    "data assigned",
+    ".data is assigned",
+    "Write into the tensor: with flame.no_grad(): x.copy_(new).",
+)
+SHAPE_IN_PLACE = _reason(
+    "FL1016",
+    "shape changed in place",
+    "{}_() changes the shape of a tensor in place",
+    "Use the form without the underscore, which gives a view.",
+)
+
+# ---- another path
+
+OTHER_OPERATION = _reason(
+    "FL2001",
+    "another operation",
+    "{} follows, where {} was recorded",
+    "Each path is compiled once. Where paths never end (a branch on a counter), compute both sides and choose with flame.where.",
+)
+OTHER_OPERANDS = _reason(
+    "FL2002",
+    "other operands",
+    "{} has other operands, numbers or parameters than recorded",
+    "Keep sizes and static parameters the same from call to call. A number that varies is made a run-time number by itself.",
+)
+OTHER_TENSOR = _reason(
+    "FL2003",
+    "another kind of tensor",
+    "a tensor of {} is used, where {} was recorded",
+    "Each combination of shape, strides, dtype and requires_grad is a path of its own: pad batches to a few sizes.",
+)
+OTHER_WRITE = _reason(
+    "FL2004",
+    "another write",
+    "memory is written, where {} was recorded",
+    "Write into the same tensors on every call, or copy with flame.where where nothing is to change.",
+)
+OTHER_GRADIENT = _reason(
+    "FL2005",
+    "another gradient",
+    "a gradient is taken, where {} was recorded",
+    "Call backward() at the same place on every call, with the same arguments.",
+)
+OTHER_END = _reason(
+    "FL2006",
+    "another end",
+    "the graph ends, where {} was recorded",
+    "Early returns and loops of varying length make a path each: give them few different lengths.",
+)
+
+# ---- handed to eager
+
+TOO_MANY_PATHS = _reason(
+    "FL3001",
+    "too many paths",
+    "more than {} different paths were seen, the last from {} on",
+    'Make paths fewer (see FL2001 to FL2006), or raise the limit: flame.compile(..., options={"recompile_limit": n}).',
+)
+TOO_MANY_STEPS = _reason(
+    "FL3002",
+    "too many steps",
+    "more than {} steps were recorded, the last at {}",
+    "Compile a smaller function (one training step, one layer), and call reset() where old paths are of no use.",
+)
+NOT_COMPILED = _reason(
+    "FL3003",
+    "not compiled",
+    "{} could not be compiled and runs op by op: {}",
+    "Results are right, but slow. It is a bug of flame's: please report it with the text above.",
+)
+OTHER_THREAD = _reason(
+    "FL3004",
+    "another thread",
+    "called while another thread was inside a compiled function, and run eagerly",
+    "Call compiled functions from one thread at a time; kernels use all threads by themselves.",
+)
+RECOMPILE_FORBIDDEN = _reason(
+    "FL3005",
+    "recompilation forbidden",
+    "{} while the stance is 'fail_on_recompile'",
+    "Warm the function up with every kind of input before the stance is set (twice each: one records, one compiles).",
+)
+
+# ---- refused
+
+GENERATOR = _reason(
+    "FL4001",
+    "generator or coroutine",
+    "{} is a {}, whose body does not run in one go",
+    "Compile the function that computes one item, and call it from there.",
+)
+REPLAY = _reason("FL4002", "mode not there", "mode={!r} does not exist yet", 'Use mode="default".')
