@@ -539,6 +539,8 @@ def test_attributes_that_register_refuse_other_things() -> None:
         m.scale = flame.ones(2)
     with pytest.raises(TypeError, match="cannot assign 'str' as child module 'a'"):
         m.a = "x"
+    with pytest.raises(TypeError, match="cannot assign 'flame.tensor.Tensor' as child module 'a'"):
+        m.a = flame.ones(1)
     with pytest.raises(KeyError, match="attribute 'a' already exists"):
         m.register_parameter("a", nn.Parameter(flame.ones(1)))
     with pytest.raises(KeyError, match="buffer name can.*t contain"):
@@ -559,6 +561,35 @@ def test_attributes_that_register_refuse_other_things() -> None:
 
     with pytest.raises(AttributeError, match=r"before Module.__init__\(\) call"):
         Early()
+
+
+def test_attributes_are_what_is_registered() -> None:
+    """Registered parts are plain attributes too: whatever changes the one changes the other."""
+    m = Net()
+    p, q = m.scale, nn.Parameter(flame.zeros(2))
+    m._parameters["scale"] = q
+    assert m.scale is q
+    m.scale = p
+    assert m._parameters["scale"] is p
+    assert m._parameters.pop("scale") is p and not hasattr(m, "scale")
+    m.scale = nn.Linear(1, 1)  # the name may change its kind
+    assert "scale" in m._modules and "scale" not in m._parameters
+    m.scale = q
+    assert m.scale is q and "scale" not in m._modules
+    m._modules.update(rest=nn.Identity())
+    assert isinstance(m.rest, nn.Identity)
+    m._modules = {"a": m.a}
+    assert not hasattr(m, "rest") and [n for n, _ in m.named_children()] == ["a"]
+    m._buffers.clear()
+    assert not hasattr(m, "seen") and list(m.buffers()) == []
+    del m.a
+    assert "a" not in m.__dict__ and list(m.children()) == []
+    m._parameters |= {"late": p}
+    assert m.late is p and m._parameters.setdefault("late", q) is p
+    for other in (copy.copy(m), copy.deepcopy(m), pickle.loads(pickle.dumps(m))):
+        assert list(other._parameters) == ["scale", "late"]
+        other.scale = nn.Parameter(flame.ones(1))
+        assert other._parameters["scale"] is other.scale and m.scale is q
 
 
 def test_state_is_loaded_and_misfits_are_all_named() -> None:

@@ -1,8 +1,10 @@
 """`Module`: a tree of named parameters, buffers and submodules around a `forward`.
 
 Assigning a Parameter, a Buffer or a Module to an attribute registers it; everything else is an ordinary attribute. What
-registers lives in `_parameters`, `_buffers` and `_modules`; saving and loading it is in `state.py`, hooks around the backward
-pass in `hooks.py`. `compile()` and `flame.compile(module)` put a compiled function in the place of `_call_impl`.
+registers lives in `_parameters`, `_buffers` and `_modules`, and is shown in the instance's `__dict__` as well, so that
+reading `self.weight` costs what reading any attribute costs (see `registry.py`). Saving and loading is in `state.py`, hooks
+around the backward pass are in `hooks.py`. `compile()` and `flame.compile(module)` put a compiled function in the place of
+`_call_impl`.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from flame.autograd.engine import RemovableHandle
 from flame.dtypes import dtype as DType
 from flame.jit import compile as compile_function
 from flame.nn.modules.hooks import around_backward
+from flame.nn.modules.registry import REGISTRIES, Registry
 from flame.nn.modules.state import StateDict
 from flame.nn.parameter import Buffer, Parameter
 from flame.tensor import Tensor
@@ -39,7 +42,11 @@ class Module(StateDict):
     def __init__(self) -> None:
         put = self.__dict__.__setitem__
         put("training", True)
-        for name in ("_parameters", "_buffers", "_modules", *_HOOKS):
+        for name in REGISTRIES:
+            if name in self.__dict__:  # a second call, by way of another base class, starts anew
+                self.__dict__[name].clear()
+            put(name, Registry(self.__dict__))
+        for name in _HOOKS:
             put(name, {})
         put("_non_persistent_buffers_set", set())
 
@@ -147,11 +154,6 @@ class Module(StateDict):
     # ---------------------------------------------------------------- attributes
 
     def __getattr__(self, name: str) -> Any:
-        d = self.__dict__
-        for registry in ("_parameters", "_buffers", "_modules"):
-            have = d.get(registry)
-            if have is not None and name in have:
-                return have[name]
         raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -175,6 +177,10 @@ class Module(StateDict):
                 self._forget(name, d, d["_buffers"])
                 self.register_buffer(name, value, persistent)
                 return
+            if name in d.get("_modules", ()):
+                raise TypeError(
+                    f"cannot assign '{_type_name(value)}' as child module '{name}' (flame.nn.Module or None expected)"
+                )
         elif isinstance(value, Module):
             modules = d.get("_modules")
             if modules is None:
@@ -193,12 +199,18 @@ class Module(StateDict):
                         raise TypeError(f"cannot assign '{_type_name(value)}' as {kind} '{name}' ({wanted} or None expected)")
                     d[registry][name] = None
                     return
+        if name in REGISTRIES:
+            entries = dict(value)
+            d[name].clear()
+            d[name].update(entries)
+            return
         object.__setattr__(self, name, value)
 
     @staticmethod
     def _forget(name: str, d: dict, keep: dict) -> None:
         """Take `name` out of every place but `keep`."""
-        d.pop(name, None)
+        if name not in keep:
+            d.pop(name, None)
         for registry in (d["_parameters"], d["_buffers"], d["_modules"]):
             if registry is not keep:
                 registry.pop(name, None)
@@ -463,12 +475,18 @@ class Module(StateDict):
     # ---------------------------------------------------------------- copying
 
     def __getstate__(self) -> dict:
-        state = self.__dict__.copy()
-        state.pop("_compiled_call", None)
-        return state
+        """Everything once: what is registered stands in its place alone."""
+        d = self.__dict__
+        places = {name: dict(d[name]) for name in REGISTRIES if name in d}
+        registered = {k for place in places.values() for k in place}
+        return {**{k: v for k, v in d.items() if k not in registered and k != "_compiled_call"}, **places}
 
     def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
+        d = self.__dict__
+        d.update((k, v) for k, v in state.items() if k not in REGISTRIES)
+        for name in REGISTRIES:
+            if name in state:
+                d[name] = Registry(d, state[name])
 
 
 def _type_name(x: object) -> str:

@@ -1,0 +1,60 @@
+"""Named parts of a module: a dict whose entries are also attributes of the instance that it belongs to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+REGISTRIES = ("_parameters", "_buffers", "_modules")
+
+
+class Registry(dict):
+    """A dict that keeps its entries in its owner's `__dict__` too.
+
+    Reading `module.weight` then needs no `__getattr__`, which costs 0.5 us and more where it stands behind a failed look-up; a
+    small compiled model reads more attributes than it runs operations.
+    """
+
+    __slots__ = ("_owner",)
+
+    def __init__(self, owner: dict[str, Any], entries: Any = ()) -> None:
+        self._owner = owner
+        self.update(entries)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        dict.__setitem__(self, name, value)
+        self._owner[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        dict.__delitem__(self, name)
+        self._owner.pop(name, None)
+
+    def update(self, *entries: Any, **more: Any) -> None:
+        for name, value in dict(*entries, **more).items():
+            self[name] = value
+
+    def pop(self, name: str, *default: Any) -> Any:
+        if name in self:
+            self._owner.pop(name, None)
+        return dict.pop(self, name, *default)
+
+    def popitem(self) -> tuple[str, Any]:
+        name, value = dict.popitem(self)
+        self._owner.pop(name, None)
+        return name, value
+
+    def setdefault(self, name: str, default: Any = None) -> Any:
+        if name not in self:
+            self[name] = default
+        return self[name]
+
+    def clear(self) -> None:
+        for name in self:
+            self._owner.pop(name, None)
+        dict.clear(self)
+
+    def __ior__(self, other: Any) -> Registry:  # type: ignore[override, misc]
+        self.update(other)
+        return self
+
+    def __reduce__(self) -> tuple:
+        return (dict, (dict(self),))
