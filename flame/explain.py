@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,11 @@ from flame.compiler.kernel import bytes_moved
 from flame.compiler.program import CallStep, Decision, KernelStep
 from flame.drawing import draw
 from flame.explanation_text import page, plain, rendered
-from flame.jit import CompiledFunction, compile
+from flame.jit import CompiledFunction, compile, set_stance
 from flame.kernels import KernelHandle
+from flame.nn import Module
 from flame.primitive import force
+from flame.reasons import REASONS
 from flame.snapshot import Snapshot
 from flame.tensor import Tensor
 
@@ -85,6 +88,17 @@ class Event:
     source: str  #: "file:line"
     reason: str
     count: int = 1
+
+    @property
+    def code(self) -> str:
+        """Of the reason, in `flame.reasons`: "FL1001"."""
+        code = self.reason.split(" ", 1)[0]
+        return code if code in REASONS else ""
+
+    @property
+    def remedy(self) -> str:
+        """What can be changed so that it does not happen."""
+        return REASONS[self.code].remedy if self.code else ""
 
     def __str__(self) -> str:
         return f"{self.source}: {self.reason}" + (f" ({self.count} times)" if self.count > 1 else "")
@@ -178,14 +192,15 @@ def explain(fn: Callable, /, *args: Any, **kwargs: Any) -> Explanation:
     """
     if force.interpreter is not None:
         raise RuntimeError("explain() compares eager with compiled runs, so it can't be called inside a compiled function")
-    eager, compiled = _both(fn)
-    start = Snapshot(eager, args, kwargs)
+    plain, compiled = _both(fn)
+    start = Snapshot(plain, args, kwargs)
     try:
-        first = _record(compiled, args, kwargs)
-        stats = deepcopy(compiled.stats)
-        again = Snapshot(eager, args, kwargs)
-        difference = _compare(eager, compiled, args, kwargs, again)
-        eager_ms, compiled_ms = _time([eager, compiled], args, kwargs, again)
+        with set_stance("default"):
+            first = _record(compiled, args, kwargs)
+            stats = deepcopy(compiled.stats)
+            again = Snapshot(plain, args, kwargs)
+            difference = _compare(plain, compiled, args, kwargs, again)
+            eager_ms, compiled_ms = _time(plain, compiled, args, kwargs, again)
     finally:
         start.restore()
     return Explanation(
@@ -206,14 +221,17 @@ def explain(fn: Callable, /, *args: Any, **kwargs: Any) -> Explanation:
     )
 
 
-def _both(fn: Callable) -> tuple[Callable, Any]:
+def _both(fn: Any) -> tuple[Callable, Any]:
     """The function as it runs eagerly, and compiled with nothing captured yet."""
-    original = getattr(fn, "_orig_mod", None)
-    if original is not None:
-        return original, compile(original, **fn._compiled.settings)  # type: ignore[attr-defined]
-    if isinstance(fn, CompiledFunction):
-        return fn.__wrapped__, compile(fn.__wrapped__, **fn.settings)  # type: ignore[attr-defined]
-    return fn, compile(fn)
+    settings: dict[str, Any] = {}
+    plain = fn
+    if isinstance(fn, Module) and hasattr(fn, "_orig_mod"):
+        plain, settings = fn._orig_mod, fn._compiled.settings
+    elif isinstance(fn, CompiledFunction):
+        plain, settings = fn.__wrapped__, fn.settings  # type: ignore[attr-defined]
+    elif isinstance(fn, MethodType) and isinstance(fn.__func__, CompiledFunction):
+        plain, settings = MethodType(fn.__func__.__wrapped__, fn.__self__), fn.__func__.settings  # type: ignore[attr-defined]
+    return plain, compile(plain, **settings)
 
 
 def _record(compiled: Any, args: tuple, kwargs: dict) -> float:
@@ -241,12 +259,13 @@ def _events(table: dict[tuple[str, str], int]) -> list[Event]:
 
 
 def _compare(eager: Callable, compiled: Callable, args: tuple, kwargs: dict, state: Snapshot) -> Difference:
-    def outcome(f: Callable) -> dict[str, np.ndarray]:
+    def outcome(f: Callable, stance: str) -> dict[str, np.ndarray]:
         state.restore()
-        got = dict(_arrays("result", f(*args, **kwargs)))
+        with set_stance(stance):
+            got = dict(_arrays("result", f(*args, **kwargs)))
         return got | state.tensors()
 
-    want, same, got = outcome(eager), outcome(eager), outcome(compiled)
+    want, same, got = outcome(eager, "force_eager"), outcome(eager, "force_eager"), outcome(compiled, "default")
     state.restore()
     repeatable = want.keys() == same.keys() and all(_bits(want[n]) == _bits(same[n]) for n in want)
     ulp = absolute = relative = 0.0
@@ -314,13 +333,14 @@ def _ordered(a: np.ndarray) -> np.ndarray:
 # ---- how fast
 
 
-def _time(fns: list[Callable], args: tuple, kwargs: dict, state: Snapshot) -> list[float]:
+def _time(eager: Callable, compiled: Callable, args: tuple, kwargs: dict, state: Snapshot) -> tuple[float, float]:
     """Medians in milliseconds, measured in turn, always from the same state."""
-    took: list[list[float]] = [[] for _ in fns]
-    while len(took[0]) < _LEAST or (len(took[0]) < _MOST and sum(map(sum, took)) < _SECONDS * len(fns)):
-        for f, times in zip(fns, took):
+    took: tuple[list[float], list[float]] = [], []
+    while len(took[0]) < _LEAST or (len(took[0]) < _MOST and sum(map(sum, took)) < 2 * _SECONDS):
+        for f, times, stance in ((eager, took[0], "force_eager"), (compiled, took[1], "default")):
             state.restore()
-            begin = time.perf_counter()
-            f(*args, **kwargs)
-            times.append(time.perf_counter() - begin)
-    return [1e3 * statistics.median(t) for t in took]
+            with set_stance(stance):
+                begin = time.perf_counter()
+                f(*args, **kwargs)
+                times.append(time.perf_counter() - begin)
+    return 1e3 * statistics.median(took[0]), 1e3 * statistics.median(took[1])

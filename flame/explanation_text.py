@@ -43,6 +43,8 @@ def sections(e: Any, limit: int | None = _ROWS) -> list[Section]:
     for title, events in (("Breaks", e.breaks), ("Left the recorded path", e.divergences), ("Ran op by op", e.fallbacks)):
         happened = [(short(v.source), v.reason, str(v.count)) for v in events]
         found.append(Section(f"{title}, in {e.calls} calls", ("line", "reason", "times"), _some(happened, limit)))
+    remedies = {v.code: v.remedy for v in (*e.breaks, *e.divergences, *e.fallbacks) if v.code}
+    found.append(Section("What to do", (), tuple(sorted(remedies.items()))))
     found.append(Section("Not fused", ("times", "reason", "for example"), _some(_refusals(e), limit)))
     verdicts: dict[str, int] = {}
     for d in e.decisions:
