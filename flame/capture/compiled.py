@@ -34,6 +34,8 @@ class Compiled:
         self.executable: Any = None
         self.failure = ""
         backend = capture.options.backend
+        if knobs.log:
+            say("graph", f"captured, {role}:\n{graph}")
         try:
             if backend == "eager":
                 raise _Unwanted("backend='eager' was asked for")
