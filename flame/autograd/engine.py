@@ -307,6 +307,8 @@ def register_hook(self: Tensor, hook: Callable) -> RemovableHandle:
     assert e is not None
     node, entry = e[0], (e[1], hook)
     node.hooks = [*(node.hooks or ()), entry]
+    if isinstance(node, AccumulateGrad):
+        self._hooks = node
 
     def remove() -> None:
         node.hooks = [h for h in node.hooks or () if h is not entry] or None
@@ -325,6 +327,7 @@ def register_post_accumulate_grad_hook(self: Tensor, hook: Callable) -> Removabl
     node = e[0]
     key = object()
     node.post_hooks = {**(node.post_hooks or {}), key: hook}
+    self._hooks = node
 
     def remove() -> None:
         node.post_hooks = {k: v for k, v in (node.post_hooks or {}).items() if k is not key} or None

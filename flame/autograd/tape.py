@@ -13,13 +13,14 @@ base was written is given its history anew at its next use.
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from flame.dtypes import _BY_NUMPY
 import flame.ops  # noqa: F401  (enters the primitives in the registry)
+from flame.dtypes import _BY_NUMPY
 from flame.primitive import Primitive, force, install_base_interpreter, registered
 from flame.symbol import Symbolic
 from flame.tensor import Tensor, View, wrap
@@ -196,9 +197,10 @@ def edge(t: Tensor) -> Edge | None:
         return t._node
     if not t._requires_grad:
         return None
-    a = t._accumulator
+    a = None if t._accumulator is None else t._accumulator()
     if a is None:
-        a = t._accumulator = AccumulateGrad(t)
+        a = AccumulateGrad(t)
+        t._accumulator = weakref.ref(a)  # weakly, as the node holds the leaf; hooks keep it (`Tensor._hooks`)
     return (a, 0)
 
 
