@@ -12,7 +12,7 @@ import threading
 import types
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ContextDecorator, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 from flame.capture.compiled import Compiled, say
@@ -219,7 +219,7 @@ def _compile_class(cls: type, how: Options) -> type:
         raise TypeError(f"compile() expects a function or a Module; instances of {cls.__name__} can't be called")
     if not isinstance(call, CompiledFunction):
         _refuse_suspended(call)
-        cls.__call__ = CompiledFunction(call, how)  # type: ignore[operator]
+        cls.__call__ = CompiledFunction(call, how)  # type: ignore[method-assign]
     return cls
 
 
@@ -286,7 +286,7 @@ def list_backends() -> list[str]:
     return list(BACKENDS)
 
 
-class set_stance(ContextDecorator):
+class set_stance:
     """Set what compiled functions do from now on, on every thread: a function, a context manager and a decorator.
 
     "default" (also "eager_then_compile", which is what capture does anyway), "force_eager", "eager_on_recompile" (run what is

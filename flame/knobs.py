@@ -45,7 +45,7 @@ class Knobs:
 
     #: FLAME_LOG: topics printed to stderr, of capture, breaks, recompiles, graph, fusion, kernels, passes, cache
     log: frozenset[str] = field(default_factory=lambda: _topics("FLAME_LOG"))
-    #: FLAME_DISABLE: `flame.compile` hands back what it was given
+    #: FLAME_DISABLE: compiled functions run eagerly
     disable: bool = field(default_factory=lambda: _flag("FLAME_DISABLE"))
     #: FLAME_CACHE_DIR: where compiled kernels are kept; by default in the user's cache folder; empty where there is none
     cache_dir: str = field(default_factory=lambda: os.environ.get("FLAME_CACHE_DIR", "") or _user_cache())

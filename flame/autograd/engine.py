@@ -437,10 +437,10 @@ def _set_grad(self: Tensor, g: Tensor | None) -> None:
 
 
 def _grad_fn(self: Tensor) -> Any:
+    r = _capture_ref(self)
+    if r is not None and r.edge is not None and (self._array is None or self._node is not None):
+        force.interpreter.leave(GRAD_FN_READ)
     requires_grad(self)
-    run = force.interpreter
-    if run is not None and self._array is None:
-        run.leave(GRAD_FN_READ)
     return None if self._node is None else self._node[0]
 
 
