@@ -14,7 +14,8 @@ import numpy as np
 
 from flame import dtypes
 from flame.autograd.tape import assign
-from flame.functions.elementwise import PUBLIC, masked_fill, public
+from flame.functions.combined import masked_fill
+from flame.functions.elementwise import PUBLIC, public
 from flame.functions.promotion import number, operand, tensor_operand, to_dtype
 from flame.functions.shape import EXPAND, RESHAPE, SLICE, wrap_dim
 from flame.primitive import registered
