@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import zip_longest
+from textwrap import wrap
 from typing import Any
 
 from flame.drawing import MOST, draw
@@ -122,7 +124,7 @@ def short(source: str) -> str:
 
 
 def plain(e: Any, width: int = 120) -> str:
-    """As text, without colour; long cells are cut so that lines fit."""
+    """As text, without colour; long cells are wrapped."""
     out = []
     for s in sections(e):
         out += [s.title, "-" * len(s.title)]
@@ -131,8 +133,9 @@ def plain(e: Any, width: int = 120) -> str:
         while sum(widths) + 2 * len(widths) > width:
             widths[widths.index(max(widths))] -= 1
         for r in rows:
-            cells = [c if len(c) <= w else c[: w - 3] + "..." for c, w in zip(r, widths)]
-            out.append("  ".join(c.ljust(w) for c, w in zip(cells, widths)).rstrip())
+            cells = [wrap(c, w) or [""] for c, w in zip(r, widths)]
+            for line in zip_longest(*cells, fillvalue=""):
+                out.append("  ".join(c.ljust(w) for c, w in zip(line, widths)).rstrip())
         out.append("")
     return "\n".join(out).rstrip()
 
