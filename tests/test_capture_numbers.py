@@ -39,7 +39,13 @@ def integers_then_floats_then_booleans(wrap):
 @program
 def nan_and_signed_zero_and_infinity(wrap):
     f = wrap(lambda x, k: (x * k, 1 / (flame.zeros(3) + k), flame.zeros(3) * k, x.clamp(min=k), flame.where(x > 0, x, k)))
-    return drive(f, [(x, k) for x, k in zip(batches(3, n=12), (nan, nan, 0.0, -0.0, 0.0, inf, -inf, 1.0, nan, -0.0, -1.0, 0.0), strict=True)])
+    return drive(
+        f,
+        [
+            (x, k)
+            for x, k in zip(batches(3, n=12), (nan, nan, 0.0, -0.0, 0.0, inf, -inf, 1.0, nan, -0.0, -1.0, 0.0), strict=True)
+        ],
+    )
 
 
 @program
@@ -128,7 +134,9 @@ def subclasses_of_numbers(wrap):
 @program
 def numbers_that_are_not_numbers(wrap):
     f = wrap(lambda x, k: x * k)
-    return drive(f, [(x, k) for x, k in zip(batches(3), (2.0, 2.0, "a", fractions.Fraction(1, 2), None, 2.0, 3.0), strict=True)])
+    return drive(
+        f, [(x, k) for x, k in zip(batches(3), (2.0, 2.0, "a", fractions.Fraction(1, 2), None, 2.0, 3.0), strict=True)]
+    )
 
 
 @program
@@ -272,7 +280,15 @@ def batches_of_changing_size(wrap):
 @program
 def zero_and_one_sized(wrap):
     def f(x):
-        return x.sum(), x.prod(), x + x.sum(0), x.unsqueeze(0).expand(2, *x.shape).sum(0), x.reshape(-1, 1), (x > 0).all(), (x > 0).any()
+        return (
+            x.sum(),
+            x.prod(),
+            x + x.sum(0),
+            x.unsqueeze(0).expand(2, *x.shape).sum(0),
+            x.reshape(-1, 1),
+            (x > 0).all(),
+            (x > 0).any(),
+        )
 
     return drive(wrap(f), of_sizes((0, 0, 1, 1, 2, 0, 1, 3, 2), 2))
 
@@ -291,7 +307,16 @@ def reductions_of_nothing_raise(wrap):
 @program
 def broadcast_changes(wrap):
     f = wrap(lambda a, b: (a + b, (a * b).sum(0)))
-    shapes = [((3,), (3,)), ((3,), (3,)), ((3,), (1,)), ((2, 3), (3,)), ((2, 1), (1, 3)), ((3,), (3,)), ((), (3,)), ((1, 1), (1,))]
+    shapes = [
+        ((3,), (3,)),
+        ((3,), (3,)),
+        ((3,), (1,)),
+        ((2, 3), (3,)),
+        ((2, 1), (1, 3)),
+        ((3,), (3,)),
+        ((), (3,)),
+        ((1, 1), (1,)),
+    ]
     return drive(f, [(tensor(*a, seed=i), tensor(*b, seed=9 + i)) for i, (a, b) in enumerate(shapes)])
 
 
@@ -349,7 +374,7 @@ def _each_apart(wrap, f, givens):
     return [drive(wrap(f), [given] * 3) for given in givens]
 
 
-@program(native=True)
+@program
 def every_promotion(wrap):
     pairs = [(of_dtype(a, seed=1), of_dtype(b, seed=2)) for a in ALL for b in ALL]
     return _each_apart(wrap, lambda a, b: a + b, pairs[::3])
@@ -363,7 +388,11 @@ def every_promotion_in_products(wrap):
 
 @program
 def every_promotion_with_a_number(wrap):
-    return _each_apart(wrap, lambda a, k: (a * k, a + k, k - a.float(), a.clone().mul_(True)), [(of_dtype(a), k) for a in ALL for k in (True, 2, 2.5)])
+    return _each_apart(
+        wrap,
+        lambda a, k: (a * k, a + k, k - a.float(), a.clone().mul_(True)),
+        [(of_dtype(a), k) for a in ALL for k in (True, 2, 2.5)],
+    )
 
 
 @program
@@ -387,7 +416,9 @@ def one_input_of_each_dtype_in_turn(wrap):
 @program
 def casts_there_and_back(wrap):
     f = wrap(lambda x, d: x.to(d).to(flame.float32) + x.to(d).sum().float())
-    return drive(f, [(tensor(4, seed=i) * 10 if d is not flame.uint8 else tensor(4, seed=i).abs(), d) for i, d in enumerate(ALL * 2)])
+    return drive(
+        f, [(tensor(4, seed=i) * 10 if d is not flame.uint8 else tensor(4, seed=i).abs(), d) for i, d in enumerate(ALL * 2)]
+    )
 
 
 @program
@@ -447,7 +478,13 @@ def default_dtype_changes(wrap):
 @program
 def bit_operations(wrap):
     f = wrap(lambda i, k: (i & k, i | k, i ^ k, i << (k % 5), i >> (k % 5), ~i))
-    return drive(f, [(flame.tensor([1, 200, -3], dtype=d), k) for d, k in zip((flame.int32, flame.int32, flame.int64, flame.int16) * 2, (1, 1, 3, 5, 2, 7, 3, 6), strict=True)])
+    return drive(
+        f,
+        [
+            (flame.tensor([1, 200, -3], dtype=d), k)
+            for d, k in zip((flame.int32, flame.int32, flame.int64, flame.int16) * 2, (1, 1, 3, 5, 2, 7, 3, 6), strict=True)
+        ],
+    )
 
 
 @program
@@ -458,16 +495,36 @@ def comparisons_of_mixed_dtypes(wrap):
 
 @program
 def arithmetic_of_booleans(wrap):
-    fs = [lambda a, b: a + b, lambda a, b: a * b, lambda a, b: a - b, lambda a, b: a & b, lambda a, b: a + True, lambda a, b: a * 2,
-          lambda a, b: a.clone().add_(b), lambda a, b: a.clone().mul_(b), lambda a, b: flame.add(a, b), lambda a, b: a.sum() + b,
-          lambda a, b: a / b.float(), lambda a, b: -a, lambda a, b: a.cumsum(0), lambda a, b: a.any() + b.all(), lambda a, b: a.max()]  # fmt: skip
+    fs = [
+        lambda a, b: (
+            a + b,
+            a * b,
+            a & b,
+            a + True,
+            a * 2,
+            a.sum() + b,
+            a / b.float(),
+            a.cumsum(0),
+            a.any() + b.all(),
+            a.max(),
+        ),
+        lambda a, b: (a.clone().add_(b), a.clone().mul_(b), flame.add(a, b), flame.maximum(a, b), a.amin()),
+        lambda a, b: a - b,
+        lambda a, b: -a,
+    ]
     return [drive(wrap(f), [(of_dtype(flame.bool, seed=i), of_dtype(flame.bool, seed=9 - i)) for i in range(3)]) for f in fs]
 
 
 @program
 def integer_overflow_wraps(wrap):
     f = wrap(lambda i: (i * 3, i + 100, -i, i.sum()))
-    return drive(f, [flame.tensor([100, 50, 7], dtype=d) for d in (flame.int8, flame.int8, flame.uint8, flame.int16, flame.int8, flame.int32)])
+    return drive(
+        f,
+        [
+            flame.tensor([100, 50, 7], dtype=d)
+            for d in (flame.int8, flame.int8, flame.uint8, flame.int16, flame.int8, flame.int32)
+        ],
+    )
 
 
 @pytest.mark.parametrize("case, backend", cases(__name__))

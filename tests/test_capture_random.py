@@ -50,13 +50,15 @@ def dropout_rate_changes(wrap):
 @program
 def every_distribution(wrap):
     def f(x):
-        return [
-            flame.rand(3), flame.randn(3), flame.randint(0, 9, (3,)), flame.randperm(5), flame.rand_like(x), flame.randn_like(x),
-            flame.bernoulli(x.abs().clamp(0, 1)), flame.normal(0.0, 2.0, (3,)), flame.zeros(3).uniform_(-1, 1), flame.zeros(3).normal_(),
-            flame.zeros(3).exponential_(), flame.multinomial(x.abs(), 2), flame.multinomial(x.abs(), 4, replacement=True),
-            flame.zeros(3).bernoulli_(0.3), flame.zeros(3, dtype=flame.int64).random_(0, 5), flame.rand(2, dtype=flame.float64),
-            flame.rand(3, dtype=flame.float16), flame.randn(3, dtype=flame.bfloat16),
-        ]  # fmt: skip
+        weights = x.abs()
+        made = flame.rand(3), flame.randn(3), flame.randint(0, 9, (3,)), flame.randperm(5), flame.normal(0.0, 2.0, (3,))
+        like = flame.rand_like(x), flame.randn_like(x), flame.bernoulli(weights.clamp(0, 1))
+        drawn = flame.multinomial(weights, 2), flame.multinomial(weights, 4, replacement=True)
+        z = flame.zeros(3)
+        filled = z.uniform_(-1, 1).clone(), z.normal_().clone(), z.exponential_().clone(), z.bernoulli_(0.3).clone()
+        whole = flame.zeros(3, dtype=flame.int64).random_(0, 5)
+        typed = flame.rand(2, dtype=flame.float64), flame.rand(3, dtype=flame.float16), flame.randn(3, dtype=flame.bfloat16)
+        return made, like, drawn, filled, whole, typed
 
     return drive(wrap(f), batches(4), offset)
 

@@ -73,6 +73,8 @@ class Effects(RunState):
         target._ref = self.capture.ref(vref.value, vref.edge if grad else tref.edge, tref.spec)
         if root is not None and new_root is not None:
             root._ref = self.capture.ref(new_root._ref.value, new_root._ref.edge if grad else root_ref.edge, root_ref.spec)
+            if not grad and tref.edge is None and root_ref.edge is not None:  # a view made without history has its base's now
+                target._ref = Stale(self.capture, vref.value, None, tref.spec)
         if w.external is not None:
             st.pending = self
         return target
@@ -123,7 +125,7 @@ class Effects(RunState):
             root._node = new_root._node  # type: ignore[union-attr]
             if root._node is not None:
                 root._requires_grad = False
-        if target._view is not None:
+        if target._view is not None and (force.grad or target._node is not None or root._node is None):  # type: ignore[union-attr]
             target._view = target._view._replace(version=storage.version)
 
     def detach(self, t: Tensor) -> Tensor:

@@ -1,0 +1,53 @@
+"""The differential fuzzer of capture: past findings as they were minimised, and fresh programs from fixed seeds for a while."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import pytest
+
+from tests.fuzz_capture import OPERATIONS, Program, check, generate
+
+#: Programs that once differed. An operation that is chosen by value (a, b, c) keeps its numbers.
+PAST: list[tuple[str, Program]] = [
+    (
+        "which refusal of the tape comes first",
+        [
+            ("view_of_view", 0.05, 0.4, 0.71), ("transpose", 0.1, 0.68, 0.52), ("clamp", 0.82, 0.95, 0.55),
+            ("setrow", 0.56, 0.18, 0.87), ("backward", 0.63, 0.18, 0.51),
+        ],
+    ),
+]  # fmt: skip
+
+SECONDS = 45
+SEEDS = range(9000, 12000)
+
+
+def test_every_operation_is_drawn() -> None:
+    drawn = {op for seed in SEEDS[:400] for op, *_ in generate(random.Random(seed))}
+    assert drawn == set(OPERATIONS)
+
+
+@pytest.mark.parametrize("name, program", PAST, ids=[name for name, _ in PAST])
+def test_past_findings(name: str, program: Program) -> None:
+    assert not check(program), name
+
+
+def test_random_programs() -> None:
+    """As many seeds as the time allows, at least forty: which ones fail never depends on the clock, only how many are tried."""
+    stats: dict = {}
+    stop = time.monotonic() + SECONDS
+    for done, seed in enumerate(SEEDS):
+        if done >= 40 and time.monotonic() > stop:
+            break
+        found = check(generate(random.Random(seed)), "eager", stats)
+        assert not found, f"seed {seed}: {found}  (python -m tests.fuzz_capture {seed} {seed + 1} minimises it)"
+    assert stats["followed"] > stats["calls"], "capture followed next to nothing"
+
+
+def test_random_programs_compiled() -> None:
+    stats: dict = {}
+    for seed in range(12):
+        found = check(generate(random.Random(seed)), "llvm", stats)
+        assert not found, f"seed {seed}: {found}  (python -m tests.fuzz_capture {seed} {seed + 1} --backend llvm minimises it)"
