@@ -35,12 +35,16 @@ class _Region:
 
     lock = threading.Lock()
     thread = 0  #: whose it is, or was last
+    capture: Capture | None = None  #: of whom
 
 
 def _open_in_child() -> None:
-    """A forked child has one thread; a region of another thread of its parent's would never end there."""
-    if _Region.thread != threading.get_ident() or not _Region.lock.locked():
+    """A forked child has one thread; a region of another thread of its parent's would never end there. What that one had
+    pending is lost, and tensors from outside are as they were before it."""
+    if _Region.lock.locked() and _Region.thread != threading.get_ident():
         _Region.lock = threading.Lock()
+        if _Region.capture is not None and _Region.capture.run is not None:
+            _Region.capture.run.close()
 
 
 if hasattr(os, "register_at_fork"):
@@ -70,7 +74,7 @@ class CompiledFunction:
                 c.stats.count(c.stats.fallbacks, "", OTHER_THREAD.text())
             return self._fn(*args, **kwargs)
         try:
-            _Region.thread = threading.get_ident()
+            _Region.thread, _Region.capture = threading.get_ident(), c
             if control.compiling != "yes" and not c.root.children:
                 if control.compiling == "no":
                     return self._fn(*args, **kwargs)
@@ -97,7 +101,7 @@ class CompiledFunction:
                 say("capture", f"{c.name}: call {s.calls}: {text}")
             return result
         finally:
-            force.interpreter = None
+            force.interpreter = _Region.capture = None
             lock.release()
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:

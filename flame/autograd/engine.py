@@ -439,7 +439,10 @@ def _set_grad(self: Tensor, g: Tensor | None) -> None:
 def _grad_fn(self: Tensor) -> Any:
     r = _capture_ref(self)
     if r is not None and r.edge is not None and (self._array is None or self._node is not None):
-        force.interpreter.leave(GRAD_FN_READ)
+        if force.interpreter is None:
+            self._data()  # says that another thread has still to compute it
+        else:
+            force.interpreter.leave(GRAD_FN_READ)
     requires_grad(self)
     return None if self._node is None else self._node[0]
 
