@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,20 @@ import pytest
 from graphs_for_tests import random_graph, random_inputs
 from kernels_for_tests import F32, F64, I64, Case, Make, cases, expected, i, j, run
 
+import flame
 import flame.ops.contract
 import flame.ops.movement  # noqa: F401  registers the primitives used here
 from flame import dtypes
+from flame.capture import compiled as capture_compiled
 from flame.compiler.graph import Builder, Graph, Node
-from flame.compiler.index_math import evaluate
+from flame.compiler.index_math import evaluate, ex
 from flame.compiler.kernel import Kernel
 from flame.compiler.pipeline import compile_graph
 from flame.compiler.program import Argument, CallStep, KernelStep, Program, Slot, Step
 from flame.compiler.program_interpret import run_interpreted
 from flame.compiler.target_cpu import CpuTarget
-from flame.errors import CompileError, MissingTargetError, Refused
+from flame.errors import CompileError, MissingTargetError, Refused, VerificationError
+from flame.knobs import knobs
 from flame.primitive import REGISTRY, Primitive, Spec
 from flame.runtime import cache, cpu, entry, executable, llvm_jit, memory, threads
 from flame.runtime.cache import DiskCache
@@ -401,6 +405,42 @@ def test_a_damaged_entry_is_compiled_anew(tmp_path: Path) -> None:
         store.put(name, payload)
         cpu._loaded.clear()
         assert cpu.load(kernel, store=store).phases
+
+
+@pytest.mark.parametrize("beyond", ["load", "store"])
+def test_no_native_code_is_made_of_a_kernel_that_may_leave_its_buffers(tmp_path: Path, beyond: str) -> None:
+    m = Make("beyond", i=8)
+    m.store("y", (i,), m.load("x", (i,), F32))
+    good = m.case()[0]
+    name = "x" if beyond == "load" else "y"
+    buffers = good.buffers | {name: replace(good.buffers[name], shape=(ex(7),))}
+    bad = Kernel("beyond", buffers, good.axes, good.symbols, good.statements)
+    store = DiskCache(tmp_path)
+    for _ in range(2):
+        with pytest.raises(VerificationError, match=r"may leave \[0, 7\)(.|\n)*before native code"):
+            cpu.load(bad, store=store)
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert cpu.load(good, store=store).phases
+
+
+def test_a_graph_whose_kernel_is_wrong_runs_op_by_op_and_says_why(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def one_more(graph: Graph, *args: Any, **kwargs: Any) -> Program:
+        program = compile_graph(graph, *args, **kwargs)
+        (step,) = program.steps
+        assert isinstance(step, KernelStep)
+        k = step.kernel
+        axes = {a: e + 1 for a, e in k.axes.items()}
+        wrong = Kernel(k.name, k.buffers, axes, k.symbols, k.statements, k.values)
+        return replace(program, steps=(replace(step, kernel=wrong),))
+
+    monkeypatch.setattr(capture_compiled, "compile_graph", one_more)
+    monkeypatch.setattr(knobs, "verify", False)
+    f = flame.compile(lambda x: x * 2 + 1)
+    x = flame.arange(1003.0)
+    for _ in range(3):
+        assert f(x).numpy().tolist() == [2 * v + 1 for v in range(1003)]
+    assert any("may leave" in reason for _, reason in f.stats.fallbacks)
+    assert "runs op by op" in capsys.readouterr().err
 
 
 def test_the_compilers_own_sources_are_part_of_a_kernels_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,21 +19,43 @@ import math
 import operator
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import ref
 
 from flame.ops.access import Cond
 
 
-@dataclass(frozen=True, slots=True)
 class _Division:
-    numerator: E
-    divisor: E
-    key: str = field(init=False, compare=False, repr=False)
+    """Two of one kind with the same parts are equal. Hash and key are worked out once: expressions are looked up a lot."""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "key", f"~({self.numerator}) {type(self).__name__} ({self.divisor})")
+    __slots__ = ("numerator", "divisor", "_hash", "_key")
+
+    def __init__(self, numerator: E, divisor: E):
+        self.numerator = numerator
+        self.divisor = divisor
+        self._hash = hash((numerator, divisor))
+        self._key = ""
+
+    @property
+    def key(self) -> str:
+        if not self._key:
+            self._key = f"~({self.numerator}) {type(self).__name__} ({self.divisor})"
+        return self._key
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (
+            type(other) is type(self)
+            and isinstance(other, _Division)
+            and self.numerator is other.numerator
+            and self.divisor is other.divisor
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.numerator}, {self.divisor})"
 
 
 class Div(_Division):
@@ -80,8 +102,10 @@ def _quotient_of(m: Monomial, by: Iterable[Atom]) -> Monomial | None:
 class E:
     """An integer polynomial. `terms` are (monomial, coefficient) pairs, highest degree first, the constant last."""
 
-    __slots__ = ("terms", "_text", "_names", "__weakref__")
+    __slots__ = ("terms", "const", "_hash", "_text", "_names", "__weakref__")
     terms: tuple[tuple[Monomial, int], ...]
+    const: int | None  #: its value if it is a constant, else None
+    _hash: int
     _text: str | None
     _names: frozenset[str] | None
 
@@ -90,26 +114,23 @@ class E:
         if len(kept) > 1:
             kept.sort(key=lambda t: (-len(t[0]), tuple(map(_atom_key, t[0]))))
         key = tuple(kept)
-        known = _interned.get(key)
+        entry = _interned.get(key)
+        known = None if entry is None else entry()
         if known is not None:
             return known
         with _lock:
-            known = _interned.get(key)
+            entry = _interned.get(key)
+            known = None if entry is None else entry()
             if known is None:
                 known = object.__new__(cls)
                 known.terms, known._text, known._names = key, None, None
-                _interned[key] = known
+                known.const = 0 if not key else key[0][1] if len(key) == 1 and not key[0][0] else None
+                known._hash = object.__hash__(known) if known.const is None else hash(known.const)
+                _interned[key] = _Entry(known, key)
             return known
 
-    @property
-    def const(self) -> int | None:
-        """Its value if it is a constant, else None."""
-        t = self.terms
-        return 0 if not t else t[0][1] if len(t) == 1 and not t[0][0] else None
-
     def __hash__(self) -> int:
-        c = self.const
-        return object.__hash__(self) if c is None else hash(c)
+        return self._hash
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, int) and self.const == other)
@@ -123,8 +144,14 @@ class E:
         return self._text
 
     def __add__(self, other: E | int) -> E:
+        if not isinstance(other, E):
+            other = ex(other)
+        if not other.terms:
+            return self
+        if not self.terms:
+            return other
         d = dict(self.terms)
-        for m, c in other.terms if isinstance(other, E) else (((), operator.index(other)),):
+        for m, c in other.terms:
             d[m] = d.get(m, 0) + c
         return _recombined(d, NOTHING)
 
@@ -141,7 +168,11 @@ class E:
 
     def __mul__(self, other: E | int) -> E:
         if not isinstance(other, E):
-            return E({m: c * operator.index(other) for m, c in self.terms})
+            return self if other == 1 else E({m: c * operator.index(other) for m, c in self.terms})
+        if other is ONE:
+            return self
+        if self is ONE:
+            return other
         d: dict[Monomial, int] = {}
         for m, c in self.terms:
             for n, b in other.terms:
@@ -164,8 +195,29 @@ class E:
         return ex(other) % self
 
 
-_interned: WeakValueDictionary[tuple, E] = WeakValueDictionary()
-_lock = threading.Lock()
+class _Entry(ref[E]):
+    """An expression among the interned ones, as long as it lives. (WeakValueDictionary does the same at thrice the time.)"""
+
+    __slots__ = ("key",)
+    key: tuple
+
+    def __new__(cls, e: E, key: tuple) -> _Entry:
+        self = super().__new__(cls, e, _forget)
+        self.key = key
+        return self
+
+    def __init__(self, e: E, key: tuple):
+        super().__init__(e, _forget)
+
+
+def _forget(entry: Any) -> None:
+    with _lock:
+        if _interned.get(entry.key) is entry:
+            del _interned[entry.key]
+
+
+_interned: dict[tuple, _Entry] = {}
+_lock = threading.RLock()  # making an expression may collect others, which are forgotten then and there
 
 
 def ex(x: E | int) -> E:
@@ -232,9 +284,10 @@ def _remembered(function: Any) -> Any:
             return function(*arguments)
         key = (function, *arguments[:-1])
         memo = bounds._memo
-        if key not in memo:
-            memo[key] = function(*arguments)
-        return memo[key]
+        got = memo.get(key, memo)
+        if got is memo:
+            got = memo[key] = function(*arguments)
+        return got
 
     return call
 

@@ -397,9 +397,12 @@ class ContractWriter:
             return step(left, f.address("%right", f.mul(i, t.columns), self.t), 0, sums)
 
         zero = [(v, "zeroinitializer")] * (t.rows * t.vectors)
-        full = f.emit("and i64 %kc, -4")
-        sums = f.loop(0, full, 4, zero, many)
-        sums = f.loop(full, "%kc", 1, [(v, s) for s in sums], one)
+        if self._comes_in(4):
+            sums = f.loop(0, "%kc", 4, zero, many)
+        else:
+            full = f.emit("and i64 %kc, -4")
+            sums = f.loop(0, full, 4, zero, many)
+            sums = f.loop(full, "%kc", 1, [(v, s) for s in sums], one)
         places = [f.address("%tile", i * t.lanes, self.t) for i in range(len(sums))]
 
         def store(values: list[str]) -> None:
@@ -410,8 +413,16 @@ class ContractWriter:
             how = "fadd" if d.kind == "f" else "add"
             store([f.emit(f"{how} {v} {x}, {f.load(v, place, align)}") for x, place in zip(sums, places, strict=True)])
 
-        f.choose(f.emit("icmp ne i64 %goes_on, 0"), add, lambda: store(sums))
+        if t.depth is None:
+            store(sums)
+        else:
+            f.choose(f.emit("icmp ne i64 %goes_on, 0"), add, lambda: store(sums))
         return f
+
+    def _comes_in(self, n: int) -> bool:
+        """Is every block of k a multiple of n long?"""
+        depth = self.kernel.axes[K].const
+        return depth is not None and depth % n == 0 and (self.tiling.depth or 0) % n == 0
 
     def _multiply_add(self, f: Function, v: str, x: str, y: str, z: str) -> str:
         if self.dtype.kind == "f":
@@ -536,15 +547,32 @@ class ContractWriter:
     def _pack_turned(self, p: Point, name: str, group: str, start: Int, width: int, target: str, k0: Int, kc: Int) -> None:
         """Lanes along k: as many rows as lanes, turned in registers. Rows past the end repeat the last one."""
         f, lanes = p.function, self.tiling.lanes
+        if width == lanes or width % lanes:
+            self._turn(p, name, group, start, width, target, width, k0, kc)
+            return
+
+        def some(j: str, _: list[str]) -> list[str]:
+            first = f.mul(j, lanes)
+            self._turn(p, name, group, f.add(start, first), lanes, f.address(target, first, self.t), width, k0, kc)
+            return []
+
+        with p.scope():  # a loop, because code for every row of a wide panel took longer to compile than to run
+            f.loop(0, width // lanes, 1, [], some)
+
+    def _turn(
+        self, p: Point, name: str, group: str, start: Int, count: int, target: str, width: int, k0: Int, kc: Int
+    ) -> None:
+        """`count` rows of a panel whose lines are `width` long."""
+        f, lanes = p.function, self.tiling.lanes
         n = p.integer_of(self.kernel.axes[group])
         v = wide(self.t, lanes)
         points = []
-        for r in range(width):
+        for r in range(count):
             q = p.fork()
             q.open()
             q.bind(group, Linear(f.least(f.add(start, r), f.sub(n, 1))))
             points.append(q)
-        aligned = isinstance(k0, int) and k0 % lanes == 0
+        aligned = (k0 if isinstance(k0, int) else self.tiling.depth or 1) % lanes == 0  # k0 counts whole blocks
 
         def block(k: str, masked: bool) -> list[str]:
             tail = existing_lanes(f, k, kc, lanes) if masked else None
@@ -559,7 +587,7 @@ class ContractWriter:
                 q.tail = None
                 q.close(axes)
             turned = []
-            for j in range(0, width, lanes):
+            for j in range(0, count, lanes):
                 few = rows[j : j + lanes]
                 turned.append(transpose(f, self.t, few + ["zeroinitializer"] * (lanes - len(few)), lanes))
             to = f.address(target, f.mul(k, width), self.t)
@@ -568,9 +596,9 @@ class ContractWriter:
                     f.store(v, columns[i], f.address(to, i * width + j * lanes, self.t), self.dtype.itemsize)
             return []
 
-        whole = f.sub(kc, f.rem(kc, lanes))
+        whole = kc if self._comes_in(lanes) else f.sub(kc, f.rem(kc, lanes))
         for first, last, masked in ((0, whole, False), (whole, kc, True)):
-            if isinstance(first, int) and isinstance(last, int) and first == last:
+            if first == last:
                 continue
             before = [dict(q.axes) for q in points]
             for q in points:

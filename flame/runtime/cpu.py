@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from flame.compiler.index_math import E, evaluate, ex, show, var
-from flame.compiler.kernel import Kernel, canonical, text
+from flame.compiler.kernel import Kernel, canonical, text, verify
 from flame.compiler.schedule_cpu import CpuSchedule, choose_cpu
 from flame.compiler.target import Target
 from flame.compiler.target_cpu import CpuTarget, LlvmSource
@@ -138,7 +138,11 @@ _lock: Final = Lock()
 def load(
     kernel: Kernel, cpu: CpuTarget | None = None, schedule: CpuSchedule | None = None, store: DiskCache | None = None
 ) -> NativeKernel:
-    """The kernel, compiled and in memory. Raises CompileError, naming the kernel, where that fails."""
+    """The kernel, compiled and in memory.
+
+    Raises CompileError, naming the kernel, where that fails; VerificationError where the kernel itself is wrong: native code
+    is made of nothing that is not proved to stay in its buffers, because what it wrote beyond them would be anybody's memory.
+    """
     cpu = cpu or host()
     plain = canonical(kernel)[0]
     schedule = schedule or choose_cpu(plain, cpu)
@@ -146,7 +150,7 @@ def load(
     with _lock:
         got = _loaded.get(known)
         if got is None:
-            got = _loaded[known] = _load(plain, kernel.name, cpu, schedule, known[0], store or cache.shared())
+            got = _loaded[known] = _load(plain, kernel, cpu, schedule, known[0], store or cache.shared())
     return got
 
 
@@ -160,12 +164,14 @@ class _Made:
     obj: bytes
 
 
-def _load(kernel: Kernel, called: str, cpu: CpuTarget, schedule: CpuSchedule, what: str, store: DiskCache) -> NativeKernel:
+def _load(kernel: Kernel, given: Kernel, cpu: CpuTarget, schedule: CpuSchedule, what: str, store: DiskCache) -> NativeKernel:
     begin = time.perf_counter()
     name = cache.key("kernel", what, repr(schedule), llvm_jit.fingerprint(cpu), llvm_jit.version(), _compiler_fingerprint())
     entry = store.get(name)
     found = made = _decoded(entry) if entry is not None else None
-    if made is None:
+    called = given.name
+    if made is None:  # (what is on disk was verified when it was made)
+        verify(given, "before native code")
         source = to_llvm(kernel, schedule, cpu)
         obj = llvm_jit.compile_object(source.text, cpu, passes=source.passes, codegen=source.codegen, what=f"kernel {called}")
         phases = [(p.entry, p.chunks, p.microseconds) for p in source.phases]
