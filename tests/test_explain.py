@@ -10,6 +10,7 @@ import random
 import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import graphs_for_tests as made
@@ -401,6 +402,27 @@ def test_an_explanation_prints_as_text_in_a_terminal_and_as_a_page(tmp_path: Any
     assert (tmp_path / "g.svg").read_text(encoding="utf-8") == svg and "matmul" in svg
     with pytest.raises(IndexError):
         e.draw(graph=7)
+
+
+def test_the_examples_of_the_page_run(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    pytest.importorskip("triton")
+    text = (Path(HERE).parent.parent / "docs" / "explain.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    flame.manual_seed(0)
+    names: dict[str, Any] = {"__name__": "example", "flame": flame, "F": F}
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.S | re.M)
+    for language, code in blocks:
+        if language == "python":
+            exec(compile(code, "<explain.md>", "exec"), names)
+    said = capsys.readouterr().out
+    [shown] = [block for language, block in blocks if not language]
+    for line in shown.splitlines():
+        if not re.search(r"\d|^-+$", line):
+            words = r"\s+".join(map(re.escape, line.split()))
+            assert re.search(words, said), "the page shows other headings than an explanation has"
+    assert ".target sm_80" in said and "@triton.jit" in said and (tmp_path / "loss_of.svg").exists()
+    topics = set(re.findall(r"^\| `(\w+)` \|", text, flags=re.M))
+    assert topics == {"capture", "breaks", "recompiles", "graph", "fusion", "kernels", "passes", "cache"}
 
 
 def test_refusals_are_counted_by_reason() -> None:
