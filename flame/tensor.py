@@ -12,6 +12,7 @@ must; kernels read `Tensor._data()`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -53,7 +54,7 @@ class Storage:
     def __init__(self) -> None:
         self.version = 0
         self.pending: Any = None
-        self.volatile = False
+        self.volatile: bool | str = False
         self.window: Any = None  #: capture's view of this memory, while a run tracks it
 
 
@@ -154,6 +155,20 @@ class Tensor:
         if a is None or (self._storage is not None and self._storage.pending is not None):
             a = self._settle()
         return a
+
+    def _handed_out(self) -> bool:
+        """Whether somebody outside may still write this memory: it was handed out, and the array is held elsewhere yet.
+
+        Views of an array hold the array itself, so where nothing but this tensor refers to it, nothing else shows its memory.
+        """
+        st = self._storage
+        if st is None or not st.volatile:
+            return False
+        a = self._array
+        if st.volatile is not True or isinstance(a.base, np.ndarray) or sys.getrefcount(a) > 3:
+            return True  # (three: this tensor, the name here, the argument of getrefcount)
+        st.volatile = False
+        return False
 
     def _settle(self) -> Any:
         """Have the capture run that owes this tensor a value deliver it."""
@@ -258,7 +273,7 @@ class Tensor:
 
     def data_ptr(self) -> int:
         a = self._read()
-        self.storage_of().volatile = True
+        self.storage_of().volatile = "address"  # nobody can tell when the address is forgotten
         return a.__array_interface__["data"][0]
 
     def _layout(self) -> Any:

@@ -35,7 +35,7 @@ class Effects(RunState):
             return force.interpreter.assign(target, value)
         self._check_writable(target)
         st = target.storage_of()
-        if st.volatile or tref is None or len(self.windows.get(id(st), ())) > 1:
+        if target._ref is None or target._handed_out() or len(self.windows.get(id(st), ())) > 1:
             self.break_(SHARED_MEMORY_WRITTEN)
             return self._eagerly(lambda: eager_assign(target, value))
         w = self.window_of(target)
@@ -108,6 +108,8 @@ class Effects(RunState):
         root = trace.root
         if root is not None and force.grad and root._requires_grad and root._node is None:
             raise RuntimeError("a view of a leaf Variable that requires grad is being used in an in-place operation.")
+        if root is not None:
+            tape.check_writable(root)  # which may itself be a view of what was made before this segment
         tape.check_chain(trace.chain)
         if trace.window.external is not None:
             tape.check_memory(trace.window.external._array)
@@ -129,7 +131,7 @@ class Effects(RunState):
             target._view = target._view._replace(version=storage.version)
 
     def detach(self, t: Tensor) -> Tensor:
-        if t._ref is None and t._storage is not None and t._storage.volatile:
+        if t._ref is None and t._handed_out():
             return self._suspended(lambda: t.detach())  # type: ignore[attr-defined]
         try:
             ref = self._ref_or_input(t)

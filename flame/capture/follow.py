@@ -99,9 +99,9 @@ class Follower(RunState):
             raise RuntimeError("a tensor that another thread's compiled call still has to compute is used here")
         if self.inner is not None:
             raise AssertionError("a derivative rule reads a tensor that capture does not know")
+        volatile = t._handed_out()  # (before the array has a name here: it counts who holds it)
         a = t._array
         window = None
-        volatile = st.volatile
         if not volatile and (others := self.windows.get(id(st))) is not None:
             key = memory_key(a)
             for w in others:
@@ -201,7 +201,7 @@ class Follower(RunState):
                 if isinstance(o, Tensor):
                     r = o._ref
                     if r.__class__ is not Ref or r.capture is not self.capture:
-                        if primitive.view and o._storage is not None and o._storage.volatile and r is None:
+                        if primitive.view and r is None and o._handed_out():
                             return self._untraced(primitive, operands, params)
                         r = self.ref_of(o)
                     refs.append(r)
