@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from flame.capture.compiled import Compiled
@@ -108,8 +109,8 @@ class Event:
 class Difference:
     """The largest difference between eager and compiled, over all results, and all state that the function wrote.
 
-    `ulp` counts representable numbers between the two, `absolute` is in the numbers' own measure, `relative` is that by the
-    largest magnitude of the same result. `where` names the result with the largest `relative`. `repeatable` says whether two
+    `ulp` is in units of the last place (see `distance`), `absolute` in the numbers' own measure, `relative` that by the largest
+    magnitude of the same result. `where` names the result with the largest `relative`. `repeatable` says whether two
     eager calls from the same state agreed to the bit; where they do not, the rest says nothing about the compiler.
     """
 
@@ -303,7 +304,11 @@ def _arrays(name: str, x: Any) -> Iterator[tuple[str, np.ndarray]]:
 
 def distance(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
     """The largest difference of two arrays of one shape and dtype: in ULP, absolute, and by the largest magnitude of `a`.
-    NaN is equal to NaN, and infinitely far from all else; for integers and booleans a ULP is 1."""
+
+    A ULP is the distance of neighbouring numbers of the dtype at an element of `a`; elements smaller than 1/1024 of the largest
+    count as that large, since what is left of a cancellation has few places that mean anything. For integers and booleans a ULP
+    is 1. NaN is equal to NaN, and infinitely far from all else.
+    """
     if not a.size:
         return 0.0, 0.0, 0.0
     a, b = np.atleast_1d(a), np.atleast_1d(b)
@@ -312,22 +317,21 @@ def distance(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
         far = np.abs(x - y)
         far[(x == y) | (np.isnan(x) & np.isnan(y))] = 0.0
         far[np.isnan(far)] = np.inf
-        size = np.max(np.abs(x), initial=0.0, where=np.isfinite(x))
+        size = float(np.max(np.abs(x), initial=0.0, where=np.isfinite(x)))
         absolute = float(far.max())
         relative = absolute / size if size else absolute
         if a.dtype.kind in "biu":
             return absolute, absolute, relative
-        steps = np.abs(_ordered(a) - _ordered(b))
-    steps = np.where(far == 0.0, 0.0, np.where(np.isnan(x) | np.isnan(y), np.inf, steps))
-    return float(steps.max()), absolute, relative
+        magnitude = np.where(np.isfinite(x), np.maximum(np.abs(x), size / 1024), 0.0)
+        return float((far / _spacing(magnitude, a.dtype)).max()), absolute, relative
 
 
-def _ordered(a: np.ndarray) -> np.ndarray:
-    """Floating-point numbers as their place among all of their dtype (in float64, which is exact enough for a distance)."""
-    a = np.ascontiguousarray(a)
-    bits = a.view(f"i{a.dtype.itemsize}").astype(np.int64)
-    least = -(1 << (8 * a.dtype.itemsize - 1))
-    return np.where(bits < 0, least - bits, bits).astype(np.float64 if a.dtype.itemsize < 8 else np.longdouble)
+def _spacing(magnitude: np.ndarray, kind: Any) -> np.ndarray:
+    """The distance to the next number of a floating-point dtype."""
+    about = ml_dtypes.finfo(kind)
+    exponent = np.maximum(np.frexp(magnitude)[1] - 1, about.minexp)
+    exponent[magnitude == 0] = about.minexp
+    return np.ldexp(1.0, exponent - about.nmant)
 
 
 # ---- how fast
