@@ -304,7 +304,7 @@ def body(world: World, program: Program, x: Any, k: float, flag: bool) -> Any:
             case "set_grad":
                 w2.grad = t.detach().sum(0)
             case "grad_alias":
-                w0.grad = world.buffer[0]
+                w0.grad = world.scratch[0]
             case "out" if t.shape[0] == 4:
                 flame.add(t.detach(), k, out=world.scratch)
                 have.append(world.scratch * w0)
@@ -383,6 +383,7 @@ def run(program: Program, wrap: Callable[[Callable], Callable]) -> list:
             seen.append(f"{type(e).__name__}: {str(e)[:60]}")
             for w in world.weights:  # how far a failing backward came is not part of the promise
                 w.grad = None
+            world.scratch.zero_()  # which may have been a gradient
         seen.append(observe([world.weights, world.buffer]))
         if i == 3:
             for w in world.weights:
@@ -440,7 +441,7 @@ def lenient(want: list, got: list) -> bool:
     for a, b in zip(want, got, strict=False):
         if isinstance(a, str) and "has been modified" not in a and "has bee" not in a:
             continue
-        if isinstance(a, str) and a.startswith("RuntimeError: one of the variables") and not isinstance(b, str):
+        if isinstance(a, str) and a.startswith("RuntimeError: one of the variables") and a != b:
             return True
         if difference(a, b):
             return False

@@ -664,6 +664,24 @@ def views_of_what_lost_its_history(wrap):
 
 
 @program
+def arguments_that_gain_and_lose_history(wrap):
+    w = tensor(4, seed=1, grad=True)
+
+    @wrap
+    def f(x, h):
+        asked = []
+        for t in (x, h):
+            asked.append((t.requires_grad, t.is_leaf))
+        x.view(-1)[1:].mul_(w[1:])
+        h.zero_()
+        for t in (x, h, h.detach(), x[2:]):
+            asked.append((t.requires_grad, t.is_leaf))
+        return asked, x.sum() + h.sum()
+
+    return drive(lambda x: [f(x, x * w), x], batches(4), w, after=lambda r: r[0][1].backward())
+
+
+@program
 def out_argument_with_history_is_refused(wrap):
     w = tensor(3, seed=1, grad=True)
     out = flame.zeros(3)

@@ -566,6 +566,58 @@ def write_input_inside_after_use(wrap):
     return drive(f, batches(3), a, after=lambda y: y.backward())
 
 
+@program
+def view_of_a_view_written_after_a_break(wrap):
+    w = tensor(4, seed=2, grad=True)
+
+    @wrap
+    def f(x):
+        y = x * w
+        v = y.view(2, 2)
+        v.sum().item()
+        v[0].mul_(w[:2])
+        first = (y * 2).sum() + v.sum()
+        v[1, 0] = 3.0
+        return first + (y * y.detach()).sum() + v[1].sum()
+
+    return drive(f, batches(4), w, after=lambda y: y.backward())
+
+
+@program
+def views_written_in_every_segment(wrap):
+    w = tensor(6, seed=2, grad=True)
+
+    @wrap
+    def f(x):
+        y = x * w
+        v = y.view(2, 3)
+        total = 0.0
+        for i in range(3):
+            v[i % 2].add_(w[:3] * v.sum().item())
+            v.t()[i].mul_(0.5)
+            total = total + v[1, 1:].sum() + y[2:].sum()
+        return total, y, v
+
+    return drive(f, batches(6), w, after=lambda r: r[0].backward())
+
+
+@program
+def row_of_a_leaf_is_not_written_after_a_break(wrap):
+    w = tensor(2, 3, seed=2, grad=True)
+
+    @wrap
+    def f(x):
+        row = w[1]
+        x.sum().item()
+        try:
+            row[0] += 1.0
+        except RuntimeError as e:
+            return str(e)[:30], row * 2
+        return "written", row
+
+    return drive(f, batches(3), w)
+
+
 @pytest.mark.parametrize("case, backend", cases(__name__))
 def test_same_as_eager(case: Case, backend: str) -> None:
     agree(case, backend)

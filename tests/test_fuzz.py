@@ -18,6 +18,18 @@ PAST: list[tuple[str, Program]] = [
             ("setrow", 0.56, 0.18, 0.87), ("backward", 0.63, 0.18, 0.51),
         ],
     ),
+    ("an argument that was given a history is no leaf", [("history_write", 0.22, 0.38, 0.85), ("flags", 0.22, 0.68, 0.6)]),
+    (
+        "a view of a view of a leaf is not written after a break",
+        [("leaf_view", 0.72, 0.01, 0.89), ("inner_leaf", 0.83, 0.31, 0.33), ("iadd_row", 0.53, 0.98, 0.82)],
+    ),
+    (
+        "writing through a view of a view made before a break",
+        [
+            ("add", 0.18, 0.3, 0.39), ("add", 0.57, 0.29, 0.55), ("relu", 0.83, 0.3, 0.06), ("slice", 0.49, 0.79, 0.14),
+            ("truth", 0.17, 0.98, 0.93), ("expand", 0.89, 0.98, 0.29), ("setslice", 0.68, 0.93, 0.65),
+        ],
+    ),
 ]  # fmt: skip
 
 SECONDS = 45

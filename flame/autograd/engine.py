@@ -406,17 +406,15 @@ def _capture_ref(self: Tensor) -> Any:
 
 def _is_leaf(self: Tensor) -> bool:
     r = _capture_ref(self)
-    if self._array is None and r is not None and r.edge is not None:
-        return False
+    if r is not None and (r.edge is None or r.run is None or r.edge not in r.run.edges):
+        return r.edge is None
     requires_grad(self)
     return self._node is None
 
 
 def _requires(self: Tensor) -> bool:
     r = _capture_ref(self)
-    if r is not None:
-        return r.edge is not None or (self._array is not None and requires_grad(self))
-    return requires_grad(self)
+    return requires_grad(self) if r is None else r.edge is not None
 
 
 def _get_grad(self: Tensor) -> Tensor | None:

@@ -20,6 +20,18 @@ from flame.reasons import OTHER_WRITE, SHARED_MEMORY_WRITTEN
 from flame.tensor import Tensor
 
 
+def _rebase(view: Any, value: Any) -> None:
+    """The base of a view takes the history of `value` there, which is in its memory already."""
+    v = view._view
+    base = v.base
+    if edge(value) is None and edge(base) is None:
+        return
+    base._node = write_through(base, v.chain, value)._node
+    if base._node is not None:
+        base._requires_grad = False
+    view._view = v._replace(version=view._version)
+
+
 class Effects(RunState):
     """Writes and detached aliases."""
 
@@ -127,6 +139,8 @@ class Effects(RunState):
             root._node = new_root._node  # type: ignore[union-attr]
             if root._node is not None:
                 root._requires_grad = False
+            if root._view is not None:  # a view made before this segment: its base has a new history too
+                self._suspended(lambda: _rebase(root, new_root))
         if target._view is not None and (force.grad or target._node is not None or root._node is None):  # type: ignore[union-attr]
             target._view = target._view._replace(version=storage.version)
 
