@@ -19,8 +19,6 @@ from graphs_for_tests import random_graph, random_inputs
 from kernels_for_tests import F32, F64, I64, Case, Make, cases, expected, i, j, run
 
 import flame
-import flame.ops.contract
-import flame.ops.movement  # noqa: F401  registers the primitives used here
 from flame import dtypes
 from flame.capture import compiled as capture_compiled
 from flame.compiler.graph import Builder, Graph, Node

@@ -22,6 +22,7 @@ import numpy as np
 import flame.ops  # noqa: F401  (enters the primitives in the registry)
 from flame.dtypes import _BY_NUMPY
 from flame.primitive import Primitive, force, install_base_interpreter, registered
+from flame.runtime.eager_kernels import eager_kernels
 from flame.symbol import Symbolic
 from flame.tensor import Tensor, View, wrap
 
@@ -228,8 +229,12 @@ def requires_grad(t: Tensor) -> bool:
     return t._requires_grad or t._node is not None
 
 
+#: the meanings that run as native kernels on large arrays
+_NATIVE = eager_kernels()
+
+
 class Eager:
-    """The base interpreter: NumPy, and the tape."""
+    """The base interpreter: NumPy, native kernels where it is slow, and the tape."""
 
     def process(self, primitive: Primitive, operands: tuple, params: dict) -> Any:
         arrays = []
@@ -244,7 +249,7 @@ class Eager:
             else:
                 arrays.append(o.value if type(o) is Symbolic else o)
         try:
-            got = primitive.eager(*arrays, **params)
+            got = (_NATIVE.get(primitive) or primitive.eager)(*arrays, **params)
         except (ValueError, TypeError, IndexError, OverflowError):
             infer(primitive, operands, params)  # says it in the primitive's own words, if the operands do not fit
             raise

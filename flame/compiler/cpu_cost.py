@@ -26,6 +26,7 @@ class _Counter(Machine):
 
     def __init__(self) -> None:
         self.count = 0
+        self.calls = 0  #: of C functions
 
     def emit(self, op: str, *operands: Any) -> DType:
         self.count += _SLOW.get(op, 1)
@@ -47,6 +48,7 @@ class _Counter(Machine):
 
     def libm(self, name: str, *x: DType) -> DType:
         self.count += _LIBRARY_CALL
+        self.calls += 1
         return x[0]
 
 
@@ -55,12 +57,24 @@ def op_cost(op: str, kinds: tuple[DType, ...]) -> int:
     """Vector instructions of an `Op`."""
     if op in BASIC:
         return _SLOW.get(op, 1)
+    counter = _counted(op, kinds)
+    return 1 if counter is None else counter.count
+
+
+def calls_library(op: str, kinds: tuple[DType, ...]) -> bool:
+    """Does an `Op` call a C function for each lane?"""
+    counter = None if op in BASIC else _counted(op, kinds)
+    return counter is not None and counter.calls > 0
+
+
+def _counted(op: str, kinds: tuple[DType, ...]) -> _Counter | None:
+    """The operations of a primitive's definition; None where it has none."""
     p = REGISTRY.get(op)
     if p is None or p.scalar is None or p.scalar.define is None:
-        return 1
+        return None
     counter = _Counter()
     p.scalar.define(counter, *kinds)
-    return counter.count
+    return counter
 
 
 def statement_cost(kernel: Kernel, name: str) -> int:

@@ -119,6 +119,10 @@ class E:
         if known is not None:
             return known
         with _lock:
+            while _dead:
+                entry = _dead.pop()
+                if _interned.get(entry.key) is entry:
+                    del _interned[entry.key]
             entry = _interned.get(key)
             known = None if entry is None else entry()
             if known is None:
@@ -202,22 +206,17 @@ class _Entry(ref[E]):
     key: tuple
 
     def __new__(cls, e: E, key: tuple) -> _Entry:
-        self = super().__new__(cls, e, _forget)
+        self = super().__new__(cls, e, _dead.append)
         self.key = key
         return self
 
     def __init__(self, e: E, key: tuple):
-        super().__init__(e, _forget)
-
-
-def _forget(entry: Any) -> None:
-    with _lock:
-        if _interned.get(entry.key) is entry:
-            del _interned[entry.key]
+        super().__init__(e, _dead.append)
 
 
 _interned: dict[tuple, _Entry] = {}
-_lock = threading.RLock()  # making an expression may collect others, which are forgotten then and there
+_dead: list[_Entry] = []  # whose expressions are gone; the next one that is made removes them (an object may die anywhere)
+_lock = threading.Lock()
 
 
 def ex(x: E | int) -> E:

@@ -559,9 +559,7 @@ class ContractWriter:
         with p.scope():  # a loop, because code for every row of a wide panel took longer to compile than to run
             f.loop(0, width // lanes, 1, [], some)
 
-    def _turn(
-        self, p: Point, name: str, group: str, start: Int, count: int, target: str, width: int, k0: Int, kc: Int
-    ) -> None:
+    def _turn(self, p: Point, name: str, group: str, start: Int, count: int, target: str, width: int, k0: Int, kc: Int) -> None:
         """`count` rows of a panel whose lines are `width` long."""
         f, lanes = p.function, self.tiling.lanes
         n = p.integer_of(self.kernel.axes[group])

@@ -74,7 +74,8 @@ def _widened(x: Any, narrow: np.dtype) -> Any:
 def meaning(f: Callable[..., Any], *, ordered: bool = False) -> Callable[..., Any]:
     """The eager meaning made of a NumPy function: warnings off, C-contiguous, narrow floats computed in float32.
 
-    `ordered`: f is a ufunc and is asked for a C-contiguous result, else the result is copied where it is not one.
+    `ordered`: f is a ufunc and is asked for a C-contiguous result, else the result is copied where it is not one. What is
+    made has `f` as its attribute `numpy`, or what f itself has there.
     """
     kwargs = {"order": "C"} if ordered else {}
 
@@ -96,6 +97,7 @@ def meaning(f: Callable[..., Any], *, ordered: bool = False) -> Callable[..., An
             out = quiet.run(f, *xs, **kwargs)
         return out if isinstance(out, np.ndarray) and out.flags.c_contiguous else np.asarray(out, order="C")
 
+    eager.numpy = getattr(f, "numpy", f)  # type: ignore[attr-defined]
     return eager
 
 

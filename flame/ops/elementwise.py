@@ -116,6 +116,7 @@ def _divisor(name: str, f: Callable[..., Any]) -> Callable[..., Any]:
             raise RuntimeError(f"{name}: ZeroDivisionError: integer division by 0")
         return f(a, b)
 
+    eager.numpy = f  # type: ignore[attr-defined]
     return eager
 
 
