@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import pickle
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
+from flame.compiler import index_math
 from flame.compiler.index_math import (
     Bounds,
     Div,
@@ -280,3 +283,19 @@ def test_simplifying_a_long_chain_of_views_stays_quick() -> None:
         calls += 1
         assert len(e.terms) == 4 and not list(divisions(e))
     assert calls == 200
+
+
+def test_equal_expressions_are_one_object_on_every_thread_and_are_forgotten_when_nobody_holds_them() -> None:
+    def meet(_: int) -> list[E]:
+        return [(var(f"thread_{j}") + j % 7) * 3 // 5 for j in range(400)]
+
+    before = len(index_math._interned)
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(meet, range(8))
+    for other in others:
+        assert all(a is b for a, b in zip(first, other, strict=True))
+        del other
+    del first, others
+    gc.collect()
+    var("one_more")
+    assert len(index_math._interned) <= before + 50  # (constants are kept)

@@ -17,86 +17,12 @@ from __future__ import annotations
 import functools
 import math
 import operator
-import threading
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
-from weakref import ref
 
+from flame.compiler.atoms import Atom, Div, Mod, Monomial, Val, atom_key, quotient_of
+from flame.compiler.interning import Interned
 from flame.ops.access import Cond
-
-
-class _Division:
-    """Two of one kind with the same parts are equal. Hash and key are worked out once: expressions are looked up a lot."""
-
-    __slots__ = ("numerator", "divisor", "_hash", "_key")
-
-    def __init__(self, numerator: E, divisor: E):
-        self.numerator = numerator
-        self.divisor = divisor
-        self._hash = hash((numerator, divisor))
-        self._key = ""
-
-    @property
-    def key(self) -> str:
-        if not self._key:
-            self._key = f"~({self.numerator}) {type(self).__name__} ({self.divisor})"
-        return self._key
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        return self is other or (
-            type(other) is type(self)
-            and isinstance(other, _Division)
-            and self.numerator is other.numerator
-            and self.divisor is other.divisor
-        )
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.numerator}, {self.divisor})"
-
-
-class Div(_Division):
-    """numerator // divisor, rounded down."""
-
-    __slots__ = ()
-
-
-class Mod(_Division):
-    """numerator % divisor, in [0, divisor)."""
-
-    __slots__ = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Val:
-    """The integer value of a kernel statement."""
-
-    name: str
-
-    @property
-    def key(self) -> str:
-        return "%" + self.name
-
-
-Atom = str | Div | Mod | Val
-Monomial = tuple[Atom, ...]
-
-
-def _atom_key(a: Atom) -> str:
-    return a if isinstance(a, str) else a.key
-
-
-def _quotient_of(m: Monomial, by: Iterable[Atom]) -> Monomial | None:
-    """The monomial `m` without the factors `by`; None if it does not have them all."""
-    left = list(m)
-    for a in by:
-        if a not in left:
-            return None
-        left.remove(a)
-    return tuple(left)
 
 
 class E:
@@ -112,26 +38,8 @@ class E:
     def __new__(cls, terms: Mapping[Monomial, int]) -> E:
         kept = [t for t in terms.items() if t[1]]
         if len(kept) > 1:
-            kept.sort(key=lambda t: (-len(t[0]), tuple(map(_atom_key, t[0]))))
-        key = tuple(kept)
-        entry = _interned.get(key)
-        known = None if entry is None else entry()
-        if known is not None:
-            return known
-        with _lock:
-            while _dead:
-                entry = _dead.pop()
-                if _interned.get(entry.key) is entry:
-                    del _interned[entry.key]
-            entry = _interned.get(key)
-            known = None if entry is None else entry()
-            if known is None:
-                known = object.__new__(cls)
-                known.terms, known._text, known._names = key, None, None
-                known.const = 0 if not key else key[0][1] if len(key) == 1 and not key[0][0] else None
-                known._hash = object.__hash__(known) if known.const is None else hash(known.const)
-                _interned[key] = _Entry(known, key)
-            return known
+            kept.sort(key=lambda t: (-len(t[0]), tuple(map(atom_key, t[0]))))
+        return _interned(tuple(kept))
 
     def __hash__(self) -> int:
         return self._hash
@@ -180,7 +88,7 @@ class E:
         d: dict[Monomial, int] = {}
         for m, c in self.terms:
             for n, b in other.terms:
-                q = tuple(sorted(m + n, key=_atom_key)) if m and n else m or n
+                q = tuple(sorted(m + n, key=atom_key)) if m and n else m or n
                 d[q] = d.get(q, 0) + c * b
         return E(d)
 
@@ -199,24 +107,15 @@ class E:
         return ex(other) % self
 
 
-class _Entry(ref[E]):
-    """An expression among the interned ones, as long as it lives. (WeakValueDictionary does the same at thrice the time.)"""
-
-    __slots__ = ("key",)
-    key: tuple
-
-    def __new__(cls, e: E, key: tuple) -> _Entry:
-        self = super().__new__(cls, e, _dead.append)
-        self.key = key
-        return self
-
-    def __init__(self, e: E, key: tuple):
-        super().__init__(e, _dead.append)
+def _made(terms: tuple[tuple[Monomial, int], ...]) -> E:
+    e = object.__new__(E)
+    e.terms, e._text, e._names = terms, None, None
+    e.const = 0 if not terms else terms[0][1] if len(terms) == 1 and not terms[0][0] else None
+    e._hash = object.__hash__(e) if e.const is None else hash(e.const)
+    return e
 
 
-_interned: dict[tuple, _Entry] = {}
-_dead: list[_Entry] = []  # whose expressions are gone; the next one that is made removes them (an object may die anywhere)
-_lock = threading.Lock()
+_interned = Interned(_made)
 
 
 def ex(x: E | int) -> E:
@@ -490,7 +389,7 @@ def _implied(e: E, given: list[E], bounds: Bounds, depth: int) -> bool:
             continue
         lead, by = h.terms[0]
         for m, c in e.terms:
-            factors = _quotient_of(m, lead)
+            factors = quotient_of(m, lead)
             if factors is None or c * by <= 0:
                 continue
             if not all(bounds.fixed(a) and nonneg(E({(a,): 1}), bounds) for a in factors):
@@ -603,7 +502,7 @@ def _split(e: E, d: E) -> tuple[E, E]:
     lead, by = d.terms[0]
     quotient = ZERO
     for m, c in e.terms:
-        left = _quotient_of(m, lead)
+        left = quotient_of(m, lead)
         if c % by == 0 and left is not None:
             quotient = quotient + E({left: c // by})
     return quotient, e - quotient * d
@@ -659,8 +558,8 @@ def _recombined(terms: dict[Monomial, int], bounds: Bounds) -> E:
 def _partner(terms: dict[Monomial, int], rest: list[Atom], c: int, a: Mod, bounds: Bounds) -> tuple[Monomial, E] | None:
     """The monomial that together with c * rest * a makes c * rest * whole, and that whole."""
     for n, k in terms.items():
-        for b in _quotient_of(n, rest) or ():
-            if not isinstance(b, Div | Mod) or E({n: k}) != E({tuple(sorted((*rest, b), key=_atom_key)): c}) * a.divisor:
+        for b in quotient_of(n, rest) or ():
+            if not isinstance(b, Div | Mod) or E({n: k}) != E({tuple(sorted((*rest, b), key=atom_key)): c}) * a.divisor:
                 continue
             above = _divide(a.numerator, a.divisor, bounds)[0]
             if isinstance(b, Div):

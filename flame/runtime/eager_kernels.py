@@ -173,7 +173,8 @@ def draw_kernel() -> Kernel:
 
 def program_of(kernel: Kernel, n: int) -> Program:
     """One kernel over n elements as a program."""
-    slots, buffers = [], {}
+    slots: list[Slot] = []
+    buffers: dict[str, int] = {}
     for b in kernel.buffers.values():
         buffers[b.name] = len(slots)
         slots.append(Slot(Spec((n,) if b.shape else (), b.dtype), "input" if b.role == "in" else "output", 0))
