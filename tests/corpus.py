@@ -1,7 +1,7 @@
 """A corpus of small programs that between them use every kind of kernel: what tests compile for GPUs and run there in spirit.
 
-    PROGRAMS        name -> a function that gives (step, arguments)
-    captured(name)  the graphs that the compiled step was captured as, each with arrays that it really was called with
+PROGRAMS        name -> a function that gives (step, arguments)
+captured(name)  the graphs that the compiled step was captured as, each with arrays that it really was called with
 """
 
 from __future__ import annotations
