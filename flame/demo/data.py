@@ -61,10 +61,10 @@ def digits(seed: int = 0, held_out: int = 360) -> Images:
 
 
 def python_topics() -> Text:
-    """The language reference as `help()` has it, in the order of its topics' names, without indentation and rulers."""
+    """The language reference as `help()` has it, in the order of its topics' names, without indentation, rulers and tables."""
     topics = pydoc_data.topics.topics
     text = "\n\n".join(topics[name].strip() for name in sorted(topics)).translate(_PLAIN)
-    text = re.sub(r"\n([*=~^-])\1{3,}(?=\n)", "", re.sub(r" {2,}", " ", re.sub(r"\n +", "\n", text)))
+    text = re.sub(r"\n(?:([*=~^-])\1{3,}|[|+][^\n]*)(?=\n)", "", re.sub(r" {2,}", " ", re.sub(r"\n +", "\n", text)))
     text = "".join(c for c in text if c == "\n" or " " <= c <= "~")
     characters = "".join(sorted(set(text)))
     table = np.zeros(128, np.int64)

@@ -85,7 +85,7 @@ def text_task(quick: bool, seed: int = 0) -> Task:
     return Task(
         name="text",
         title="a character-level GPT on English text",
-        steps=150 if quick else 1000,
+        steps=150 if quick else 800,
         eager_steps=30,
         learning_rate=3e-3 if quick else 2e-3,
         model=model,
