@@ -618,6 +618,34 @@ def row_of_a_leaf_is_not_written_after_a_break(wrap):
     return drive(f, batches(3), w)
 
 
+@program(native=True)
+def equal_results_do_not_share_memory(wrap):
+    w = tensor(3, seed=2, grad=True)
+    f = wrap(lambda x: (x * w, x * w, (x * w).tanh(), (x * w).tanh(), x + 1, x + 1))
+
+    def after(r):
+        r[4].mul_(2.0)
+        r[0].add_(1.0)
+        r[2].detach().add_(1.0)
+        (r[0] + r[1] + r[3]).sum().backward()
+
+    return drive(f, batches(3), w, after=after)
+
+
+@program
+def a_gradient_past_a_freed_part_of_an_earlier_segment(wrap):
+    w, v = tensor(3, seed=2, grad=True), tensor(3, seed=3, grad=True)
+    f = wrap(lambda x: ((x * w).exp(), (x * v).exp()))
+
+    def g(x):
+        a, b = f(x)
+        b.sum().backward()
+        first = grad((a * b).sum(), w, retain_graph=True, allow_unused=True)
+        return [first, a]
+
+    return drive(g, batches(3), w, v)
+
+
 @pytest.mark.parametrize("case, backend", cases(__name__))
 def test_same_as_eager(case: Case, backend: str) -> None:
     agree(case, backend)

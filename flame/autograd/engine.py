@@ -94,6 +94,10 @@ def run_engine(
                 continue
             if needed is not None and not any(e is not None and (e[0] in needed or e in stop) for e in node.edges):
                 continue
+            if needed is not None and hasattr(node, "leading"):  # a whole segment: not every result of it leads on
+                gs = node.leading(gs, needed, stop)
+                if not gs:
+                    continue
             n = len(node.outputs)
             got = node.apply([gs.get(i) for i in range(n)])
             for e, g in zip(node.edges, got, strict=True):

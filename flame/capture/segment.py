@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -344,6 +345,7 @@ class SegmentNode:
         self.saved: list[np.ndarray] = []
         self.versions: list[tuple[Storage, int, Any, int]] = []
         self._held: set[int] = set()
+        self._read: set[int] = set()  #: outside values that backward reads
         self._done = False
         self.inputs_at: list[tuple[Storage, int, Any]] = []  #: outside memory as it was, for a re-execution
         self.name_of = run.capture.name
@@ -362,10 +364,14 @@ class SegmentNode:
             if r.source == "output":
                 self.saved.append(results[r.index])
                 self._held.add(id(results[r.index]))
-            elif r.index < len(arrays) and self.externals[arrays[r.index]][1].value not in self.guarded:
-                self.saved.append(inputs[r.index].copy())
-            else:
-                self.saved.append(inputs[r.index])
+                continue
+            a = inputs[r.index]
+            if r.index < len(arrays):
+                _, ref, w = self.externals[arrays[r.index]]
+                self._read.add(ref.value)
+                if ref.value not in self.guarded or (w is not None and w.mutations):
+                    a = a.copy()
+            self.saved.append(a)
         for i, (t, ref, w) in enumerate(self.externals):
             if w is None:
                 continue
@@ -412,9 +418,25 @@ class SegmentNode:
                     f"version {version} instead."
                 )
 
+    def leading(self, cotangents: dict[int, Any], needed: Collection[Any], stop: Collection[Any]) -> dict[int, Any]:
+        """Those of the cotangents whose results depend on a node that is needed, or on an edge to stop at."""
+        found = {}
+        for i, g in cotangents.items():
+            e = self.plan.differentiated[i]
+            self.visited.add(e)
+            outside = [self.external_edges[k] for k in self.tape.reaches.get(e, ()) if k in self.external_edges]
+            if any(o[0] in needed or o in stop for o in outside):
+                found[i] = g
+        return found
+
+    def _spoiled(self) -> bool:
+        """Whether memory was written that backward would read, though the tape would not for the results in question."""
+        outside = {ref.value for _, ref, _ in self.externals}
+        return any(st.version != at and (v in self._read or v not in outside) for st, at, _, v in self.versions)
+
     def apply(self, cotangents: list) -> list:
         self._check(cotangents)
-        if self.plan.backward is None or force.grad:
+        if self.plan.backward is None or force.grad or self._spoiled():
             return self._replay(cotangents)
         arrays = list(self.saved)
         for g, s in zip(cotangents, self.outputs, strict=True):
@@ -437,7 +459,9 @@ class SegmentNode:
 
     def _replay(self, cotangents: list) -> list:
         """Differentiable re-execution from the original inputs."""
-        for st, version, spec in self.inputs_at:
+        outside = {ref.value for _, ref, _ in self.externals}
+        guarded = [(st, at, spec) for st, at, spec, value in self.versions if value in outside]
+        for st, version, spec in [*self.inputs_at, *guarded]:
             if st.version != version:
                 raise RuntimeError(
                     f"this gradient has to run the compiled {self.name_of} again, but one of its inputs [{spec}] has been modified "
