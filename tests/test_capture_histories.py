@@ -632,6 +632,20 @@ def equal_results_do_not_share_memory(wrap):
     return drive(f, batches(3), w, after=after)
 
 
+@program(native=True)
+def an_input_written_that_only_the_other_result_needs(wrap):
+    w, v = tensor(3, seed=2, grad=True), tensor(3, seed=3, grad=True)
+    f = wrap(lambda x: (x * w, (x.detach().exp() * v).sum(), v * 3))
+
+    def g(x, which):
+        r = f(x)
+        x.mul_(2.0)
+        r[which].sum().backward()
+        return [r[0], r[2]]
+
+    return drive(g, [(x, (2, 2, 2, 0, 2, 0, 2)[i]) for i, x in enumerate(batches(3))], w, v)
+
+
 @program
 def a_gradient_past_a_freed_part_of_an_earlier_segment(wrap):
     w, v = tensor(3, seed=2, grad=True), tensor(3, seed=3, grad=True)

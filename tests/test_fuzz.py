@@ -24,6 +24,14 @@ PAST: list[tuple[str, Program]] = [
         [("leaf_view", 0.72, 0.01, 0.89), ("inner_leaf", 0.83, 0.31, 0.33), ("iadd_row", 0.53, 0.98, 0.82)],
     ),
     (
+        "a gradient that does not go through all of an earlier segment",
+        [("history_write", 0.97, 0.58, 0.09), ("grad", 0.72, 0.47, 0.2)],
+    ),
+    (
+        "a written result that backward does not read",
+        [("keep_loss", 0.68, 0.49, 0.49), ("numpy_peek", 0.36, 0.79, 0.04), ("view_of_view", 0.78, 0.64, 0.77)],
+    ),
+    (
         "writing through a view of a view made before a break",
         [
             ("add", 0.18, 0.3, 0.39), ("add", 0.57, 0.29, 0.55), ("relu", 0.83, 0.3, 0.06), ("slice", 0.49, 0.79, 0.14),

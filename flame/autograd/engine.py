@@ -61,12 +61,24 @@ def run_engine(
     force.grad = create_graph
     collected: dict[Edge, Any] = {}
     needed: set | None = None
+    partly: set[Edge] = set()  # results of whole segments, not every one of which leads on
+
+    def leads(e: Edge | None) -> bool:
+        if e is None:
+            return False
+        return e in stop or (e in partly if hasattr(e[0], "reaching") else e[0] in needed)  # type: ignore[operator]
+
     if wanted is not None:
         targets = set(wanted)
         target_nodes = {e[0] for e in targets}
         needed = set()
         for node in reversed(order):
-            if node in target_nodes or any(e is not None and (e[0] in needed or e in stop) for e in node.edges):
+            if hasattr(node, "reaching"):
+                on = [i for i in range(len(node.outputs)) if (node, i) in targets or any(map(leads, node.reaching(i)))]
+                partly.update((node, i) for i in on)
+                if on:
+                    needed.add(node)
+            elif node in target_nodes or any(map(leads, node.edges)):
                 needed.add(node)
     try:
         for (node, i), g in zip(roots, cotangents, strict=True):
@@ -92,12 +104,13 @@ def run_engine(
                 if wanted is None:
                     accumulate_into(node, gs[0], create_graph)
                 continue
-            if needed is not None and not any(e is not None and (e[0] in needed or e in stop) for e in node.edges):
-                continue
-            if needed is not None and hasattr(node, "leading"):  # a whole segment: not every result of it leads on
-                gs = node.leading(gs, needed, stop)
+            if needed is not None and hasattr(node, "reaching"):
+                node.visit(gs)
+                gs = {i: g for i, g in gs.items() if any(map(leads, node.reaching(i)))}
                 if not gs:
                     continue
+            elif needed is not None and not any(map(leads, node.edges)):
+                continue
             n = len(node.outputs)
             got = node.apply([gs.get(i) for i in range(n)])
             for e, g in zip(node.edges, got, strict=True):

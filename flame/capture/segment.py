@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -345,9 +345,9 @@ class SegmentNode:
         self.saved: list[np.ndarray] = []
         self.versions: list[tuple[Storage, int, Any, int]] = []
         self._held: set[int] = set()
-        self._read: set[int] = set()  #: outside values that backward reads
+        self._read: set[int] = set()  #: values that backward reads in memory that others see
         self._done = False
-        self.inputs_at: list[tuple[Storage, int, Any]] = []  #: outside memory as it was, for a re-execution
+        self.inputs_at: list[tuple[Storage, int, Any, int]] = []  #: outside memory as it was, for a re-execution
         self.name_of = run.capture.name
 
     def name(self) -> str:
@@ -381,12 +381,15 @@ class SegmentNode:
                 self.externals[i] = (before, ref, None)
             else:
                 if ref.value not in self.guarded:
-                    self.inputs_at.append((w.storage, w.storage.version, ref.spec))
+                    self.inputs_at.append((w.storage, w.storage.version, ref.spec, ref.value))
                 else:
                     self.versions.append((w.storage, w.storage.version, ref.spec, ref.value))
         for t in alive:
             if t._ref.value in self.guarded and t._array is None and (t._trace is None or t._trace.window.external is None):
                 self.versions.append((t.storage_of(), -1, t._ref.spec, t._ref.value))
+                at = self.plan.place.get(t._ref.value)
+                if at is not None and id(results[at]) in self._held:
+                    self._read.add(t._ref.value)
 
     def settled(self) -> None:
         """Called when results have their memory: from now on a write to guarded memory is an error."""
@@ -418,21 +421,18 @@ class SegmentNode:
                     f"version {version} instead."
                 )
 
-    def leading(self, cotangents: dict[int, Any], needed: Collection[Any], stop: Collection[Any]) -> dict[int, Any]:
-        """Those of the cotangents whose results depend on a node that is needed, or on an edge to stop at."""
-        found = {}
-        for i, g in cotangents.items():
-            e = self.plan.differentiated[i]
-            self.visited.add(e)
-            outside = [self.external_edges[k] for k in self.tape.reaches.get(e, ()) if k in self.external_edges]
-            if any(o[0] in needed or o in stop for o in outside):
-                found[i] = g
-        return found
+    def reaching(self, i: int) -> list:
+        """The outside edges that gradient of a result flows to."""
+        reached = self.tape.reaches.get(self.plan.differentiated[i], frozenset())
+        return [self.external_edges[k] for k in reached if k in self.external_edges]
+
+    def visit(self, results: Iterable[int]) -> None:
+        """Backward came through here, whether or not these results lead to what it is after."""
+        self.visited.update(self.plan.differentiated[i] for i in results)
 
     def _spoiled(self) -> bool:
         """Whether memory was written that backward would read, though the tape would not for the results in question."""
-        outside = {ref.value for _, ref, _ in self.externals}
-        return any(st.version != at and (v in self._read or v not in outside) for st, at, _, v in self.versions)
+        return any(st.version != at and v in self._read for st, at, _, v in self.versions)
 
     def apply(self, cotangents: list) -> list:
         self._check(cotangents)
@@ -457,16 +457,24 @@ class SegmentNode:
                 seen.add(id(a))
         return out
 
+    def _depend(self, changed: set[int], cotangents: list) -> bool:
+        """Whether what the tape reads to differentiate these results was computed from changed values."""
+        for s in op_steps(self.path):
+            if any(type(o) is Ref and o.value in changed for o in s.operands):
+                changed.update(r.value for r in s.outs)
+        pairs = zip(self.plan.differentiated, cotangents, strict=True)
+        return any(not changed.isdisjoint(self.tape.saved.get(e, ())) for e, g in pairs if g is not None)
+
     def _replay(self, cotangents: list) -> list:
         """Differentiable re-execution from the original inputs."""
         outside = {ref.value for _, ref, _ in self.externals}
-        guarded = [(st, at, spec) for st, at, spec, value in self.versions if value in outside]
-        for st, version, spec in [*self.inputs_at, *guarded]:
-            if st.version != version:
-                raise RuntimeError(
-                    f"this gradient has to run the compiled {self.name_of} again, but one of its inputs [{spec}] has been modified "
-                    f"by an inplace operation since: it is at version {st.version}; expected version {version} instead."
-                )
+        changed = [g for g in (*self.inputs_at, *self.versions) if g[0].version != g[1] and g[3] in outside]
+        if changed and (force.grad or self._depend({g[3] for g in changed}, cotangents)):
+            st, version, spec, _ = changed[0]
+            raise RuntimeError(
+                f"this gradient has to run the compiled {self.name_of} again, but one of its inputs [{spec}] has been modified by "
+                f"an inplace operation since: it is at version {st.version}; expected version {version} instead."
+            )
         before, force.grad = force.grad, True
         try:
             _, tape = replay.run_path(self.path, self.externals, self.external_edges, self.bindings)
