@@ -49,17 +49,9 @@ class Node:
         self.source = ""
         self.segment: Any = force.interpreter
         self.metadata: dict = {}
-        keep_output = False
-        keep = [False] * len(operands)
-        for i, e in enumerate(edges):
-            if e is None:
-                continue
-            rule = primitive.rule(i)
-            if rule is None:
-                continue
-            keep_output |= rule.saves_output
-            for j in range(len(operands)):
-                keep[j] |= rule.saves(j)
+        wanted = tuple([e is not None for e in edges])
+        found = _SAVED.get((primitive, wanted))
+        keep_output, keep = _saved(primitive, wanted) if found is None else found
         kept: list = []
         versions = []
         for i, o in enumerate(operands):
@@ -142,6 +134,17 @@ class Node:
         self.versions = []
         self.output = None
         self.operands = tuple(o.spec if isinstance(o, Tensor) else o for o in self.operands)
+
+
+_SAVED: dict[tuple[Primitive, tuple[bool, ...]], tuple[bool, tuple[bool, ...]]] = {}
+
+
+def _saved(primitive: Primitive, wanted: tuple[bool, ...]) -> tuple[bool, tuple[bool, ...]]:
+    """Whether the rules of the operands that are `wanted` read the result; and of each operand, whether they read it."""
+    rules = [rule for i, w in enumerate(wanted) if w and (rule := primitive.rule(i)) is not None]
+    operands = tuple([any(rule.saves(j) for rule in rules) for j in range(len(wanted))])
+    found = _SAVED[primitive, wanted] = any(rule.saves_output for rule in rules), operands
+    return found
 
 
 class AccumulateGrad:
@@ -231,6 +234,7 @@ def requires_grad(t: Tensor) -> bool:
 
 #: the meanings that run as native kernels on large arrays
 _NATIVE = eager_kernels()
+_new: Any = object.__new__
 
 
 class Eager:
@@ -256,7 +260,8 @@ class Eager:
         if type(got) is tuple:
             outs = tuple(wrap(a) for a in got)
         else:
-            t = wrap(got)
+            t = _new(Tensor)
+            t._array = got
             if primitive.view:
                 _link_view(t, operands[0], arrays[0], primitive, params)
             if not record:

@@ -172,8 +172,14 @@ class Follower(RunState):
         """Follow or record one operation."""
         step = self.next
         if step is not None and step.primitive is primitive and step.grad is force.grad and self.inner is None:
+            bound = len(self.bindings)
             for a, o in zip(step.operands, operands, strict=False):
-                if a is not getattr(o, "_ref", None) and a is not o:
+                if o.__class__ is float:
+                    if a is not o and not self.takes(a, o):
+                        del self.bindings[bound:]
+                        break
+                elif a is not getattr(o, "_ref", None) and a is not o:
+                    del self.bindings[bound:]
                     break
             else:
                 if step.plain:
@@ -195,6 +201,7 @@ class Follower(RunState):
                     else:
                         self.run_out()
                     return t
+                del self.bindings[bound:]
         refs = []
         try:
             for o in operands:
@@ -271,6 +278,12 @@ class Follower(RunState):
             del self.bindings[n:]
             return False
         return True
+
+    def takes(self, want: Any, x: float) -> bool:
+        """Whether a step's operand is this number, told quickly; binds its slot if it is one."""
+        if want.__class__ is Slot:
+            return want.type is float and self.bind_slot(want, x)
+        return want.__class__ is float and want == x and x != 0.0  # (equal to the bit, but for zeros)
 
     def bind_slot(self, slot: Slot, value: Any) -> bool:
         b = self.bindings

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flame import dtypes
-from flame.autograd.tape import assign
+from flame.autograd.tape import assign, eager
 from flame.functions.promotion import (
     BOOLEAN,
     as_floating,
@@ -36,6 +36,8 @@ ADD, SUB, MUL, DIV, NEG, POW, WHERE = map(registered, ("add", "sub", "mul", "div
 MAXIMUM, MINIMUM = registered("maximum"), registered("minimum")
 
 PUBLIC: dict[str, Any] = {}
+
+process = eager.process
 
 
 def public(*names: str) -> Callable:
@@ -181,8 +183,17 @@ def dunder(name: str, p: Primitive, *, floating: bool = False, swap: bool = Fals
             step = run.next
             if step is not None and step.primitive is p and step.plain and step.grad is force.grad and run.inner is None:
                 want = step.operands
-                if want[first] is self._ref and want[second] is getattr(other, "_ref", None):
-                    return run.follow(step)
+                if want[first] is self._ref:
+                    it = want[second]
+                    if run.takes(it, other) if other.__class__ is float else it is getattr(other, "_ref", None):
+                        return run.follow(step)
+        else:
+            x = self._array
+            if x is not None and x.dtype.kind == "f":  # two of one floating dtype: nothing to prepare
+                y = other._array if isinstance(other, Tensor) else None
+                t = type(other)
+                if (t is float or t is int) if y is None else y.dtype is x.dtype:
+                    return process(p, (other, self) if swap else (self, other), {})
         if not isinstance(other, Tensor):
             other = number(other)
             if other is None:

@@ -93,8 +93,11 @@ def meaning(f: Callable[..., Any], *, ordered: bool = False) -> Callable[..., An
                 out = quiet.run(out.astype, like)
         elif numbers and not (ordered and like.kind == "f"):  # a ufunc reads a Python number in the array's float dtype
             out = quiet.run(f, *[as_operand(x, like) for x in xs], **kwargs)
+        elif ordered:
+            out = quiet.run(f, *xs, order="C")
+            return out if type(out) is np.ndarray else np.asarray(out)
         else:
-            out = quiet.run(f, *xs, **kwargs)
+            out = quiet.run(f, *xs)
         return out if isinstance(out, np.ndarray) and out.flags.c_contiguous else np.asarray(out, order="C")
 
     eager.numpy = getattr(f, "numpy", f)  # type: ignore[attr-defined]
