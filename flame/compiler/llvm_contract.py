@@ -18,103 +18,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flame.compiler.index_math import E, ex, simplify, subst, var
-from flame.compiler.kernel import Contract, IndexOf, Kernel, Load, Statement, Store
+from flame.compiler.contract_groups import BATCH, Groups, K, M, N, grouped
+from flame.compiler.index_math import E, ex
+from flame.compiler.kernel import Kernel, Store
 from flame.compiler.llvm_machine import LlvmMachine, Value
 from flame.compiler.llvm_point import Linear, Point
-from flame.compiler.llvm_rows import begin, product, size, unit_axes
+from flame.compiler.llvm_rows import begin, size, unit_axes
 from flame.compiler.llvm_text import Function, Int, element, existing_lanes, suffix, transpose, wide
 from flame.compiler.nests import Nest, loads_of
 from flame.compiler.schedule_cpu import CpuSchedule
 from flame.compiler.target_cpu import CpuTarget, Phase
 from flame.dtypes import dtype
-from flame.ops.access import Cond
 
 MOST_CHUNKS = 64  #: of a contraction: each has its own packed block in workspace
-M, N, K, BATCH = "group_m", "group_n", "group_k", "group_b"
-
-
-@dataclass(frozen=True)
-class Groups:
-    """The axes of a contraction by role; `left` and `right` are its factors, exchanged where that serves the result."""
-
-    contract: Contract
-    left: str
-    right: str
-    m: tuple[str, ...]
-    n: tuple[str, ...]
-    k: tuple[str, ...]
-    batch: tuple[str, ...]
-
-
-def groups_of(kernel: Kernel, nest: Nest, target: CpuTarget) -> Groups | None:
-    """The groups, if this nest is one contraction with stores at its points, worth tiles; None: rows serve it better."""
-    if len(nest.reduces) != 1 or not isinstance(nest.reduces[0], Contract):
-        return None
-    c = nest.reduces[0]
-    first = next(s for s in nest.sweeps if s.reduces)
-    if first.stores or any(s.axes for s in nest.sweeps if s is not first):
-        return None
-    left, right = c.operands
-    on_left, on_right = kernel.domains[left], kernel.domains[right]
-    summed = frozenset(c.axes)
-    if not summed or not summed <= on_left & on_right:
-        return None
-
-    def order(axes: frozenset[str]) -> tuple[str, ...]:
-        return tuple(a for a in kernel.axes if a in axes)
-
-    m, n, batch = order(on_left - on_right), order(on_right - on_left), order(on_left & on_right - summed)
-    outputs = [unit_axes(kernel, t) for t in nest.stores]
-    if any(unit & set(m) for unit in outputs) and not any(unit & set(n) for unit in outputs):
-        left, right, m, n = right, left, n, m
-    got = Groups(c, left, right, m, n, order(summed), batch)
-    return got if worth_tiles(kernel, got, target) else None
-
-
-def worth_tiles(kernel: Kernel, g: Groups, target: CpuTarget) -> bool:
-    """Tiles pay for packing only with several rows, a few vectors of columns and some depth."""
-    rows, columns, depth = (size(kernel, product(kernel, axes)) for axes in (g.m, g.n, g.k))
-    if not g.m or not g.n:
-        return False
-    known = all(product(kernel, axes).const is not None for axes in (g.m, g.n, g.k))
-    if not known:
-        return True  # sizes are the least there may be
-    return rows >= 4 and columns >= target.lanes_f32 and depth >= 4 and rows * columns * depth >= 1 << 13
-
-
-def grouped(kernel: Kernel, g: Groups) -> Kernel:
-    """The same kernel over one axis a group: the old axes are digits of the new ones, the last the fastest."""
-    axes: dict[str, E] = {}
-    digits: dict[str, E | int] = {}
-    for name, members in ((BATCH, g.batch), (M, g.m), (N, g.n), (K, g.k)):
-        axes[name] = product(kernel, members)
-        rest: E = var(name)
-        for i, a in enumerate(reversed(members)):
-            last = i == len(members) - 1
-            digits[a] = rest if last else rest % kernel.axes[a]
-            rest = rest // kernel.axes[a]
-    part = Kernel(kernel.name, kernel.buffers, axes, kernel.symbols, (), kernel.values)
-
-    def e(x: E) -> E:
-        return simplify(subst(x, digits), part.bounds)
-
-    def conds(mask: tuple[Cond, ...]) -> tuple[Cond, ...]:
-        return tuple(Cond(e(c.expr), c.kind) for c in mask)
-
-    out: list[Statement] = []
-    for s in kernel.statements:
-        match s:
-            case Load():
-                s = Load(s.name, s.buffer, tuple(map(e, s.index)), conds(s.mask), s.other, s.dtype, s.note)
-            case Store():
-                s = Store(s.buffer, tuple(map(e, s.index)), s.value, conds(s.mask))
-            case IndexOf():
-                s = IndexOf(s.name, e(s.expr), s.dtype)
-            case Contract() if s is g.contract:
-                s = Contract(s.name, s.operands, (K,), s.dtype, s.note)
-        out.append(s)
-    return Kernel(kernel.name, kernel.buffers, axes, kernel.symbols, out, kernel.values)
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ A kernel is cut into nests (`nests.plan`), each of which becomes one phase: rows
 
 from __future__ import annotations
 
+from flame.compiler.contract_groups import groups_of
 from flame.compiler.cpu_cost import cone, statement_cost
 from flame.compiler.graph import identifier
 from flame.compiler.index_math import E, ex, var
 from flame.compiler.kernel import Buffer, Contract, Kernel, Load, Reduce, Statement, Store
-from flame.compiler.llvm_contract import ContractWriter, groups_of
+from flame.compiler.llvm_contract import ContractWriter
 from flame.compiler.llvm_dot import DotWriter, dot_axis
 from flame.compiler.llvm_rows import PARTS, RowWriter, begin, lanes_for, vector_axis
 from flame.compiler.llvm_text import Function, module
