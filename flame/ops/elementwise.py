@@ -233,14 +233,17 @@ def _eager_pow(a: Any, b: Any) -> Any:
     return np.power(a, b)
 
 
+_NUMBERS: Any = (int, float, Symbolic)
+
+
 def _pow_base(g: Any, _y: Any, a: Any, b: Any) -> Any:
-    if isinstance(b, int | float | Symbolic):
+    if isinstance(b, _NUMBERS):
         return _nothing(g) if b == 0 else mul(g, mul(pow(a, b - 1), b))
     return where(eq(b, 0.0), 0.0, mul(g, mul(pow(a, sub(b, 1.0)), b)))
 
 
 def _pow_exponent(g: Any, y: Any, a: Any, b: Any) -> Any:
-    if isinstance(a, int | float | Symbolic):
+    if isinstance(a, _NUMBERS):
         if a == 0:
             return where(ge(b, 0.0), 0.0, mul(g, mul(y, -math.inf)))
         return mul(g, mul(y, symbol.log(a) if a > 0 else math.nan))
