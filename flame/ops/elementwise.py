@@ -478,9 +478,12 @@ nextafter: Primitive = elementwise(
 
 
 def _erfinv(m: Machine, x: Any) -> Any:
-    """The inverse of erf, by two polynomials of M. Giles (Approximating the erfinv function, GPU Computing Gems, 2010), one in the
-    middle and one in the tails. float64 starts the tails from Hastings' rational form instead (Abramowitz and Stegun 26.2.22) and refines
-    by three of Halley's steps, on erfc where erf is near 1."""
+    """The inverse of erf.
+
+    Polynomials of M. Giles (Approximating the erfinv function, GPU Computing Gems, 2010), one in the middle and one in the tails.
+    float64 starts the tails from Hastings' rational form (Abramowitz and Stegun 26.2.22) and refines by three of Halley's steps,
+    on erfc where erf is near 1.
+    """
     d = m.dtype(x)
     a = m.abs(x)
     rest = m.sub(1.0, a)
