@@ -20,7 +20,7 @@ from flame.capture.control import RECOMPILE_LIMIT, STANCES, Options, control, de
 from flame.capture.run import Run
 from flame.capture.trace import Capture
 from flame.compiler.graph import Graph
-from flame.errors import RecompileError
+from flame.errors import MissingTargetError, RecompileError
 from flame.kernels import DEFAULT_GPU, Inventory, KernelHandle
 from flame.knobs import knobs
 from flame.primitive import force
@@ -174,7 +174,8 @@ def compile(
     dynamic: taken for PyTorch's sake. Numbers that vary become run-time numbers by themselves; each set of shapes is a path.
     options: "recompile_limit": how many paths are captured before the function is handed over to eager.
     disable: return `model` as it is.
-    Raises ValueError for an unknown mode, backend or option, TypeError where `model` is not callable or can't be compiled.
+    Raises ValueError for an unknown mode, backend or option, MissingTargetError for a backend whose device is not there,
+    TypeError where `model` is not callable or can't be compiled.
     """
     how = _options(fullgraph, dynamic, backend, mode, options)
     if model is None:
@@ -207,6 +208,11 @@ def _options(fullgraph: bool, dynamic: bool | None, backend: str, mode: str | No
         raise ValueError(f"Unrecognized mode={mode}, should be one of: {', '.join(MODES)}")
     if backend not in BACKENDS:
         raise ValueError(f"Unrecognized backend={backend}, should be one of: {', '.join(BACKENDS)}")
+    if backend == "triton":
+        raise MissingTargetError(
+            "backend='triton' launches kernels on a GPU, for which this version of flame has no runtime: use 'auto' or 'llvm'. The "
+            "Triton source of every kernel is there all the same, as compiled.kernels[i].triton"
+        )
     given = dict(options or {})
     limit = given.pop("recompile_limit", RECOMPILE_LIMIT)
     if given:
@@ -286,8 +292,8 @@ def is_exporting() -> bool:
 
 
 def list_backends() -> list[str]:
-    """What `backend=` may be."""
-    return list(BACKENDS)
+    """What `backend=` may be on this machine."""
+    return [b for b in BACKENDS if b != "triton"]
 
 
 class set_stance:
