@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from flame import dtypes
-from flame.autograd.tape import assign, requires_grad
+from flame.autograd.tape import assign, check_memory, requires_grad
 from flame.dtypes import dtype, dtype_of_number, promote_types
+from flame.ops.declare import quiet
 from flame.primitive import Primitive, force, registered
 from flame.symbol import Symbolic
 from flame.tensor import Tensor
@@ -166,8 +167,10 @@ def inplace(primitive: Primitive, target: Tensor, *others: Any, op: str = "", **
             check_fits(target, x, op)
     wants = requires_grad if force.interpreter is None else _wants
     needs = force.grad and (wants(target) or any(isinstance(x, Tensor) and wants(x) for x in others))
-    if force.interpreter is None and not needs and xs[0] is target and isinstance(primitive.eager, np.ufunc):
-        return _write_over(primitive, target, xs)
+    if force.interpreter is None and not needs and xs[0] is target and (d is dtypes.float32 or d is dtypes.float64):
+        f = getattr(primitive.eager, "numpy", None)
+        if isinstance(f, np.ufunc) and primitive.scalar is not None:
+            return _write_over(f, target, xs)
     if needs and _saves_target(primitive, xs, wants):
         xs = (copy(target), *xs[1:])
     value = primitive(*xs, **params)
@@ -203,9 +206,10 @@ def _saves_target(primitive: Primitive, xs: tuple, wants: Callable[[Any], bool])
     return False
 
 
-def _write_over(primitive: Primitive, target: Tensor, xs: tuple) -> Tensor:
-    """In place without a temporary: nothing is recorded and the meaning is a ufunc."""
+def _write_over(f: np.ufunc, target: Tensor, xs: tuple) -> Tensor:
+    """In place without a temporary: nothing is recorded, and the meaning is a ufunc from the target's dtype to itself."""
     a = target._data()
-    primitive.eager(a, *(x._data() if isinstance(x, Tensor) else x for x in xs[1:]), out=a, casting="same_kind")
+    check_memory(a)
+    quiet.run(f, a, *(x._data() if isinstance(x, Tensor) else x for x in xs[1:]), out=a)
     target.storage_of().version += 1
     return target
