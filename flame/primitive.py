@@ -173,6 +173,8 @@ def register(
 class Interpreter(Protocol):
     def process(self, primitive: Primitive, operands: tuple, params: dict) -> Any: ...
 
+    def composite(self, f: Callable[..., Any], args: tuple, kwargs: dict) -> Any: ...
+
 
 class _Force(threading.local):
     """What is in force on this thread: the interpreter (None: the base interpreter), and whether derivatives are recorded."""
@@ -217,9 +219,10 @@ def composite(f: Callable[..., Any]) -> Callable[..., Any]:
     def named(*args: Any, **kwargs: Any) -> Any:
         if force.note:
             return f(*args, **kwargs)
+        run = force.interpreter
         force.note = name
         try:
-            return f(*args, **kwargs)
+            return f(*args, **kwargs) if run is None else run.composite(f, args, kwargs)
         finally:
             force.note = ""
 

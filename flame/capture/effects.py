@@ -14,8 +14,8 @@ import numpy as np
 from flame.autograd import tape
 from flame.autograd.tape import eager_assign, edge, user_source, write_through
 from flame.capture.state import RunState, SegmentEnded, new_object, same_refs, weak
-from flame.capture.trace import Ref, Stale, Step, Trace
-from flame.primitive import force
+from flame.capture.trace import Ref, Slot, Stale, Step, Trace, Window, same_number
+from flame.primitive import Primitive, force
 from flame.reasons import OTHER_WRITE, SHARED_MEMORY_WRITTEN
 from flame.tensor import Tensor
 
@@ -36,6 +36,7 @@ class Effects(RunState):
     """Writes and detached aliases."""
 
     _handle: Any
+    bind_slot: Any
 
     def assign(self, target: Tensor, value: Tensor) -> Tensor:
         """Memory is overwritten: rebind the window, rewrite the history of the views' root."""
@@ -73,15 +74,7 @@ class Effects(RunState):
         self._write_step(tref, vref, whole_ref, grad)
         if not self.following:
             self._write_memory(target, value, root, new_root)
-        w.current = whole_ref.value
-        w.version += 1
-        w.mutations += 1
-        if w.mutations == 1:
-            self.written.append(w)
-        for m in w.members:
-            t = m()
-            if t is not None and t is not target and t is not root and t._ref is not None and type(t._ref) is not Stale:
-                t._ref = Stale(self.capture, t._ref.value, t._ref.edge, t._ref.spec)
+        self._rebind(w, whole_ref.value, target, root)
         target._ref = self.capture.ref(vref.value, vref.edge if grad else tref.edge, tref.spec)
         if root is not None and new_root is not None:
             root._ref = self.capture.ref(new_root._ref.value, new_root._ref.edge if grad else root_ref.edge, root_ref.spec)
@@ -90,6 +83,68 @@ class Effects(RunState):
         if w.external is not None:
             st.pending = self
         return target
+
+    def follow_inplace(self, primitive: Primitive, target: Tensor, others: tuple) -> bool:
+        """Whether an in-place operation on a whole window is what comes next in the tree; goes on past it if it is."""
+        step = self.next
+        if (
+            step is None
+            or step.primitive is not primitive
+            or not step.plain
+            or step.grad is not force.grad
+            or step.operands[0] is not target._ref
+            or not step.children
+            or self.inner is not None
+        ):
+            return False
+        write, out, old = step.children[0], step.outs[0], target._ref
+        if (
+            write.kind != "write"
+            or write.grad is not step.grad
+            or write.operands[0] is not old
+            or write.operands[1] is not out
+            or write.operands[2] is not out
+            or len(others) != len(step.operands) - 1
+            or (step.grad and target._requires_grad and target._node is None)
+        ):
+            return False
+        w = self.window_of(target)
+        trace, st, outside = target._trace, w.storage, w.external
+        if trace.chain or trace.root is not None or st.volatile:
+            return False
+        if outside is not None and (len(self.windows[id(st)]) > 1 or not outside._array.flags.writeable):
+            return False
+        n = len(self.bindings)
+        for a, o in zip(step.operands[1:], others, strict=True):
+            if a is o or a is getattr(o, "_ref", None):
+                continue
+            if a.__class__ is Slot and o.__class__ is a.type and self.bind_slot(a, o):
+                continue
+            if a.__class__ in (int, float) and same_number(a, o):
+                continue
+            del self.bindings[n:]
+            return False
+        self.advance(write)
+        self._rebind(w, out.value, target, None)
+        target._ref = self.capture.ref(out.value, out.edge if step.grad else old.edge, old.spec)
+        if outside is not None:
+            st.pending = self
+        if not write.children:
+            self.run_out()
+        return True
+
+    def _rebind(self, w: Window, value: int, target: Tensor, root: Tensor | None) -> None:
+        """The window holds another value; what its other members knew of it is stale."""
+        w.current = value
+        w.version += 1
+        w.mutations += 1
+        if w.mutations == 1:
+            self.written.append(w)
+        if len(w.members) > 1:
+            for m in w.members:
+                t = m()
+                if t is not None and t is not target and t is not root and t._ref is not None and type(t._ref) is not Stale:
+                    t._ref = Stale(self.capture, t._ref.value, t._ref.edge, t._ref.spec)
 
     def _write_step(self, *key: Any) -> None:
         """Follow or enter the step that says what is overwritten."""

@@ -12,7 +12,8 @@ import numpy as np
 
 from flame.autograd.tape import AccumulateGrad, eager, edge, user_source
 from flame.capture.state import RunState, SegmentEnded, new_object, weak
-from flame.capture.trace import InputKey, Ref, Slot, Stale, Step, Trace, Window, exact, same_number
+from flame.capture.trace import InputKey, Macro, Ref, Slot, Stale, Step, Trace, Window, exact, same_number
+from flame.dtypes import dtype
 from flame.primitive import Primitive, force
 from flame.reasons import OTHER_TENSOR, OVERLAPPING_READ
 from flame.tensor import Tensor
@@ -245,6 +246,90 @@ class Follower(RunState):
             self.diverge_at_op(primitive, refs, params)
         return self.record(primitive, operands, refs, params)
 
+    # A composite is a stretch of operations, and everything it computes comes from its arguments: it reads no values, draws no
+    # random numbers and writes nothing, or it is no Macro. Called with what it was called with at this place of the tree before,
+    # it goes to the end of the stretch in one check.
+
+    def composite(self, f: Any, args: tuple, kwargs: dict) -> Any:
+        """Follow a composite that is known here; else run it, and know it from then on."""
+        if self.inner is not None:
+            return f(*args, **kwargs)
+        try:
+            arguments = self._arguments((args, tuple(kwargs.items())) if kwargs else args)
+        except SegmentEnded:
+            arguments = None
+        if arguments is None or not self.alive:
+            return f(*args, **kwargs)
+        name, grad, start = force.note, force.grad, self.at
+        if self.following and start.macros is not None:
+            for m in start.macros:
+                if m.name == name and m.grad is grad and _same_arguments(m.arguments, arguments):
+                    return self._follow_macro(m)
+        shadowed = self.shadow is not None
+        got = f(*args, **kwargs)
+        if force.interpreter is self and not shadowed and self.shadow is None:
+            self._learn(name, arguments, grad, start, got)
+        return got
+
+    def _arguments(self, x: Any) -> tuple | None:
+        """Refs for tensors, everything else as it is; None where something can't be told apart for sure."""
+        out = []
+        for a in x:
+            t = type(a)
+            if a is None or t in (int, float, bool, str) or t is dtype:
+                out.append(a)
+            elif isinstance(a, Tensor):
+                r = a._ref
+                if r.__class__ is not Ref or r.capture is not self.capture:
+                    if r is None and a._handed_out():
+                        return None
+                    r = self.ref_of(a)
+                out.append(r)
+            elif isinstance(a, tuple | list):
+                inner = self._arguments(a)
+                if inner is None:
+                    return None
+                out.append(inner)
+            else:
+                return None
+        return tuple(out)
+
+    def _learn(self, name: str, arguments: tuple, grad: bool, start: Step, got: Any) -> None:
+        results = got if type(got) is tuple else (got,)
+        made: set[Ref] = set()
+        values: set[int] = set()
+        s = self.at
+        while s is not start:
+            if s.kind != "op" or s.primitive is None or s.primitive.kind == "random":
+                return
+            if any(o.__class__ is Slot for o in s.operands):
+                return
+            made.update(s.outs)
+            values.update(r.value for r in s.outs)
+            s = s.parent
+        if len(values) < 2:
+            return
+        for t in results:
+            if type(t) is not Tensor or t._ref not in made or not t.is_contiguous():
+                return
+            if t._trace is not None and (t._trace.window.external is not None or t._trace.window.current not in values):
+                return
+        if start.macros is None:
+            start.macros = []
+        start.macros.append(Macro(name, arguments, grad, self.at, tuple(t._ref for t in results), type(got) is not tuple))
+
+    def _follow_macro(self, m: Macro) -> Any:
+        self.advance(m.last)
+        made = []
+        for r in m.outs:
+            t = new_object(Tensor)
+            t._ref = r
+            self.track(t)
+            made.append(t)
+        if not m.last.children:
+            self.run_out()
+        return made[0] if m.single else tuple(made)
+
     def follow(self, step: Step) -> Tensor:
         """Go on to a step that is known to be the next one: the result of a plain operation, pending."""
         self.at = step
@@ -308,3 +393,20 @@ class Follower(RunState):
             return eager.process(primitive, operands, params)
         finally:
             force.interpreter = self
+
+
+def _same_arguments(a: tuple, b: tuple) -> bool:
+    """Refs by identity, tuples element by element, everything else by type and bits."""
+    if len(a) != len(b):
+        return False
+    for x, y in zip(a, b, strict=True):
+        if x is y:
+            continue
+        if x.__class__ is Ref or y.__class__ is Ref:
+            return False
+        if type(x) is tuple and type(y) is tuple:
+            if not _same_arguments(x, y):
+                return False
+        elif not exact(x, y):
+            return False
+    return True

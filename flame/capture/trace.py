@@ -90,13 +90,25 @@ def exact(a: Any, b: Any) -> bool:
     return same_number(a, b) if isinstance(a, int | float) else a == b
 
 
+@dataclass(frozen=True, slots=True)
+class Macro:
+    """A composite whose operations are a stretch of the path: what it was called with, where it ends, what it gives."""
+
+    name: str
+    arguments: tuple  #: refs, and the other arguments as they are
+    grad: bool
+    last: Step
+    outs: tuple
+    single: bool
+
+
 class Step:
     """One node of the tree. `kind` is "root", "input", "op", "write", "gradient" or "end"."""
 
     __slots__ = (
         "kind", "primitive", "operands", "params", "exact_params", "grad", "outs", "children", "note", "source", "key", "inner",
         "guards", "options", "successor", "plans", "view", "items", "tape",
-        "parent", "numpy", "depth", "plain", "paths",
+        "parent", "macros", "numpy", "depth", "plain", "paths",
     )  # fmt: skip
 
     def __init__(self, kind: str, primitive: Primitive | None = None):
@@ -118,6 +130,7 @@ class Step:
         self.plans: Any = None  #: end: what was compiled for the path that ends here
         self.view = False
         self.parent: Any = None
+        self.macros: list[Macro] | None = None  #: the composites that were seen to begin after this step
         self.depth = 0
         self.paths = 1  #: root: different ways that were seen to go on from it
         self.plain = False  #: op: no params, one result, no view: operands alone tell it

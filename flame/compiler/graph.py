@@ -181,6 +181,10 @@ class Builder:
         self.graph.nodes.append(node)
         return node
 
+    def composite(self, f: Any, args: tuple, kwargs: dict) -> Any:
+        """A named function over primitives: its nodes are appended one by one."""
+        return f(*args, **kwargs)
+
     def __enter__(self) -> Builder:
         self._force = interpreting(self)
         self._force.__enter__()
