@@ -40,6 +40,10 @@ class Effects(RunState):
 
     def assign(self, target: Tensor, value: Tensor) -> Tensor:
         """Memory is overwritten: rebind the window, rewrite the history of the views' root."""
+        write, given = self.next, value._ref
+        if write is not None and self._is_whole_write(write, target, given) and self._writes_freely(target):
+            self._follow_write(write, target, given)
+            return target
         try:
             tref, vref = self._ref_or_input(target), self._ref_or_input(value)
         except SegmentEnded:
@@ -97,22 +101,12 @@ class Effects(RunState):
             or self.inner is not None
         ):
             return False
-        write, out, old = step.children[0], step.outs[0], target._ref
+        write, out = step.children[0], step.outs[0]
         if (
-            write.kind != "write"
-            or write.grad is not step.grad
-            or write.operands[0] is not old
-            or write.operands[1] is not out
-            or write.operands[2] is not out
+            not self._is_whole_write(write, target, out)
             or len(others) != len(step.operands) - 1
-            or (step.grad and target._requires_grad and target._node is None)
+            or not self._writes_freely(target)
         ):
-            return False
-        w = self.window_of(target)
-        trace, st, outside = target._trace, w.storage, w.external
-        if trace.chain or trace.root is not None or st.volatile:
-            return False
-        if outside is not None and (len(self.windows[id(st)]) > 1 or not outside._array.flags.writeable):
             return False
         n = len(self.bindings)
         for a, o in zip(step.operands[1:], others, strict=True):
@@ -124,14 +118,35 @@ class Effects(RunState):
                 continue
             del self.bindings[n:]
             return False
+        self._follow_write(write, target, out)
+        return True
+
+    def _is_whole_write(self, write: Step, target: Tensor, value: Any) -> bool:
+        """Whether a step writes this value to the whole of the target's memory."""
+        if write.kind != "write" or write.grad is not force.grad or self.inner is not None:
+            return False
+        old, given, whole = write.operands
+        return old is target._ref and given is value and whole is value
+
+    def _writes_freely(self, target: Tensor) -> bool:
+        """Whether nothing but the target's own window has to be thought of: no view, no memory shared with anybody."""
+        if force.grad and target._requires_grad and target._node is None:
+            return False
+        w = self.window_of(target)
+        trace, outside = target._trace, w.external
+        if trace.chain or trace.root is not None or w.storage.volatile:
+            return False
+        return outside is None or (len(self.windows[id(w.storage)]) == 1 and outside._array.flags.writeable)
+
+    def _follow_write(self, write: Step, target: Tensor, value: Ref) -> None:
+        w, old = target._trace.window, target._ref
         self.advance(write)
-        self._rebind(w, out.value, target, None)
-        target._ref = self.capture.ref(out.value, out.edge if step.grad else old.edge, old.spec)
-        if outside is not None:
-            st.pending = self
+        self._rebind(w, value.value, target, None)
+        target._ref = self.capture.ref(value.value, value.edge if write.grad else old.edge, old.spec)
+        if w.external is not None:
+            w.storage.pending = self
         if not write.children:
             self.run_out()
-        return True
 
     def _rebind(self, w: Window, value: int, target: Tensor, root: Tensor | None) -> None:
         """The window holds another value; what its other members knew of it is stale."""

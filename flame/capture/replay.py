@@ -116,9 +116,15 @@ def fill(run: Any, alive: Sequence[Tensor], array_of: Callable[[int], Any], edge
             t = w.external
             if t is None:
                 continue
+            w.storage.pending = None
+            if t._view is None and t._ref.edge == originals[id(t)].edge:  # data alone: most parameters of a training step
+                np.copyto(t._array, array_of(w.current))
+                w.storage.version += max(w.mutations, 1)
+                if run.following is False:
+                    w.storage.pending = run
+                continue
             value = _new(Tensor)
             value._array = array_of(w.current)
-            w.storage.pending = None
             mutations = w.mutations
             e = t._ref.edge
             changed = e != originals[id(t)].edge
