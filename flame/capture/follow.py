@@ -188,7 +188,7 @@ class Follower(RunState):
                 if (
                     len(step.outs) == 1
                     and step.params == params
-                    and not step.exact_params
+                    and (not step.exact_params or all([exact(v, params[k]) for k, v in step.items]))
                     and len(operands) == len(step.operands)
                 ):
                     self.at = step
