@@ -134,7 +134,7 @@ class ContractWriter:
         depth = k.axes[K].const
         if batch is not None and lefts is not None and rights is not None and depth is not None:
             work = 2e-5 * batch * lefts * t.rows * rights * t.columns * depth  # microseconds at 100 GF/s
-            wanted = int(min(64, max(1, work / (4 * self.schedule.chunk_us))))
+            wanted = int(min(64, max(1, work / (2 * self.schedule.chunk_us))))
             blocks = -(-rights // panels)
             while panels > 1 and batch * blocks < wanted and panels * t.columns > 64:
                 panels = -(-panels // 2)
