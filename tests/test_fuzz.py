@@ -40,7 +40,7 @@ PAST: list[tuple[str, Program]] = [
     ),
 ]  # fmt: skip
 
-SECONDS = 45
+SECONDS = 60
 SEEDS = range(9000, 12000)
 
 
