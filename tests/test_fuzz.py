@@ -38,10 +38,14 @@ PAST: list[tuple[str, Program]] = [
             ("truth", 0.17, 0.98, 0.93), ("expand", 0.89, 0.98, 0.29), ("setslice", 0.68, 0.93, 0.65),
         ],
     ),
+    (
+        "a view of a leaf that was made and written under no_grad has the leaf's history",
+        [("leaf_view", 0.97, 0.67, 0.23), ("no_grad_view", 0.99, 0.79, 0.02), ("custom", 0.61, 0.3, 0.1)],
+    ),
 ]  # fmt: skip
 
 SECONDS = 60
-SEEDS = range(9000, 9560)
+SEEDS = range(9000, 9900)
 
 
 def test_every_operation_is_drawn() -> None:

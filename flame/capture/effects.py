@@ -211,8 +211,10 @@ class Effects(RunState):
                 root._requires_grad = False
             if root._view is not None:  # a view made before this segment: its base has a new history too
                 self._suspended(lambda: _rebase(root, new_root))
-        if target._view is not None and (force.grad or target._node is not None or root._node is None):  # type: ignore[union-attr]
-            target._view = target._view._replace(version=storage.version)
+        # written without gradient, a view of what wants one is given its base's history at its next use, as eagerly
+        v = target._view
+        if v is not None and (force.grad or target._node is not None or not tape.requires_grad(v.base)):
+            target._view = v._replace(version=storage.version)
 
     def detach(self, t: Tensor) -> Tensor:
         if t._ref is None and t._handed_out():
