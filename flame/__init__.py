@@ -40,6 +40,7 @@ from flame.functions.random import (
     set_rng_state,
 )
 from flame.jit import compile, disable
+from flame.nn.functional import recurrent
 from flame.runtime.device import device
 from flame.runtime.threads import get_num_threads, set_num_threads
 from flame.tensor import Size, Tensor, is_tensor
@@ -54,6 +55,7 @@ int = int32
 long = int64
 inf, nan, pi, e = math.inf, math.nan, math.pi, math.e
 globals().update(functions.PUBLIC)
+globals().update(recurrent.FLAME_NAMES)
 vars(compiler).update(jit.PUBLIC)
 
 

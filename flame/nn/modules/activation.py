@@ -11,6 +11,7 @@ from typing import Any
 from flame.functions.elementwise import PUBLIC
 from flame.nn import functional as F
 from flame.nn import init
+from flame.nn.modules.attention import MultiheadAttention as MultiheadAttention  # PyTorch has it in this file
 from flame.nn.modules.linear import fresh
 from flame.nn.modules.module import Module
 from flame.tensor import Tensor

@@ -6,7 +6,7 @@ from typing import Any
 
 from flame.nn import functional as F
 from flame.nn import init
-from flame.nn.modules.linear import Linear, fresh
+from flame.nn.modules.linear import NonDynamicallyQuantizableLinear, fresh
 from flame.nn.modules.module import Module
 from flame.tensor import Tensor
 
@@ -37,7 +37,7 @@ class MultiheadAttention(Module):
         self.register_parameter("k_proj_weight", None if one else make(embed_dim, self.kdim))
         self.register_parameter("v_proj_weight", None if one else make(embed_dim, self.vdim))
         self.register_parameter("in_proj_bias", make(3 * embed_dim) if bias else None)
-        self.out_proj = Linear(embed_dim, embed_dim, bias=bias, dtype=dtype, device=device)
+        self.out_proj = NonDynamicallyQuantizableLinear(embed_dim, embed_dim, bias=bias, dtype=dtype, device=device)
         self.register_parameter("bias_k", make(1, 1, embed_dim) if add_bias_kv else None)
         self.register_parameter("bias_v", make(1, 1, embed_dim) if add_bias_kv else None)
         self._reset_parameters()

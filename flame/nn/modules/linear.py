@@ -53,6 +53,10 @@ class Linear(Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
+class NonDynamicallyQuantizableLinear(Linear):
+    """A Linear by another name: the output projection of attention, so that models print as PyTorch's."""
+
+
 class Bilinear(Module):
     """input1 @ weight[o] @ input2 + bias, for each output o."""
 
