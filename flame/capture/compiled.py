@@ -25,9 +25,13 @@ from flame.runtime.executable import Executable
 
 
 class Compiled:
-    """A graph, its program, and the executable; where compiling failed, the reason, and the primitives run one by one."""
+    """A graph, its program, and the executable; where compiling failed, the reason, and the primitives run one by one.
 
-    def __init__(self, capture: Any, graph: Graph, role: str):
+    `updates` are pairs (input, result) by number: the result may come back in the input's own memory, unless one of the results
+    `guards` is true: then all others are undefined.
+    """
+
+    def __init__(self, capture: Any, graph: Graph, role: str, updates: Sequence = (), guards: Sequence[int] = ()):
         self.graph = graph
         self.role = role
         self.program: Program | None = None
@@ -39,7 +43,8 @@ class Compiled:
         try:
             if backend == "eager":
                 raise _Unwanted("backend='eager' was asked for")
-            self.program = compile_graph(graph, cpu.target(), log=say if knobs.log else None, verify=knobs.verify)
+            log = say if knobs.log else None
+            self.program = compile_graph(graph, cpu.target(), updates=updates, guards=guards, log=log, verify=knobs.verify)
             self.executable = Executable(self.program, backend="interpret" if backend == "interpret" else "llvm")
         except _Unwanted as e:
             self.failure = str(e)
@@ -97,11 +102,13 @@ def interpret_graph(graph: Graph, arrays: Sequence[np.ndarray]) -> list[np.ndarr
     return [np.array(held[o], order="C") for o in graph.outputs]
 
 
-def compile_segment(capture: Any, graph: Graph) -> Compiled:
-    key = str(graph)
+def compile_segment(
+    capture: Any, graph: Graph, updates: Sequence[tuple[int, int]] = (), guards: Sequence[int] = ()
+) -> Compiled:
+    key = str(graph), tuple(updates), tuple(guards)
     got = capture.programs.get(key)
     if got is None:
-        got = capture.programs[key] = Compiled(capture, graph, "forward")
+        got = capture.programs[key] = Compiled(capture, graph, "forward", updates, guards)
     return got
 
 

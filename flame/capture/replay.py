@@ -107,7 +107,8 @@ def materialise(run: Any) -> None:
 
 
 def fill(run: Any, alive: Sequence[Tensor], array_of: Callable[[int], Any], edge_of: Callable[[int], Any]) -> None:
-    """Give pending tensors arrays and edges. `array_of(value)` must be fresh memory at every call."""
+    """Give pending tensors arrays and edges. `array_of(value)` must be fresh memory at every call, but may be the memory that is
+    to be written with the value."""
     before = force.grad, force.interpreter
     force.interpreter = None
     try:
@@ -118,7 +119,9 @@ def fill(run: Any, alive: Sequence[Tensor], array_of: Callable[[int], Any], edge
                 continue
             w.storage.pending = None
             if t._view is None and t._ref.edge == originals[id(t)].edge:  # data alone: most parameters of a training step
-                np.copyto(t._array, array_of(w.current))
+                a = array_of(w.current)
+                if a is not t._array:  # (else it was computed there)
+                    np.copyto(t._array, a)
                 w.storage.version += max(w.mutations, 1)
                 if run.following is False:
                     w.storage.pending = run

@@ -113,8 +113,22 @@ class Plan:
                 run.capture, graph, [i for i, _ in self.input_edges], [self.place[e] for e in self.differentiated], self.blocked
             )
         else:
-            self.forward = compile_segment(run.capture, graph)
+            updates = [] if wanted else self._updates(run)
+            self.forward = compile_segment(run.capture, graph, updates, [i for i, _ in self.flags])
             self.residuals, self.gradients = (), ()
+
+    def _updates(self, run: Any) -> list[tuple[int, int]]:
+        """Pairs (input, result) of outside memory that is written whole: its new value may be computed into it.
+        (Not where backward wants what it was.)"""
+        number = {run.externals[i][1].value: n for n, i in enumerate(self.arrays)}
+        found = []
+        for w in run.written:
+            t = w.external
+            if t is not None and t._view is None and w.current in self.place:
+                held = next((r.value for x, r, v in run.externals if v is w and x is t), None)
+                if held in number and run.externals[self.arrays[number[held]]][0]._array is t._array:
+                    found.append((number[held], self.place[w.current]))
+        return found
 
     def inputs(self, run: Any) -> list[np.ndarray]:
         out = [run.externals[i][0]._array for i in self.arrays]

@@ -116,7 +116,7 @@ def _notes(kernel: Kernel) -> tuple[str, ...]:
 
 def verify_program(program: Program, after: str = "") -> None:
     """Raise VerificationError unless slots, steps and memory agree: buffers fit their slots, nothing is read before it is
-    written, inputs are never written, every result is, and temps alive at the same time share no memory."""
+    written, inputs that are not updated are never written, every result is, and temps alive at the same time share no memory."""
     where = f"{program.name}{after and ' after ' + after}"
 
     def check(holds: bool, told: str) -> None:
@@ -140,10 +140,10 @@ def verify_program(program: Program, after: str = "") -> None:
         for i in step.reads:
             check(i in written, f"{step}: s{i} is read before it is written")
         for i in step.writes:
-            check(program.slots[i].kind != "input", f"{step}: the input s{i} is written")
+            check(program.slots[i].kind != "input" or i in program.updated, f"{step}: the input s{i} is written")
             written.add(i)
     for i in program.outputs:
-        check(program.slots[i].kind == "output" and i in written, f"the result s{i} is never written")
+        check((program.slots[i].kind == "output" or i in program.updated) and i in written, f"the result s{i} is never written")
     _check_memory(program, where)
 
 

@@ -2,17 +2,19 @@
 
 A temp is alive from the step that writes it first to the step that uses it last, both included; two that are alive together
 never share memory. The steps are walked once: what dies is given back, neighbouring holes are joined, and a new temp takes
-the smallest hole that holds it (which is also the memory touched most recently, more often than not). `in_place`, run before,
-lets a pointwise kernel write over an operand that dies with it.
+the smallest hole that holds it (which is also the memory touched most recently, more often than not). Two passes run before:
+`in_place` lets a pointwise kernel write over an operand that dies with it, and `update` lets the new value of a parameter be
+written where the caller keeps the old one.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Sequence
 from dataclasses import replace
 
-from flame.compiler.index_math import E, names
-from flame.compiler.kernel import Contract, Kernel, Load, Reduce, Store, domain
+from flame.compiler.index_math import names
+from flame.compiler.kernel import Contract, Kernel, Load, Reduce, Statement, Store, domain, reads
 from flame.compiler.program import Argument, CallStep, KernelStep, Program, Step
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
@@ -119,28 +121,107 @@ def in_place(program: Program) -> Program:
     return program if not same else _renumbered(program, steps, same)
 
 
+def update(program: Program, updates: Sequence[tuple[int, int]], guards: Sequence[int]) -> Program:
+    """The program with results written where the caller keeps what they replace: pairs (input, result), by their numbers.
+
+    Such a result's slot becomes the input's, where no step reads the input after the result is written, and the writing step
+    reads it element by element at most. Memory of the caller's changes altogether or not at all: nothing that may raise runs
+    later, and `guards`, the numbers of the results that forbid it where they are true, are computed before. `updated` of the
+    program says which inputs were done so; the others are left as they were.
+    """
+    same: dict[int, int] = {}
+    if not updates:
+        return program
+    stops = tuple(dict.fromkeys(program.outputs[g] for g in guards))
+    steps = _guards_first(program.steps, stops)
+    raising = [k for k, s in enumerate(steps) if isinstance(s, CallStep) or not set(stops).isdisjoint(s.writes)]
+    done = set(program.updated)
+    for i, r in updates:
+        old, new = program.inputs[i], program.outputs[r]
+        a, b = program.slots[old], program.slots[new]
+        if old in done or new in same or b.kind != "output" or a.spec != b.spec or not a.spec.numel:
+            continue
+        written = [k for k, s in enumerate(steps) if new in s.writes]
+        read = [k for k, s in enumerate(steps) if old in s.reads]
+        first, last = written[0], max(read, default=-1)
+        if last > first or (raising and raising[-1] >= first):
+            continue
+        step = steps[first]
+        if last == first:
+            if not isinstance(step, KernelStep) or step.library is not None or len(written) > 1:
+                continue
+            x, y = (next(n for n, s in step.buffers.items() if s == slot) for slot in (old, new))
+            if not may_be_one(step.kernel, x, y):
+                continue
+            buffers = {n: s for n, s in step.buffers.items() if n != y}
+            steps[first] = replace(step, kernel=_joined(step.kernel, x, y), buffers=buffers)
+        same[new] = old
+        done.add(old)
+    if not same:
+        return program
+    program = _renumbered(replace(program, updated=tuple(sorted(done)), guards=stops), steps, same)
+    kept = [i for i, s in enumerate(program.slots) if s.kind == "output"]
+    number = {i: n for n, i in enumerate(kept)}
+    slots = tuple(replace(s, index=number[i]) if i in number else s for i, s in enumerate(program.slots))
+    return replace(program, slots=slots)
+
+
+def _guards_first(steps: Sequence[Step], guards: Sequence[int]) -> list[Step]:
+    """The steps with those in front that guards are made by."""
+    wanted, early = set(guards), set()
+    for k in range(len(steps) - 1, -1, -1):
+        if not wanted.isdisjoint(steps[k].writes):
+            early.add(k)
+            wanted.update(steps[k].reads)
+    return [s for k, s in enumerate(steps) if k in early] + [s for k, s in enumerate(steps) if k not in early]
+
+
+def may_be_one(kernel: Kernel, old: str, new: str) -> bool:
+    """May a kernel write the buffer `new` over the buffer `old` that it reads: does every element's only load precede its store?
+
+    A contraction's epilogue loads at the point where it stores; what a contraction is computed from varies with its summed axes
+    and so never has the index of a store.
+    """
+    stores = [s for s in kernel.stores if s.buffer == new]
+    a, b = kernel.buffers[old], kernel.buffers[new]
+    if len(stores) != 1 or (a.role, b.role) != ("in", "out") or (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    if any(isinstance(s, Reduce) for s in kernel.statements) or len({domain(kernel, s) for s in kernel.stores}) != 1:
+        return False
+    (s,) = stores
+    if s.mask or any(n[0] == "%" for e in s.index for n in names(e)):
+        return False
+    contractions = [c for c in kernel.statements if isinstance(c, Contract)]
+    if any(old in {t.buffer for t in _loads_under(kernel, c)} for c in contractions):
+        return False
+    return {t.index for t in kernel.statements if isinstance(t, Load) and t.buffer == old} == {s.index}
+
+
+def _loads_under(kernel: Kernel, s: Statement) -> list[Load]:
+    """Every load that a statement's value is made from."""
+    found: list[Load] = []
+    todo, seen = list(reads(s)), set(reads(s))
+    while todo:
+        t = kernel.definitions[todo.pop()]
+        if isinstance(t, Load):
+            found.append(t)
+        new = [r for r in reads(t) if r not in seen]
+        seen.update(new)
+        todo += new
+    return found
+
+
 def pairs_in_place(kernel: Kernel) -> list[tuple[str, str]]:
-    """Pairs (buffer read, buffer written) of a kernel that may be one buffer, each buffer in one pair at most."""
-    stores = kernel.stores
-    if any(isinstance(s, Reduce | Contract) for s in kernel.statements) or len({domain(kernel, s) for s in stores}) != 1:
+    """Pairs (buffer read, buffer written) of a kernel without reductions that may be one buffer, each buffer in one at most."""
+    if any(isinstance(s, Reduce | Contract) for s in kernel.statements):
         return []
-    loads: dict[str, set[tuple[E, ...]]] = {}
-    for s in kernel.statements:
-        if isinstance(s, Load):
-            loads.setdefault(s.buffer, set()).add(s.index)
+    loaded = dict.fromkeys(s.buffer for s in kernel.statements if isinstance(s, Load))
     pairs: list[tuple[str, str]] = []
-    for s in stores:
-        out = kernel.buffers[s.buffer]
-        if out.role != "out" or s.mask or any(n[0] == "%" for e in s.index for n in names(e)):
-            continue
-        if sum(t.buffer == s.buffer for t in stores) != 1:
-            continue
-        for b, indices in loads.items():
-            old = kernel.buffers[b]
-            if old.role == "in" and indices == {s.index} and (old.dtype, old.shape) == (out.dtype, out.shape):
-                if all(b != taken for taken, _ in pairs):
-                    pairs.append((b, s.buffer))
-                    break
+    for s in kernel.stores:
+        free = [b for b in loaded if all(b != taken for taken, _ in pairs)]
+        old = next((b for b in free if may_be_one(kernel, b, s.buffer)), None)
+        if old is not None:
+            pairs.append((old, s.buffer))
     return pairs
 
 
@@ -174,4 +255,6 @@ def _renumbered(program: Program, steps: list[Step], same: dict[int, int]) -> Pr
         steps=tuple(moved),
         inputs=tuple(number[i] for i in program.inputs),
         outputs=tuple(number[i] for i in program.outputs),
+        updated=tuple(number[i] for i in program.updated),
+        guards=tuple(number[i] for i in program.guards),
     )

@@ -4,6 +4,7 @@
     own results   results that are inputs are copied                Graph -> Graph
     fuse          groups of nodes, lowered to kernels               Graph -> Fused
     link          slots and steps                                   Fused -> Program
+    update        results written over the inputs they replace      Program -> Program
     in place      kernels that write over what dies with them       Program -> Program
     plan memory   offsets in one arena                              Program -> Program
 
@@ -14,7 +15,7 @@ runner (`Passes.run`) names, times, verifies and shows every pass. Differentiati
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +23,7 @@ from flame.compiler import kernel as kernel_ir
 from flame.compiler.fusion import fuse
 from flame.compiler.graph import Graph
 from flame.compiler.link import link, own_results, verify_program
-from flame.compiler.memory import in_place, plan
+from flame.compiler.memory import in_place, plan, update
 from flame.compiler.program import Fused, Program
 from flame.compiler.simplify import simplify
 from flame.compiler.target import Target
@@ -33,9 +34,17 @@ Clock = Callable[[], float]  #: seconds
 
 
 def compile_graph(
-    graph: Graph, target: Target, *, log: Log | None = None, verify: bool = False, clock: Clock | None = None
+    graph: Graph,
+    target: Target,
+    *,
+    updates: Sequence[tuple[int, int]] = (),
+    guards: Sequence[int] = (),
+    log: Log | None = None,
+    verify: bool = False,
+    clock: Clock | None = None,
 ) -> Program:
-    """The program of a graph on a target.
+    """The program of a graph on a target. `updates` are pairs (input, result), by number: such a result may be written over
+    the caller's input, which is then what is returned for it (`Program.updated`), unless one of the results `guards` is true.
 
     `verify` checks the result of every pass, and raises VerificationError with the pass to blame. Any other failure inside a
     pass is a CompileError that names it.
@@ -46,6 +55,7 @@ def compile_graph(
     graph = passes.run("own results", own_results, graph)
     fused = passes.run("fuse", fuse, graph, target)
     program = passes.run("link", link, graph, fused)
+    program = passes.run("update", update, program, updates, guards)
     program = passes.run("in place", in_place, program)
     program = passes.run("plan memory", plan, program)
     return program

@@ -7,10 +7,11 @@
     argument::= view of a slot | number                             view: primitives applied to it that NumPy answers without
                                                                     a copy (permute, reshape of contiguous memory, expand)
 
-Meaning. Steps run in order. An input slot is the caller's memory and is never written. An output slot is fresh memory that
-the caller keeps; graph results that are the same value share one slot. Temps live in one arena of `arena_bytes` at 64-byte
-aligned offsets; two temps may have overlapping memory where their lifetimes do not meet, so a temp holds nothing before its
-first write. A kernel's "inout" buffer is one slot that is read and written. A kernel step with `library` may be run by that
+Meaning. Steps run in order. An input slot is the caller's memory and is never written, unless it is one of `updated`: then it
+holds a result afterwards, which is what the caller asked for by naming input and result in a pair. An output slot is fresh
+memory that the caller keeps; graph results that are the same value share one slot. Temps live in one arena of `arena_bytes` at
+64-byte aligned offsets; two temps may have overlapping memory where their lifetimes do not meet, so a temp holds nothing before
+its first write. A kernel's "inout" buffer is one slot that is read and written. A kernel step with `library` may be run by that
 call instead, with results that differ by rounding only.
 
 Built by `flame.compiler.pipeline.compile_graph`; its meaning in NumPy is `flame.compiler.program_interpret`.
@@ -149,6 +150,8 @@ class Program:
     outputs: tuple[int, ...]
     arena_bytes: int = 0
     decisions: tuple[Decision, ...] = ()
+    updated: tuple[int, ...] = ()  #: the slots of inputs that results are written over
+    guards: tuple[int, ...] = ()  #: results of one bool: the program stops where one is true, and other results are undefined
 
     @property
     def kernels(self) -> list[Kernel]:

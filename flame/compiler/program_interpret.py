@@ -19,7 +19,8 @@ from flame.primitive import Spec
 def run_interpreted(
     program: Program, arrays: Sequence[np.ndarray], *, precise: bool = False, library: bool = False
 ) -> list[np.ndarray]:
-    """The results of a program on arrays of its inputs' specs, each a fresh C-contiguous array (the same one for one slot).
+    """The results of a program on arrays of its inputs' specs, each a fresh C-contiguous array (the same one for one slot), or
+    the contiguous input array that it was written over.
 
     `precise` computes in float64 inside kernels and rounds at their stores. `library` runs kernels that have a library call
     by that call. Memory that nobody has written holds what would show: all bits set, which is NaN for every float.
@@ -40,6 +41,8 @@ def run_interpreted(
             _call(step.library, memory)
         else:
             interpret(step.kernel, {b: memory[i] for b, i in step.buffers.items()}, step.symbols, precise)
+        if any(i in program.guards and memory[i].any() for i in step.writes):
+            break
     return [memory[i] for i in program.outputs]
 
 

@@ -3,6 +3,7 @@
     plan    ::= arrays widest steps at release | expected array* | step*           each word an i64
     array   ::= dtype object, number of dimensions, extents
     step    ::= function syms chunks parallel buffers place*
+              | 0 0 1 0 1 place                                    a guard: ends the run if the byte there is not 0
     place   ::= n >= 0: the call's array n | n < 0: -1 - n bytes into the arena
 
     flame_run(plan, arena, pointers)               runs the steps; `pointers` are the arrays' addresses
@@ -98,6 +99,14 @@ placed:
   %j1 = add i64 %j, 1
   br label %place
 call:
+  %guard = icmp eq ptr %fn, null
+  br i1 %guard, label %look.at.guard, label %work
+look.at.guard:
+  %flag.p = load ptr, ptr %bufs
+  %flag = load i8, ptr %flag.p
+  %stop = icmp ne i8 %flag, 0
+  br i1 %stop, label %leave, label %ran
+work:
   %alone = icmp eq i64 %parallel, 0
   br i1 %alone, label %serial, label %spread
 serial:
@@ -217,7 +226,7 @@ _FASTCALL: Final = 0x0080
 
 @dataclass(frozen=True, slots=True)
 class NativeStep:
-    """One phase of a kernel. `places` as in the grammar above; `symbols` are the values behind `syms`."""
+    """One phase of a kernel. `places` as in the grammar above; `symbols` are the values behind `syms`. A guard has function 0."""
 
     function: int
     places: tuple[int, ...]

@@ -62,12 +62,14 @@ class Executable:
         self._makers = [memory.shared.maker(slots[s].spec.shape, slots[s].spec.dtype.numpy) for s in owned]
         #: where each result is: (its place, whether it is an input, whose array stays the caller's)
         n = len(self._inputs)
-        self._results = [(self._place[s], self._place[s] < n) for s in program.outputs]
+        self._results = [(self._place[s], self._place[s] < n and s not in program.updated) for s in program.outputs]
+        self._updated = [self._place[s] for s in program.updated]
         self._simple = self._results == [(n + i, False) for i in range(len(owned))]
         self._scratch = -(-program.arena_bytes // ALIGNMENT) * ALIGNMENT
         self._arena_bytes = self._scratch
 
         self._stages: list[Stage] = []
+        self._stops: dict[int, list[int]] = {}  #: a stage -> arrays after it, none of which may be true for the next to run
         plans: list[Plan] = []
         pending: list[NativeStep] = []
 
@@ -84,6 +86,10 @@ class Executable:
             else:
                 finish_native()
                 self._stages.append(how)
+            for s in step.writes:
+                if s in program.guards:
+                    pending.append(NativeStep(0, (self._where(s),), 1, microseconds=0.01))
+                    self._stops.setdefault(len(self._stages), []).append(self._place[s])
         finish_native()
         self._parallel = any(p.parallel for p in plans)
         self._enter = entry().enter if plans else None
@@ -93,7 +99,7 @@ class Executable:
 
     def __call__(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Run it. Inputs that are not contiguous or not aligned are copied; results share memory with nothing else, but
-        results that are one value are one array.
+        results that are one value are one array, and one that the program writes over an input is that input's array.
 
         Raises TypeError or RuntimeError where an input is not what the program was compiled for.
         """
@@ -122,14 +128,21 @@ class Executable:
 
     def _run(self, arrays: Arrays) -> Arrays:
         """All stages, on arrays that may need to be made fit first."""
+        given = arrays[: len(self._inputs)]
         for i, spec in enumerate(self._inputs):
             arrays[i] = fitted(arrays[i], spec, f"{self.program.name}: input {i}")
         block = memory.shared.take_arena(max(self._arena_bytes, 1))
         try:
-            for stage in self._stages:
+            for i, stage in enumerate(self._stages):
                 stage(arrays, block)
+                if any(arrays[s].any() for s in self._stops.get(i, ())):
+                    break
         finally:
             memory.shared.give_arena(block)
+        for i in self._updated:
+            if arrays[i] is not given[i]:
+                np.copyto(given[i], arrays[i])
+                arrays[i] = given[i]
         return arrays
 
     # ---- how steps become stages

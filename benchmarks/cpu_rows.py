@@ -1,0 +1,525 @@
+"""What `benchmarks/cpu.py` measures, in one framework: `python benchmarks/cpu_rows.py FRAMEWORK THREADS`.
+
+A row is made when it is asked for, and forgotten afterwards. This process prints its versions as JSON, then answers each name on
+stdin with seconds on stdout: {} where it has no such row, and a variant's name ("", or "eager" and "compiled") with the median
+seconds of a call otherwise. flame and PyTorch run the same lines; JAX has its own, of the same arithmetic.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+now = time.perf_counter
+Call = Callable[[], Any]
+Compile = Callable[[Callable], Callable]
+
+
+def each(f: Call, seconds: float = 0.25) -> float:
+    """The least seconds of a call, once warm: what neighbours on the machine take is not what is measured."""
+    for _ in range(4):
+        f()
+    took: list[float] = []
+    begun = now()
+    while now() - begun < seconds or len(took) < 5:
+        t = now()
+        f()
+        took.append(now() - t)
+    return min(took)
+
+
+# ---- flame and PyTorch
+
+
+class TorchLike:
+    """Rows written against PyTorch's names. `whole`: a compiled function may hold backward and the optimizer."""
+
+    def __init__(self, torch: Any, whole: bool):
+        self.torch, self.whole = torch, whole
+        self.F, self.nn = torch.nn.functional, torch.nn
+        torch.manual_seed(0)
+
+    def inference(self, f: Callable, *xs: Any) -> Callable[[Compile], Call]:
+        def make(compile: Compile) -> Call:
+            g = compile(f)
+
+            def call() -> Any:
+                with self.torch.no_grad():
+                    return g(*xs)
+
+            return call
+
+        return make
+
+    def training(self, loss: Callable, leaves: list, optimizer: Any = None) -> Callable[[Compile], Call]:
+        """Gradients of a loss, and a step of the optimizer if there is one."""
+
+        def make(compile: Compile) -> Call:
+            forward = loss if self.whole else compile(loss)
+
+            def step() -> Any:
+                for p in leaves:
+                    p.grad = None
+                value = forward()
+                value.backward()
+                if optimizer is not None:
+                    optimizer.step()
+                return value.detach()
+
+            return compile(step) if self.whole else step
+
+        return make
+
+    def randn(self, *shape: int, grad: bool = False) -> Any:
+        x = self.torch.randn(*shape)
+        return x.requires_grad_() if grad else x
+
+    def layer(self, f: Callable, *xs: Any) -> Callable[[Compile], Call]:
+        """Forward and backward of a function of leaves, under a random cotangent."""
+        g = self.randn(*f(*xs).shape)
+        return self.training(lambda: (f(*xs) * g).sum(), [x for x in xs if x.requires_grad])
+
+    def rows(self) -> dict[str, Callable[[], Callable[[Compile], Call]]]:
+        torch, F, nn, r = self.torch, self.F, self.nn, self.randn
+        fwd, both = self.inference, self.layer
+
+        def conv(n: int, c: int, size: int, o: int, k: int, s: int = 1, groups: int = 1, train: bool = False) -> Callable:
+            def make() -> Any:
+                x, w = r(n, c, size, size, grad=train), r(o, c // groups, k, k, grad=train)
+                f = lambda x, w: F.conv2d(x, w, None, s, k // 2, 1, groups)
+                return (both if train else fwd)(f, x, w)
+
+            return make
+
+        def product(*shape: int) -> Callable:
+            m, k, n = shape
+            return lambda: fwd(lambda a, b: a @ b, r(m, k), r(k, n))
+
+        def linear(m: int, k: int, n: int) -> Callable:
+            return lambda: fwd(F.linear, r(m, k), r(n, k), r(n))
+
+        def norm(train: bool) -> Callable:
+            x, w, b = r(2048, 1024, grad=train), r(1024, grad=train), r(1024, grad=train)
+            return (both if train else fwd)(lambda x, w, b: F.layer_norm(x, (1024,), w, b), x, w, b)
+
+        def attention(train: bool) -> Callable:
+            q, k, v = (r(2, 8, 512, 64, grad=train) for _ in range(3))
+            return (both if train else fwd)(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), q, k, v)
+
+        def cross_entropy() -> Any:
+            x, y = r(1024, 8192, grad=True), torch.randint(0, 8192, (1024,))
+            return self.training(lambda: F.cross_entropy(x, y), [x])
+
+        def embedding() -> Any:
+            w, at = r(8192, 512, grad=True), torch.randint(0, 8192, (8, 256))
+            return both(lambda w: F.embedding(at, w), w)
+
+        def batch_norm() -> Any:
+            x, w, b = r(16, 64, 32, 32, grad=True), r(64, grad=True), r(64, grad=True)
+            mean, var = torch.zeros(64), torch.ones(64)
+            return both(lambda x, w, b: F.relu(F.batch_norm(x, mean, var, w, b, True)), x, w, b)
+
+        def adamw() -> Any:
+            ps = [
+                nn.Parameter(r(*s)) for _ in range(12) for s in ((256, 256), (256,), (1024, 256), (1024,), (256, 1024), (256,))
+            ]
+            for p in ps:
+                p.grad = torch.randn(*p.shape)
+            optimizer = torch.optim.AdamW(ps, lr=1e-4)
+
+            def make(compile: Compile) -> Call:
+                return compile(lambda: optimizer.step())
+
+            return make
+
+        def mlp(train: bool) -> Any:
+            net = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))
+            x, y = r(128, 784), torch.randint(0, 10, (128,))
+            if not train:
+                return fwd(net, x)
+            ps = list(net.parameters())
+            return self.training(lambda: F.cross_entropy(net(x), y), ps, torch.optim.AdamW(ps, lr=1e-4))
+
+        def gpt(train: bool) -> Any:
+            net, at = _gpt(torch, 256, 8, 2, 1024), torch.randint(0, 1024, (4, 256))
+            if not train:
+                return fwd(net, at)
+            ps = list(net.parameters())
+            y = torch.randint(0, 1024, (4 * 256,))
+            return self.training(lambda: F.cross_entropy(net(at).view(-1, 1024), y), ps, torch.optim.AdamW(ps, lr=1e-4))
+
+        def image(build: Callable, channels: int, size: int, train: bool) -> Any:
+            net, x = build(nn, F), r(8, channels, size, size)
+            if not train:
+                net.eval()
+                return fwd(net, x)
+            ps = list(net.parameters())
+            return self.training(lambda: net(x).square().mean(), ps, torch.optim.SGD(ps, lr=1e-3, momentum=0.9))
+
+        def gelu_chain(x: Any, b: Any, y: Any) -> Any:
+            return F.gelu(x + b) * torch.sigmoid(y)
+
+        return {
+            "gelu(x + b) * sigmoid(y), 2048 x 1024": lambda: fwd(gelu_chain, r(2048, 1024), r(1024), r(2048, 1024)),
+            "softmax, 2048 x 1024": lambda: fwd(lambda x: F.softmax(x, -1), r(2048, 1024)),
+            "softmax, 2048 x 1024, training": lambda: both(lambda x: F.softmax(x, -1), r(2048, 1024, grad=True)),
+            "layer_norm, 2048 x 1024": lambda: norm(False),
+            "layer_norm, 2048 x 1024, training": lambda: norm(True),
+            "batch_norm + relu, 16 x 64 x 32 x 32, training": batch_norm,
+            "cross_entropy, 1024 x 8192, training": cross_entropy,
+            "embedding, 2048 of 8192 x 512, training": embedding,
+            "sum of columns, 4096 x 1024": lambda: fwd(lambda x: x.sum(0), r(4096, 1024)),
+            "x.t() + y, 1024 x 1024": lambda: fwd(lambda x, y: x.t() + y, r(1024, 1024), r(1024, 1024)),
+            "attention, causal, 2 x 8 x 512 x 64": lambda: attention(False),
+            "attention, causal, 2 x 8 x 512 x 64, training": lambda: attention(True),
+            "matmul, 64 x 64 x 64": product(64, 64, 64),
+            "matmul, 256 x 256 x 256": product(256, 256, 256),
+            "matmul, 1024 x 1024 x 1024": product(1024, 1024, 1024),
+            "linear, 1 x 768 -> 3072": linear(1, 768, 3072),
+            "linear, 8 x 768 -> 3072": linear(8, 768, 3072),
+            "linear + gelu, 512 x 768 -> 3072": lambda: fwd(
+                lambda x, w, b: F.gelu(F.linear(x, w, b)), r(512, 768), r(3072, 768), r(3072)
+            ),
+            "linear, 512 x 768 -> 768, training": lambda: both(
+                F.linear, r(512, 768, grad=True), r(768, 768, grad=True), r(768, grad=True)
+            ),
+            "batched matmul, 64 x 128 x 64 x 128": lambda: fwd(lambda a, b: a @ b, r(64, 128, 64), r(64, 64, 128)),
+            "conv 3x3, 4 x 64 x 56 x 56": conv(4, 64, 56, 64, 3),
+            "conv 3x3, 4 x 64 x 56 x 56, training": conv(4, 64, 56, 64, 3, train=True),
+            "conv 3x3, 4 x 256 x 14 x 14": conv(4, 256, 14, 256, 3),
+            "conv 3x3, 4 x 256 x 14 x 14, training": conv(4, 256, 14, 256, 3, train=True),
+            "conv 7x7 / 2, 4 x 3 x 224 x 224": conv(4, 3, 224, 64, 7, 2),
+            "conv 3x3 / 2, 4 x 64 x 56 x 56": conv(4, 64, 56, 128, 3, 2),
+            "conv 3x3 / 2, 4 x 64 x 56 x 56, training": conv(4, 64, 56, 128, 3, 2, train=True),
+            "conv 1x1, 4 x 256 -> 64 x 56 x 56": conv(4, 256, 56, 64, 1),
+            "conv 1x1, 4 x 256 -> 64 x 56 x 56, training": conv(4, 256, 56, 64, 1, train=True),
+            "depthwise 3x3, 4 x 144 x 56 x 56": conv(4, 144, 56, 144, 3, 1, 144),
+            "depthwise 3x3, 4 x 144 x 56 x 56, training": conv(4, 144, 56, 144, 3, 1, 144, train=True),
+            "depthwise 3x3 / 2, 4 x 144 x 56 x 56": conv(4, 144, 56, 144, 3, 2, 144),
+            "max_pool 3x3 / 2, 4 x 64 x 112 x 112": lambda: fwd(lambda x: F.max_pool2d(x, 3, 2, 1), r(4, 64, 112, 112)),
+            "max_pool 3x3 / 2, 4 x 64 x 112 x 112, training": lambda: both(
+                lambda x: F.max_pool2d(x, 3, 2, 1), r(4, 64, 112, 112, grad=True)
+            ),
+            "AdamW, 72 parameters, 7 million numbers": adamw,
+            "MLP 784-512-512-10, batch 128": lambda: mlp(False),
+            "MLP 784-512-512-10, batch 128, AdamW step": lambda: mlp(True),
+            "GPT, 2 blocks of 256, 4 x 256 tokens": lambda: gpt(False),
+            "GPT, 2 blocks of 256, 4 x 256 tokens, AdamW step": lambda: gpt(True),
+            "ResNet-18 block 64, 8 images of 32 x 32": lambda: image(_residual, 64, 32, False),
+            "ResNet-18 block 64, 8 images of 32 x 32, SGD step": lambda: image(_residual, 64, 32, True),
+            "MobileNetV2 block 24, 8 images of 28 x 28": lambda: image(_inverted, 24, 28, False),
+            "MobileNetV2 block 24, 8 images of 28 x 28, SGD step": lambda: image(_inverted, 24, 28, True),
+        }
+
+
+def _gpt(torch: Any, width: int, heads: int, layers: int, vocabulary: int) -> Any:
+    nn, F = torch.nn, torch.nn.functional
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+            self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+            self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+        def forward(self, x: Any) -> Any:
+            n, t, c = x.shape
+            q, k, v = (part.view(n, t, heads, -1).transpose(1, 2) for part in self.qkv(self.norm1(x)).split(c, dim=2))
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + self.out(y.transpose(1, 2).reshape(n, t, c))
+            return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+    parts = [nn.Embedding(vocabulary, width), *(Block() for _ in range(layers)), nn.LayerNorm(width)]
+    return nn.Sequential(*parts, nn.Linear(width, vocabulary, bias=False))
+
+
+def _residual(nn: Any, F: Any) -> Any:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.conv2 = (nn.Conv2d(64, 64, 3, padding=1, bias=False) for _ in range(2))
+            self.norm1, self.norm2 = nn.BatchNorm2d(64), nn.BatchNorm2d(64)
+
+        def forward(self, x: Any) -> Any:
+            y = F.relu(self.norm1(self.conv1(x)))
+            return F.relu(self.norm2(self.conv2(y)) + x)
+
+    return Block()
+
+
+def _inverted(nn: Any, F: Any) -> Any:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Conv2d(24, 144, 1, bias=False), nn.Conv2d(144, 24, 1, bias=False)
+            self.each = nn.Conv2d(144, 144, 3, padding=1, groups=144, bias=False)
+            self.norm1, self.norm2, self.norm3 = nn.BatchNorm2d(144), nn.BatchNorm2d(144), nn.BatchNorm2d(24)
+
+        def forward(self, x: Any) -> Any:
+            y = F.relu6(self.norm1(self.up(x)))
+            return x + self.norm3(self.down(F.relu6(self.norm2(self.each(y)))))
+
+    return Block()
+
+
+# ---- JAX
+
+
+def jax_rows() -> dict[str, Callable[[], Call]]:
+    import jax
+    import jax.numpy as jnp
+
+    key = jax.random.key(0)
+
+    def r(*shape: int) -> Any:
+        return jax.random.normal(key, shape)
+
+    def fwd(f: Callable, *xs: Any) -> Callable[[], Call]:
+        def make() -> Call:
+            g, arrays = jax.jit(f), [x() if callable(x) else x for x in xs]
+            return lambda: jax.block_until_ready(g(*arrays))
+
+        return make
+
+    def both(f: Callable, *xs: Any) -> Callable[[], Call]:
+        def make() -> Call:
+            arrays = [x() if callable(x) else x for x in xs]
+            g = r(*jax.eval_shape(f, *arrays).shape)
+            d = jax.jit(jax.grad(lambda *a: (f(*a) * g).sum(), argnums=tuple(range(len(arrays)))))
+            return lambda: jax.block_until_ready(d(*arrays))
+
+        return make
+
+    def conv(n: int, c: int, size: int, o: int, k: int, s: int = 1, groups: int = 1, train: bool = False) -> Callable:
+        def f(x: Any, w: Any) -> Any:
+            pad = [(k // 2, k // 2)] * 2
+            return jax.lax.conv_general_dilated(x, w, (s, s), pad, feature_group_count=groups)
+
+        return (both if train else fwd)(f, lambda: r(n, c, size, size), lambda: r(o, c // groups, k, k))
+
+    def norm(x: Any, w: Any, b: Any) -> Any:
+        m = x.mean(-1, keepdims=True)
+        return (x - m) * jax.lax.rsqrt(((x - m) ** 2).mean(-1, keepdims=True) + 1e-5) * w + b
+
+    def batch_norm(x: Any, w: Any, b: Any) -> Any:
+        m = x.mean((0, 2, 3), keepdims=True)
+        y = (x - m) * jax.lax.rsqrt(((x - m) ** 2).mean((0, 2, 3), keepdims=True) + 1e-5)
+        return jax.nn.relu(y * w[:, None, None] + b[:, None, None])
+
+    def attention(q: Any, k: Any, v: Any) -> Any:
+        swap = lambda x: jnp.swapaxes(x, 1, 2)
+        return swap(jax.nn.dot_product_attention(swap(q), swap(k), swap(v), is_causal=True))
+
+    def entropy(logits: Any, y: Any) -> Any:
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], 1).mean()
+
+    def pool(x: Any) -> Any:
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 1, 3, 3), (1, 1, 2, 2), ((0, 0), (0, 0), (1, 1), (1, 1)))
+
+    def dense(n: int, m: int) -> tuple:
+        return r(m, n) * n**-0.5, jnp.zeros(m)
+
+    def apply(p: tuple, x: Any) -> Any:
+        return x @ p[0].T + p[1]
+
+    def adamw(ps: Any, gs: Any, ms: Any, vs: Any, n: Any) -> tuple:
+        tree = jax.tree.map
+        ms = tree(lambda m, g: 0.9 * m + 0.1 * g, ms, gs)
+        vs = tree(lambda v, g: 0.999 * v + 0.001 * g * g, vs, gs)
+        c1, c2 = 1 - 0.9**n, 1 - 0.999**n
+        ps = tree(lambda p, m, v: p * (1 - 1e-6) - 1e-4 * (m / c1) / (jnp.sqrt(v / c2) + 1e-8), ps, ms, vs)
+        return ps, ms, vs
+
+    def trained(loss: Callable, ps: Any) -> Call:
+        zeros = jax.tree.map(jnp.zeros_like, ps)
+        state = [ps, zeros, jax.tree.map(jnp.zeros_like, ps), jnp.float32(1)]
+
+        def step(ps: Any, ms: Any, vs: Any, n: Any) -> tuple:
+            value, gs = jax.value_and_grad(loss)(ps)
+            return (*adamw(ps, gs, ms, vs, n), n + 1), value
+
+        g = jax.jit(step, donate_argnums=(0, 1, 2))
+
+        def call() -> None:
+            state[:], _ = jax.block_until_ready(g(*state))
+
+        return call
+
+    def only_adamw() -> Call:
+        shapes = [s for _ in range(12) for s in ((256, 256), (256,), (1024, 256), (1024,), (256, 1024), (256,))]
+        ps, gs = [r(*s) for s in shapes], [r(*s) for s in shapes]
+        state = [ps, [jnp.zeros_like(p) for p in ps], [jnp.zeros_like(p) for p in ps]]
+        g = jax.jit(adamw, donate_argnums=(0, 2, 3))
+
+        def call() -> None:
+            state[:] = jax.block_until_ready(g(state[0], gs, state[1], state[2], jnp.float32(7)))
+
+        return call
+
+    def mlp(train: bool) -> Callable[[], Call]:
+        def forward(ps: list, x: Any) -> Any:
+            for p in ps[:-1]:
+                x = jax.nn.relu(apply(p, x))
+            return apply(ps[-1], x)
+
+        def make() -> Call:
+            ps, x, y = [dense(784, 512), dense(512, 512), dense(512, 10)], r(128, 784), jnp.zeros(128, jnp.int32)
+            return trained(lambda ps: entropy(forward(ps, x), y), ps) if train else fwd(forward, ps, x)()
+
+        return make
+
+    def gpt(train: bool) -> Callable[[], Call]:
+        width, heads, vocabulary = 256, 8, 1024
+
+        def forward(ps: dict, at: Any) -> Any:
+            x = ps["table"][at]
+            n, t, c = x.shape
+            for p in ps["blocks"]:
+                q, k, v = (y.reshape(n, t, heads, -1) for y in jnp.split(apply(p["qkv"], norm(x, *p["norm1"])), 3, -1))
+                y = jax.nn.dot_product_attention(q, k, v, is_causal=True).reshape(n, t, c)
+                x = x + apply(p["out"], y)
+                x = x + apply(p["down"], jax.nn.gelu(apply(p["up"], norm(x, *p["norm2"])), approximate=False))
+            return norm(x, *ps["norm"]) @ ps["head"].T
+
+        def make() -> Call:
+            unit = lambda: (jnp.ones(width), jnp.zeros(width))
+            block = lambda: {"qkv": dense(width, 3 * width), "out": dense(width, width), "up": dense(width, 4 * width),
+                             "down": dense(4 * width, width), "norm1": unit(), "norm2": unit()}  # fmt: skip
+            ps = {
+                "table": r(vocabulary, width),
+                "head": r(vocabulary, width) * width**-0.5,
+                "norm": unit(),
+                "blocks": [block(), block()],
+            }
+            at, y = jax.random.randint(key, (4, 256), 0, vocabulary), jnp.zeros(4 * 256, jnp.int32)
+            if not train:
+                return fwd(forward, ps, at)()
+            return trained(lambda ps: entropy(forward(ps, at).reshape(-1, vocabulary), y), ps)
+
+        return make
+
+    def cross_entropy() -> Call:
+        x, y = r(1024, 8192), jax.random.randint(key, (1024,), 0, 8192)
+        g = jax.jit(jax.grad(entropy))
+        return lambda: jax.block_until_ready(g(x, y))
+
+    def embedding() -> Call:
+        w, at = r(8192, 512), jax.random.randint(key, (8, 256), 0, 8192)
+        return both(lambda w: w[at], w)()
+
+    def gelu_chain(x: Any, b: Any, y: Any) -> Any:
+        return jax.nn.gelu(x + b, approximate=False) * jax.nn.sigmoid(y)
+
+    def big() -> Any:
+        return r(2048, 1024)
+
+    def lin(x: Any, w: Any, b: Any) -> Any:
+        return x @ w.T + b
+
+    def product(m: int, k: int, n: int) -> Callable:
+        return fwd(lambda a, b: a @ b, lambda: r(m, k), lambda: r(k, n))
+
+    def linear(m: int, k: int, n: int) -> Callable:
+        return fwd(lin, lambda: r(m, k), lambda: r(n, k), lambda: r(n))
+
+    qkv = [lambda: r(2, 8, 512, 64)] * 3
+    scale = [lambda: r(1024), lambda: r(1024)]
+    return {
+        "gelu(x + b) * sigmoid(y), 2048 x 1024": fwd(gelu_chain, big, lambda: r(1024), big),
+        "softmax, 2048 x 1024": fwd(jax.nn.softmax, big),
+        "softmax, 2048 x 1024, training": both(jax.nn.softmax, big),
+        "layer_norm, 2048 x 1024": fwd(norm, big, *scale),
+        "layer_norm, 2048 x 1024, training": both(norm, big, *scale),
+        "batch_norm + relu, 16 x 64 x 32 x 32, training": both(
+            batch_norm, lambda: r(16, 64, 32, 32), lambda: r(64), lambda: r(64)
+        ),
+        "cross_entropy, 1024 x 8192, training": cross_entropy,
+        "embedding, 2048 of 8192 x 512, training": embedding,
+        "sum of columns, 4096 x 1024": fwd(lambda x: x.sum(0), lambda: r(4096, 1024)),
+        "x.t() + y, 1024 x 1024": fwd(lambda x, y: x.T + y, lambda: r(1024, 1024), lambda: r(1024, 1024)),
+        "attention, causal, 2 x 8 x 512 x 64": fwd(attention, *qkv),
+        "attention, causal, 2 x 8 x 512 x 64, training": both(attention, *qkv),
+        "matmul, 64 x 64 x 64": product(64, 64, 64),
+        "matmul, 256 x 256 x 256": product(256, 256, 256),
+        "matmul, 1024 x 1024 x 1024": product(1024, 1024, 1024),
+        "linear, 1 x 768 -> 3072": linear(1, 768, 3072),
+        "linear, 8 x 768 -> 3072": linear(8, 768, 3072),
+        "linear + gelu, 512 x 768 -> 3072": fwd(
+            lambda x, w, b: jax.nn.gelu(lin(x, w, b), approximate=False),
+            lambda: r(512, 768),
+            lambda: r(3072, 768),
+            lambda: r(3072),
+        ),
+        "linear, 512 x 768 -> 768, training": both(lin, lambda: r(512, 768), lambda: r(768, 768), lambda: r(768)),
+        "batched matmul, 64 x 128 x 64 x 128": fwd(lambda a, b: a @ b, lambda: r(64, 128, 64), lambda: r(64, 64, 128)),
+        "conv 3x3, 4 x 64 x 56 x 56": conv(4, 64, 56, 64, 3),
+        "conv 3x3, 4 x 64 x 56 x 56, training": conv(4, 64, 56, 64, 3, train=True),
+        "conv 3x3, 4 x 256 x 14 x 14": conv(4, 256, 14, 256, 3),
+        "conv 3x3, 4 x 256 x 14 x 14, training": conv(4, 256, 14, 256, 3, train=True),
+        "conv 7x7 / 2, 4 x 3 x 224 x 224": conv(4, 3, 224, 64, 7, 2),
+        "conv 3x3 / 2, 4 x 64 x 56 x 56": conv(4, 64, 56, 128, 3, 2),
+        "conv 3x3 / 2, 4 x 64 x 56 x 56, training": conv(4, 64, 56, 128, 3, 2, train=True),
+        "conv 1x1, 4 x 256 -> 64 x 56 x 56": conv(4, 256, 56, 64, 1),
+        "conv 1x1, 4 x 256 -> 64 x 56 x 56, training": conv(4, 256, 56, 64, 1, train=True),
+        "depthwise 3x3, 4 x 144 x 56 x 56": conv(4, 144, 56, 144, 3, 1, 144),
+        "depthwise 3x3 / 2, 4 x 144 x 56 x 56": conv(4, 144, 56, 144, 3, 2, 144),
+        "max_pool 3x3 / 2, 4 x 64 x 112 x 112": fwd(pool, lambda: r(4, 64, 112, 112)),
+        "max_pool 3x3 / 2, 4 x 64 x 112 x 112, training": both(pool, lambda: r(4, 64, 112, 112)),
+        "AdamW, 72 parameters, 7 million numbers": only_adamw,
+        "MLP 784-512-512-10, batch 128": mlp(False),
+        "MLP 784-512-512-10, batch 128, AdamW step": mlp(True),
+        "GPT, 2 blocks of 256, 4 x 256 tokens": gpt(False),
+        "GPT, 2 blocks of 256, 4 x 256 tokens, AdamW step": gpt(True),
+    }
+
+
+# ---- the process
+
+
+def torch_seconds(torch: Any, whole: bool, variants: dict[str, Compile]) -> tuple[list[str], Callable[[str], dict[str, float]]]:
+    rows = TorchLike(torch, whole).rows()
+    known: dict[str, dict[str, Call]] = {}
+
+    def measure(name: str) -> dict[str, float]:
+        if name not in known:
+            made = rows[name]()
+            known[name] = {variant: made(compile) for variant, compile in variants.items()}
+        return {variant: each(call) for variant, call in known[name].items()}
+
+    return list(rows), measure
+
+
+def main() -> None:
+    framework, threads = sys.argv[1], int(sys.argv[2])
+    os.environ["OMP_NUM_THREADS"] = os.environ["FLAME_NUM_THREADS"] = str(threads)
+    if framework == "jax":
+        made = jax_rows()
+        known: dict[str, Call] = {}
+
+        def measure(name: str) -> dict[str, float]:
+            if name not in known:
+                known[name] = made[name]()
+            return {"": each(known[name])}
+
+        rows = list(made)
+    elif framework == "torch":
+        import torch
+
+        torch.set_num_threads(threads)
+        rows, measure = torch_seconds(torch, False, {"eager": lambda f: f, "compiled": torch.compile})
+    else:
+        import flame
+
+        rows, measure = torch_seconds(flame, True, {"": flame.compile})
+    print(json.dumps({"version": __import__(framework).__version__, "rows": rows}), flush=True)
+    for line in sys.stdin:
+        name = line.rstrip("\n")
+        print(json.dumps(measure(name) if name in rows else {}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
