@@ -74,7 +74,8 @@ class CompiledFunction:
                 c.stats.count(c.stats.fallbacks, "", OTHER_THREAD.text())
             return self._fn(*args, **kwargs)
         try:
-            _Region.thread, _Region.capture = threading.get_ident(), c
+            thread = _Region.thread = threading.get_ident()
+            _Region.capture = c
             if control.compiling != "yes" and not c.root.children:
                 if control.compiling == "no":
                     return self._fn(*args, **kwargs)
@@ -83,8 +84,13 @@ class CompiledFunction:
             s = c.stats
             s.calls += 1
             before = (s.followed, s.recorded, s.flushed) if knobs.log else None
-            run: Any = Run(c, c.root)
-            force.interpreter = run
+            run: Any = c.spare
+            if run is None:
+                run = Run(c, c.root, thread)
+            else:
+                c.spare = None
+                run.begin(c.root, thread)
+            first = force.interpreter = run
             try:
                 result = self._fn(*args, **kwargs)
             except BaseException:
@@ -95,6 +101,8 @@ class CompiledFunction:
             run = force.interpreter
             if run is not None:  # None: capture raised, and the function caught it and went on eagerly
                 run.end("return")
+                if run is first and run.following:
+                    run.rest()
             if before is not None:
                 followed, recorded, flushed = s.followed - before[0], s.recorded - before[1], s.flushed - before[2]
                 text = f"{followed} steps followed, {recorded} recorded; {flushed} segments ran as kernels"

@@ -55,7 +55,7 @@ class Storage:
         self.version = 0
         self.pending: Any = None
         self.volatile: bool | str = False
-        self.window: Any = None  #: capture's view of this memory, while a run tracks it
+        self.window: Any = None  #: capture's first window of this memory, while a run tracks it
 
 
 class View(NamedTuple):
@@ -81,6 +81,7 @@ class Tensor:
     _inference = False
     _ref: Any = None  #: identity inside a captured segment
     _trace: Any = None  #: the memory window that it shows there
+    _known: Any = None  #: how it last entered a segment from outside
     __array_priority__ = 1000.0
     __hash__ = object.__hash__
 

@@ -473,6 +473,7 @@ def _set_data(self: Tensor, value: Tensor) -> None:
     if run is not None:
         run.leave(DATA_ASSIGNED)
     self._array = value._data()
+    self._known = None
     self._storage = value.storage_of()
     self._view = None
 

@@ -54,6 +54,8 @@ class Compiled:
             self.failure = NOT_COMPILED.text(f"{graph.name} ({role})", f"{type(e).__name__}: {e}")
             capture.stats.count(capture.stats.fallbacks, graph.name, self.failure)
             print(f"flame: {self.failure}", file=sys.stderr)
+        #: whether no two results share memory
+        self.distinct = self.executable is None or self.executable.distinct
 
     def __call__(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         if self.executable is not None:

@@ -52,7 +52,7 @@ class Effects(RunState):
             return force.interpreter.assign(target, value)
         self._check_writable(target)
         st = target.storage_of()
-        if target._ref is None or target._handed_out() or len(self.windows.get(id(st), ())) > 1:
+        if target._ref is None or target._handed_out() or (st.window is not None and st.window.next is not None):
             self.break_(SHARED_MEMORY_WRITTEN)
             return self._eagerly(lambda: eager_assign(target, value))
         w = self.window_of(target)
@@ -136,7 +136,7 @@ class Effects(RunState):
         trace, outside = target._trace, w.external
         if trace.chain or trace.root is not None or w.storage.volatile:
             return False
-        return outside is None or (len(self.windows[id(w.storage)]) == 1 and outside._array.flags.writeable)
+        return outside is None or (w.storage.window.next is None and outside._array.flags.writeable)
 
     def _follow_write(self, write: Step, target: Tensor, value: Ref) -> None:
         w, old = target._trace.window, target._ref

@@ -12,7 +12,7 @@ import numpy as np
 
 from flame.autograd.tape import AccumulateGrad, eager, edge, user_source
 from flame.capture.state import RunState, SegmentEnded, new_object, weak
-from flame.capture.trace import InputKey, Macro, Ref, Slot, Stale, Step, Trace, Window, exact, same_number
+from flame.capture.trace import InputKey, Known, Macro, Ref, Slot, Stale, Step, Trace, Window, exact, interned, same_number
 from flame.dtypes import dtype
 from flame.primitive import Primitive, force
 from flame.reasons import OTHER_TENSOR, OVERLAPPING_READ
@@ -80,9 +80,6 @@ class Follower(RunState):
         self.track(t)
         return t
 
-    def _track(self, t: Tensor) -> None:
-        self.tracked.append(weak(t))
-
     def window_of(self, t: Tensor) -> Window:
         """The window of a tensor that has a ref; made now for the result of an operation."""
         trace = t._trace
@@ -95,6 +92,45 @@ class Follower(RunState):
         return trace.window
 
     def _input(self, t: Tensor) -> Ref:
+        """The ref of a tensor from outside, which is an input step."""
+        step, known = self.next, t._known
+        if (
+            known is not None
+            and step is not None
+            and known.key is step.key
+            and known.array is t._array
+            and known.storage is t._storage
+            and t._requires_grad is known.wants
+            and t._node is None
+            and t._view is None
+        ):
+            st: Any = known.storage
+            if st.window is None and st.pending is None and not st.volatile:  # as it came before, and alone
+                return self._enter(t, step, known)
+        return self._new_input(t)
+
+    def _enter(self, t: Tensor, step: Step, known: Known) -> Ref:
+        ref = step.outs[0]
+        w = known.window
+        w.external = t
+        w.current = ref.value
+        if w.mutations:
+            w.mutations = w.version = 0
+        known.storage.window = w
+        if known.wants:
+            self.edges[ref.edge] = t
+        t._ref = ref
+        t._trace = known.trace
+        self.externals.append((t, ref, w))
+        self.at = step
+        children = step.children
+        if children:
+            self.next = children[0]
+        else:
+            self.run_out()
+        return ref
+
+    def _new_input(self, t: Tensor) -> Ref:
         st = t.storage_of()
         if t._array is None or (st.pending is not None and st.pending is not self):
             raise RuntimeError("a tensor that another thread's compiled call still has to compute is used here")
@@ -103,14 +139,15 @@ class Follower(RunState):
         volatile = t._handed_out()  # (before the array has a name here: it counts who holds it)
         a = t._array
         window = None
-        if not volatile and (others := self.windows.get(id(st))) is not None:
+        if not volatile and (w := st.window) is not None:
             key = memory_key(a)
-            for w in others:
+            while w is not None:
                 if memory_key(w.external._array) == key and t._view is None and w.external._view is None:
                     window = w
                 elif w.mutations:
                     self.break_(OVERLAPPING_READ)
                     raise SegmentEnded
+                w = w.next
         e = t._node if t._view is None and t._node is not None else edge(t)
         leaf = e is None or type(e[0]) is AccumulateGrad
         alias = None if window is None else window.current
@@ -135,7 +172,7 @@ class Follower(RunState):
         if step is None:
             step = Step("input")
             spec = t.spec
-            step.key = InputKey(spec, a.strides, e is not None, leaf, alias, volatile)
+            step.key = interned(InputKey(spec, a.strides, e is not None, leaf, alias, volatile))
             step.numpy = spec.dtype.numpy
             value = self.capture.new_id() if window is None else window.current
             step.outs = (self.capture.ref(value, None if e is None else self.capture.new_id(), spec),)
@@ -146,7 +183,6 @@ class Follower(RunState):
         ref = step.outs[0]
         if e is not None:
             self.edges[ref.edge] = e
-            self.edge_tensors[ref.edge] = t
         if volatile:
             snapshot = new_object(Tensor)
             snapshot._array = np.array(a, order="K")
@@ -158,13 +194,15 @@ class Follower(RunState):
         else:
             if window is None:
                 window = Window(t, ref.value, ref.spec, st)
-                self.windows.setdefault(id(st), []).append(window)
+                window.next, st.window = st.window, window
                 self.externals.append((t, ref, window))
             else:
                 self.externals.append((t, ref, None))
             t._ref = ref
             t._trace = Trace(window, (), None)
             window.members.append(weak(t))
+            if alias is None and leaf and t._view is None:
+                t._known = Known(step.key, a, t._requires_grad, t._trace)
         if not step.children and self.following:
             self.run_out()
         return ref
@@ -196,7 +234,7 @@ class Follower(RunState):
                     t._ref = step.outs[0]
                     if step.view:
                         self._link_view(t, operands[0], step)
-                    self.tracked.append(weak(t))
+                    self.made.append(t)
                     if step.children:
                         self.next = step.children[0]
                     else:
@@ -230,14 +268,14 @@ class Follower(RunState):
                         t._ref = outs[0]
                         if step.view:
                             self._link_view(t, operands[0], step)
-                        self.tracked.append(weak(t))
+                        self.made.append(t)
                         got: Any = t
                     else:
                         made = []
                         for r in outs:
                             t = new_object(Tensor)
                             t._ref = r
-                            self.tracked.append(weak(t))
+                            self.made.append(t)
                             made.append(t)
                         got = tuple(made)
                     if not step.children:
@@ -335,7 +373,7 @@ class Follower(RunState):
         self.at = step
         t = new_object(Tensor)
         t._ref = step.outs[0]
-        self.tracked.append(weak(t))
+        self.made.append(t)
         children = step.children
         if children:
             self.next = children[0]

@@ -75,7 +75,7 @@ class Gradients(RunState):
 
     def _hooks_free(self, step: Step) -> bool:
         for e in step.key:
-            node = self.edges[e][0]
+            node = self.edge_of(e)[0]
             if node.hooks or (isinstance(node, AccumulateGrad) and node.post_hooks):
                 return False
         return True
@@ -97,7 +97,7 @@ class Gradients(RunState):
         if not step.children:
             self.run_out()
         if xs is None:
-            return [(self.edges[e][0], g) for e, g in zip(step.key, got, strict=True)]
+            return [(self.edge_of(e)[0], g) for e, g in zip(step.key, got, strict=True)]
         return [(None, g) for g in got]
 
     def _record_gradient(self, ys: list, given: list | None, xs: list | None, refs: list, options: tuple) -> list | None:
@@ -105,7 +105,7 @@ class Gradients(RunState):
         if any(e is None for e in roots):
             start(ys, given, "backward")  # says what is wrong
         nodes = topological([e[0] for e in roots])  # type: ignore[index]
-        known = {self.edges[k]: k for k in self.edges}
+        known = {e: k for k, e in self.outside_edges().items()}
         leaves: list[tuple[int, Any]] = []
         for n in nodes:
             if isinstance(n, AccumulateGrad):

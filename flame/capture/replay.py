@@ -102,7 +102,7 @@ def materialise(run: Any) -> None:
 
     alive = run.live()
     keep: list = []
-    values, tape = run_path(run.path, run.externals, run.edges, run.bindings, made)
+    values, tape = run_path(run.path, run.externals, run.outside_edges(), run.bindings, made)
     fill(run, alive, lambda v: np.array(values[v]._data(), order="C"), lambda e: tape[e])
 
 

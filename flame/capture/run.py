@@ -14,7 +14,7 @@ stale and are derived anew. Nothing here uses a tensor's truth value or ==.
 
 from __future__ import annotations
 
-import threading
+from threading import get_ident
 from typing import Any
 
 from flame.autograd.tape import user_source
@@ -52,7 +52,7 @@ class Run(Follower, Recorder, Effects, Gradients):
 
     def settle(self, t: Tensor) -> None:
         """Framework code reads memory."""
-        if threading.get_ident() != self.thread:
+        if get_ident() != self.thread:
             raise RuntimeError(
                 "this tensor belongs to a compiled call that is still running on another thread; use it on that thread, or after "
                 "the call"
@@ -90,11 +90,13 @@ class Run(Follower, Recorder, Effects, Gradients):
         after: Any = self.end("break").successor
         if not after.children and control.compiling != "yes":
             after = self.unknown("what follows a break was never recorded", after)
-        force.interpreter = Run(self.capture, after)
+        force.interpreter = Run(self.capture, after, self.thread)
 
     def end(self, kind: str) -> Step:
         """Run what was followed; leave no trace on tensors."""
-        leaf = next((c for c in self.at.children if c.kind == "end" and c.key == kind), None)
+        leaf = self.next
+        if leaf is None or leaf.kind != "end" or leaf.key != kind:
+            leaf = next((c for c in self.at.children if c.kind == "end" and c.key == kind), None)
         force.interpreter = None
         try:
             if self.following:
@@ -116,10 +118,6 @@ class Run(Follower, Recorder, Effects, Gradients):
         self.capture.stats.followed += self.at.depth if self.following else 0
         return leaf
 
-    def live(self) -> list[Tensor]:
-        """The pending tensors that somebody still holds."""
-        return [t for t in [w() for w in self.tracked] if t is not None]
-
     def close(self) -> None:
         self.alive = False
         self.capture.run = None
@@ -129,7 +127,23 @@ class Run(Follower, Recorder, Effects, Gradients):
         for t, _, w in self.externals:
             t._ref = None
             t._trace = None
-            if t._storage is not None:
-                t._storage.pending = None
-            if w is not None:
-                w.storage.pending = None
+            if w is None:
+                if t._storage is not None:
+                    t._storage.pending = None
+            else:
+                st = w.storage
+                st.pending = st.window = None
+                w.external = w.next = None
+                if len(w.members) > 1:
+                    del w.members[1:]
+                if t._storage is not st and t._storage is not None:
+                    t._storage.pending = None
+
+    def rest(self) -> None:
+        """Hold nothing until another call begins."""
+        self.survivors = None
+        self.externals.clear()
+        for kept in (self.tracked, self.edges, self.bindings, self.snapshots, self.written):
+            if kept:
+                kept.clear()
+        self.capture.spare = self

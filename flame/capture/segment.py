@@ -81,6 +81,8 @@ class Plan:
                 return known[number]
             return o
 
+        self.signature: list = []  #: of the results asked for last
+        self.asked: tuple[bool, TapeModel | None] = (False, None)  #: what that meant: whether one carries gradient; the tape
         self.path = run.path
         for step in op_steps(self.path):
             p = step.primitive
@@ -116,6 +118,8 @@ class Plan:
             updates = [] if wanted else self._updates(run)
             self.forward = compile_segment(run.capture, graph, updates, [i for i, _ in self.flags])
             self.residuals, self.gradients = (), ()
+        #: whether all that came from outside is an input, in order
+        self.all_arrays = self.arrays == list(range(len(run.externals)))
 
     def _updates(self, run: Any) -> list[tuple[int, int]]:
         """Pairs (input, result) of outside memory that is written whole: its new value may be computed into it.
@@ -131,7 +135,11 @@ class Plan:
         return found
 
     def inputs(self, run: Any) -> list[np.ndarray]:
-        out = [run.externals[i][0]._array for i in self.arrays]
+        externals = run.externals
+        if self.all_arrays:
+            out = [x[0]._array for x in externals]
+        else:
+            out = [externals[i][0]._array for i in self.arrays]
         bindings = run.bindings
         for expr, d in self.scalars:
             value = bindings[expr[1]] if expr[0] == "slot" else evaluate(expr, bindings)
@@ -245,7 +253,79 @@ def check_positions(a: np.ndarray, least: int, size: int, what: str) -> None:
 def flush(run: Any, leaf: Step) -> None:
     """End a followed segment: compute what is alive, fill it in, write what was written."""
     run.capture.stats.flushed += 1
-    alive = run.live()
+    alive = run.survive()
+    signature, plain = _signature(alive, run.written)
+    plan = leaf.plan
+    if plan is not None and plan.signature == signature:
+        differentiated, tape = plan.asked
+    else:
+        asked = _plan(run, leaf, alive)
+        if asked is None:
+            return
+        plan, differentiated, tape = asked
+        plan.signature = signature
+        plan.asked = differentiated, tape
+    inputs = plan.inputs(run)
+    for number, least, size, what in plan.positions:
+        check_positions(inputs[number], least, size, what)
+    node = SegmentNode(run, plan, tape) if differentiated and tape is not None else None
+    results = plan.forward(inputs)
+    for number, what in plan.flags:
+        if results[number]:
+            raise IndexError(f"an index is out of bounds for {what}")
+    place = plan.place
+    if plain and not differentiated and tape is None and plan.forward.distinct:
+        for t in alive:
+            t._array = results[place[t._ref.value]]
+        return
+    if node is not None:
+        node.keep(inputs, results, alive)
+    given: set[int] = set()
+
+    def array_of(v: int) -> np.ndarray:
+        a = results[place[v]]
+        if id(a) in given or (node is not None and node.holds(v, a)):
+            a = a.copy()
+        given.add(id(a))
+        return a
+
+    def edge_of(e: int) -> Any:
+        if e in run.edges:
+            return run.edge_of(e)
+        if tape is not None and e in tape.trouble:
+            return (TroubledNode(run.capture.name, *tape.trouble[e]), 0)
+        assert node is not None
+        return (node, node.index[e])
+
+    replay.fill(run, alive, array_of, edge_of)
+    if node is not None:
+        node.settled()
+
+
+def _signature(alive: list[Tensor], written: list) -> tuple[list, bool]:
+    """What tells which values and edges are asked for; and whether all are results of operations that nobody saw views of."""
+    signature: list = []
+    plain = not written
+    for t in alive:
+        signature.append(t._ref)
+        trace = t._trace
+        if trace is not None:
+            plain = False
+            w = trace.window
+            if w.external is None:
+                signature.append(w.current)
+            else:
+                signature.append("delivered" if t._array is not None else "outside")
+    for w in written:
+        if w.external is not None:
+            signature.append(w.current)
+            signature.append(w.external._ref)
+    return signature, plain
+
+
+def _plan(run: Any, leaf: Step, alive: list[Tensor]) -> tuple[Plan, bool, TapeModel | None] | None:
+    """The plan that gives what is asked for, compiled if it must be; whether a result carries gradient, and the tape if so.
+    None where nothing is left to do."""
     values: set[int] = set()
     edges: set[int] = set()
     for t in alive:
@@ -268,8 +348,8 @@ def flush(run: Any, leaf: Step) -> None:
                 edges.add(e)
                 values.add(e)
     if not values:  # nothing to compute; views of memory from outside still want to be made
-        replay.fill(run, alive, _absent, run.edges.__getitem__)
-        return
+        replay.fill(run, alive, _absent, run.outside_edges().__getitem__)
+        return None
     tape = None
     if edges:
         tape = leaf.tape.get(frozenset(edges)) if leaf.tape is not None else None
@@ -277,21 +357,19 @@ def flush(run: Any, leaf: Step) -> None:
             leaf.tape = leaf.tape or {}
             tape = leaf.tape[frozenset(edges)] = model(run.path, frozenset(edges))
         edges -= tape.trouble.keys()
-    plans = leaf.plans
-    if plans is None:
-        plans = leaf.plans = {}
-    plan = plans.get("latest")
+    differentiated = bool(edges)
+    plan = leaf.plan
     if plan is None or not (values <= set(plan.values) and edges <= set(plan.edges)):
         recompiled = plan is not None
         if control.compiling != "yes":
             run.unknown("a recorded path was not compiled yet", run.at)
             run.fall_back()
-            return
+            return None
         if plan is not None:
             values |= set(plan.values)
             edges |= set(plan.edges)
         started = time.perf_counter()
-        plan = plans["latest"] = Plan(run, frozenset(values), frozenset(edges))
+        plan = leaf.plan = Plan(run, frozenset(values), frozenset(edges))
         run.capture.stats.compiled += 1
         run.capture.stats.compile_seconds += time.perf_counter() - started
         run.capture.plans.append(plan)
@@ -299,36 +377,7 @@ def flush(run: Any, leaf: Step) -> None:
             again = "once more, because more of what it computes is used afterwards" if recompiled else "for the first time"
             seconds = time.perf_counter() - started
             say("recompiles", f"{run.capture.name}: a segment of {run.at.depth} steps was compiled {again}, in {seconds:.2f} s")
-    inputs = plan.inputs(run)
-    node = SegmentNode(run, plan, tape) if edges and tape is not None else None
-    for number, least, size, what in plan.positions:
-        check_positions(inputs[number], least, size, what)
-    results = plan.forward(inputs)
-    for number, what in plan.flags:
-        if results[number]:
-            raise IndexError(f"an index is out of bounds for {what}")
-    if node is not None:
-        node.keep(inputs, results, alive)
-    given: set[int] = set()
-
-    def array_of(v: int) -> np.ndarray:
-        a = results[plan.place[v]]
-        if id(a) in given or (node is not None and node.holds(v, a)):
-            a = a.copy()
-        given.add(id(a))
-        return a
-
-    def edge_of(e: int) -> Any:
-        if e in run.edges:
-            return run.edges[e]
-        if tape is not None and e in tape.trouble:
-            return (TroubledNode(run.capture.name, *tape.trouble[e]), 0)
-        assert node is not None
-        return (node, node.index[e])
-
-    replay.fill(run, alive, array_of, edge_of)
-    if node is not None:
-        node.settled()
+    return plan, differentiated, tape
 
 
 def _absent(value: int) -> Any:
@@ -344,7 +393,7 @@ class SegmentNode:
         self.guarded = frozenset().union(*(tape.saved[e] for e in plan.differentiated if e in tape.saved))
         self.path = plan.path
         self.externals = list(run.externals)
-        self.external_edges = dict(run.edges)
+        self.external_edges = dict(run.outside_edges())
         self.bindings = list(run.bindings)
         self.index = {e: i for i, e in enumerate(plan.differentiated)}
         self.outputs = plan.differentiated_specs

@@ -6,11 +6,12 @@ A Run (`flame.capture.run`) is put together from a Follower (operands and operat
 
 from __future__ import annotations
 
-import threading
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
 
+from flame.autograd.tape import edge
 from flame.capture.trace import Capture, Ref, Step, Window
 from flame.primitive import force
 from flame.tensor import Tensor
@@ -21,6 +22,30 @@ weak = weakref.ref
 
 class SegmentEnded(Exception):
     """The segment ended inside an operation, which is to be begun again in the next one."""
+
+
+def _held(made: list, alone: int) -> list:
+    """Those that somebody else holds, in order; `made` is empty afterwards. A tensor may hold older ones (a view its base), so
+    the newest goes first."""
+    found = []
+    t = None
+    count = sys.getrefcount
+    while made:
+        t = made.pop()
+        if count(t) > alone:
+            found.append(t)
+    found.reverse()
+    return found
+
+
+def _count_alone() -> int:
+    """What the interpreter counts where nobody else holds an object."""
+    kept = object()
+    counts = [n for n in range(8) if _held([kept, object()], n) == [kept]]
+    return counts[0]
+
+
+_ALONE = _count_alone()
 
 
 class RunState:
@@ -39,33 +64,74 @@ class RunState:
     end: Callable[[str], Step]
     another_path: Callable[[str], None]
     unknown: Callable[[str, Step], Step]
-    live: Callable[[], list[Tensor]]
 
-    def __init__(self, capture: Capture, root: Step):
+    alive = False
+
+    def __init__(self, capture: Capture, root: Step, thread: int):
         self.capture = capture
-        capture.run = self
-        self.thread = threading.get_ident()
-        self.token = object()  #: marks tape nodes made while this segment was recorded
-        self.root = root
-        self.at = root
-        self.following = bool(root.children)
-        self.next: Step | None = root.children[0] if root.children else None  #: the likeliest next step, while following
-        self.tracked: list[weakref.ref] = []  #: every tensor that was given a ref, except those from outside
-        self.externals: list[
-            tuple[Tensor, Ref, Window | None]
-        ] = []  #: one for each input step: tensor (or snapshot), ref, window
-        self.windows: dict[int, list[Window]] = {}
-        self.edges: dict[int, Any] = {}  #: edge id -> tape edge of an outside tensor
-        self.edge_tensors: dict[int, Tensor] = {}
+        self.made: list[Tensor] = []  #: while following: every tensor that was given a ref, except those from outside
+        self.tracked: list[weakref.ref] = []  #: the same while recording, when they have memory that should not be kept
+        #: one for each input step: tensor (or snapshot), ref, window
+        self.externals: list[tuple[Tensor, Ref, Window | None]] = []
+        self.edges: dict[int, Any] = {}  #: edge id -> tape edge of an outside tensor, or a leaf (see `edge_of`)
         self.bindings: list = []
+        self.survivors: list[Tensor] | None = None  #: at the end of a segment: those that are alive
         self.snapshots: dict[Ref, Tensor] = {}
+        self.written: list[Window] = []
         self.inner: list[Step] | None = None
         self.guards: list = []
         self.shadow: Step | None = None  #: while re-recording: the old branch's step, whose numbers may differ
         self.replaces: tuple[Step, Step] | None = None
         self.symbols: dict = {}
+        self.begin(root, thread)
+
+    def begin(self, root: Step, thread: int) -> None:
+        """Stand at a root, new or as new."""
+        self.capture.run = self
+        self.thread = thread
+        self.root = self.at = root
+        children = root.children
+        if children:
+            self.following = True
+            self.next: Step | None = children[0]  #: the likeliest next step, while following
+        else:
+            self.following = False
+            self.next = None
+        self.token = object()  #: marks tape nodes made while this segment was recorded
         self.alive = True
-        self.written: list[Window] = []
+
+    def edge_of(self, e: int) -> Any:
+        """The tape edge of an outside tensor. That of a leaf is made when it is first asked for."""
+        got = self.edges[e]
+        if got.__class__ is not tuple:
+            got = self.edges[e] = edge(got)
+        return got
+
+    def outside_edges(self) -> dict[int, Any]:
+        """Edge id -> tape edge, of every outside tensor that has one."""
+        for e in self.edges:
+            self.edge_of(e)
+        return self.edges
+
+    def live(self) -> list[Tensor]:
+        """The pending tensors that somebody still holds."""
+        if self.survivors is not None:
+            return self.survivors
+        alive = [t for t in [w() for w in self.tracked] if t is not None] if self.tracked else []
+        if self.made:
+            held = _held(self.made, _ALONE)
+            self.tracked += map(weak, held)
+            alive += held
+        return alive
+
+    def survive(self) -> list[Tensor]:
+        """The same where the segment ends: who lives now is dealt with until `close`."""
+        if self.tracked:
+            alive = self.live()
+        else:
+            alive = _held(self.made, _ALONE)
+        self.survivors = alive
+        return alive
 
     def advance(self, step: Step) -> None:
         self.at = step
@@ -83,7 +149,10 @@ class RunState:
         return found
 
     def track(self, t: Tensor) -> None:
-        self.tracked.append(weak(t))
+        if self.following:
+            self.made.append(t)
+        else:
+            self.tracked.append(weak(t))
 
     def _without_grad(self, f: Any) -> Any:
         before, force.grad = force.grad, False

@@ -107,7 +107,7 @@ class Step:
 
     __slots__ = (
         "kind", "primitive", "operands", "params", "exact_params", "grad", "outs", "children", "note", "source", "key", "inner",
-        "guards", "options", "successor", "plans", "view", "items", "tape",
+        "guards", "options", "successor", "plan", "view", "items", "tape",
         "parent", "macros", "numpy", "depth", "plain", "paths",
     )  # fmt: skip
 
@@ -127,7 +127,7 @@ class Step:
         self.guards: tuple = ()
         self.options: Any = None  #: gradient: what the call was
         self.successor: Step | None = None  #: end of a break: the root of what follows
-        self.plans: Any = None  #: end: what was compiled for the path that ends here
+        self.plan: Any = None  #: end: what was compiled for the path that ends here
         self.view = False
         self.parent: Any = None
         self.macros: list[Macro] | None = None  #: the composites that were seen to begin after this step
@@ -155,6 +155,32 @@ class InputKey:
     volatile: bool
 
 
+#: the keys of inputs that stand alone (no alias of others, not volatile), each once, so that they are compared by identity
+_KEYS: dict[InputKey, InputKey] = {}
+
+
+def interned(key: InputKey) -> InputKey:
+    """The one key equal to this one, where tensors may remember it (`Known`)."""
+    return key if key.volatile or key.alias is not None else _KEYS.setdefault(key, key)
+
+
+class Known:
+    """How an outside tensor last entered a segment, kept on the tensor: where nothing of this changed, it enters so again.
+
+    The trace is used again with its window, which is empty (`external` None) between two segments.
+    """
+
+    __slots__ = ("key", "array", "storage", "wants", "trace", "window")
+
+    def __init__(self, key: InputKey, array: Any, wants: bool, trace: Trace):
+        self.key = key
+        self.array = array  #: the very array object: whoever could give it another shape has made the tensor volatile
+        self.wants = wants
+        self.trace = trace
+        self.window = trace.window
+        self.storage = trace.window.storage
+
+
 @dataclass(slots=True)
 class Statistics:
     """What a compiled function did. Breaks, divergences and fallbacks are counted by (user line, reason)."""
@@ -177,7 +203,7 @@ class Statistics:
 class Window:
     """A piece of memory inside one run: what it holds now, and who sees it."""
 
-    __slots__ = ("external", "current", "version", "mutations", "members", "spec", "base", "storage")
+    __slots__ = ("external", "current", "version", "mutations", "members", "spec", "base", "storage", "next")
 
     def __init__(self, external: Any, current: int, spec: Spec, storage: Any):
         self.external = external  #: the outside tensor whose memory it is; None: memory of an op's result
@@ -188,6 +214,7 @@ class Window:
         self.spec = spec
         self.base: Any = None  #: the array, once there is one
         self.storage = storage
+        self.next: Window | None = None  #: of an outside tensor: another window of the same storage
 
 
 class Trace:
@@ -216,6 +243,7 @@ class Capture:
         self.given_up = ""  #: why the function runs eagerly from now on, if it does
         self.plans: list = []  #: every compiled segment, in order of compilation
         self.programs: dict = {}
+        self.spare: Any = None  #: a run that ended, to be begun again
 
     def ref(self, value: int, edge: int | None, spec: Spec) -> Ref:
         """The one ref of (value, edge)."""

@@ -243,6 +243,7 @@ def _in_shape(name: str, f: Any) -> None:
             force.interpreter.leave(SHAPE_IN_PLACE, name)
         got = f(self, *args)
         self._array, self._view, self._node = got._array, got._view, got._node
+        self._known = None
         return self
 
     setattr(Tensor, name + "_", in_place)

@@ -65,6 +65,8 @@ class Executable:
         self._results = [(self._place[s], self._place[s] < n and s not in program.updated) for s in program.outputs]
         self._updated = [self._place[s] for s in program.updated]
         self._simple = self._results == [(n + i, False) for i in range(len(owned))]
+        #: whether no two results are one array
+        self.distinct = len(set(program.outputs)) == len(program.outputs)
         self._scratch = -(-program.arena_bytes // ALIGNMENT) * ALIGNMENT
         self._arena_bytes = self._scratch
 
