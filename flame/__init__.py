@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from flame import autograd, compiler, cuda, dtypes, functions, jit, nn, optim
+from flame import autograd, compiler, cuda, dtypes, functions, jit, nn, optim, serialization
 from flame.autograd import enable_grad, inference_mode, is_grad_enabled, is_inference_mode_enabled, no_grad, set_grad_enabled
 from flame.dtypes import (
     bfloat16,
@@ -43,6 +43,7 @@ from flame.jit import compile, disable
 from flame.nn.functional import recurrent
 from flame.runtime.device import device
 from flame.runtime.threads import get_num_threads, set_num_threads
+from flame.serialization import load, save
 from flame.tensor import Size, Tensor, is_tensor
 
 __version__ = "0.1.0"

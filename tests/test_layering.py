@@ -32,6 +32,7 @@ LAYERS = (
     "flame.jit",
     "flame.nn",
     "flame.optim",
+    "flame.serialization",
     "flame.cuda",
     "flame.drawing",
     "flame.snapshot",
