@@ -8,8 +8,9 @@ from typing import Any
 
 from flame import dtypes
 from flame.functions.elementwise import PUBLIC
+from flame.functions.parts import PAD, WINDOW, constant_pad
 from flame.functions.promotion import tensor_operand, to_dtype
-from flame.functions.shape import PAD, PERMUTE, RESHAPE, WINDOW, constant_pad
+from flame.functions.shape import PERMUTE, RESHAPE
 from flame.primitive import composite, registered
 from flame.tensor import Tensor
 
