@@ -33,6 +33,7 @@ LAYERS = (
     "flame.nn",
     "flame.optim",
     "flame.serialization",
+    "flame.special",
     "flame.cuda",
     "flame.drawing",
     "flame.snapshot",

@@ -21,6 +21,7 @@ import numpy as np
 
 import flame.ops  # noqa: F401  (enters the primitives in the registry)
 from flame.dtypes import _BY_NUMPY
+from flame.ops.strided import shows_an_element_twice
 from flame.primitive import Primitive, force, install_base_interpreter, registered
 from flame.runtime.eager_kernels import eager_kernels
 from flame.symbol import Symbolic
@@ -29,6 +30,7 @@ from flame.tensor import Tensor, View, wrap
 Edge = tuple  # (Node, index)
 
 full, reshape, permute, slice_scatter = map(registered, ("full", "reshape", "permute", "slice_scatter"))
+diagonal_scatter, as_strided_scatter = map(registered, ("diagonal_scatter", "as_strided_scatter"))
 reduce_sum = registered("sum")
 
 
@@ -36,7 +38,7 @@ class Node:
     """One recorded application of a primitive."""
 
     __slots__ = (
-        "primitive", "operands", "params", "edges", "versions", "output", "outputs", "hooks", "released", "source", "segment",
+        "primitive", "operands", "params", "edges", "versions", "results", "outputs", "hooks", "released", "source", "segment",
         "metadata", "__weakref__",
     )  # fmt: skip
 
@@ -65,10 +67,10 @@ class Node:
                 kept.append(o)
         self.operands = tuple(kept)
         self.outputs = tuple(o.spec for o in outs)
-        self.output: Any = None
+        self.results: tuple = ()
         if keep_output:
-            self.output = alias(outs[0])
-            versions.append((self.output, outs[0]._version, outs[0]._storage))
+            self.results = tuple([alias(o) for o in outs])
+            versions += [(y, o._version, o._storage) for y, o in zip(self.results, outs, strict=True)]
         self.versions = versions
 
     def name(self) -> str:
@@ -106,16 +108,17 @@ class Node:
         """The cotangents of the operands, given those of the results (None: zero)."""
         self.check_saved()
         p = self.primitive
+        ys: Any = self.outputs
+        if self.results:
+            ys = tuple([alias(y) for y in self.results])
+            for i, (y, saved) in enumerate(zip(ys, self.results, strict=True)):
+                y._node = (self, i) if y.dtype.is_floating_point else None
+                y._ref = saved._ref
         if len(self.outputs) == 1:
-            g = cotangents[0]
-            y: Any = self.outputs[0]
-            if self.output is not None:
-                y = alias(self.output)
-                y._node = (self, 0)
-                y._ref = self.output._ref
+            g, y = cotangents[0], ys[0]
         else:
             g = tuple(zeros(s) if c is None else c for c, s in zip(cotangents, self.outputs, strict=True))
-            y = self.outputs
+            y = ys
         out: list = []
         variadic = not isinstance(p.vjp, tuple)
         for i, e in enumerate(self.edges):
@@ -132,7 +135,7 @@ class Node:
         """Let go of what was saved."""
         self.released = bool(self.versions) or self.released
         self.versions = []
-        self.output = None
+        self.results = ()
         self.operands = tuple(o.spec if isinstance(o, Tensor) else o for o in self.operands)
 
 
@@ -320,6 +323,10 @@ def write_through(base: Any, chain: tuple, value: Any) -> Any:
             return permute(value, dims=tuple(sorted(range(len(dims)), key=dims.__getitem__)))
         case "reshape":
             return reshape(value, shape=tuple(base.shape))
+        case "diagonal":
+            return diagonal_scatter(base, value, **params)
+        case "as_strided":
+            return as_strided_scatter(base, value, **params)
         case _:
             raise RuntimeError(
                 f"an in-place operation cannot write through {p.name}(): several elements of the result show one element of "
@@ -342,8 +349,10 @@ def check_writable(t: Tensor) -> None:
 
 def check_chain(chain: tuple) -> None:
     """Raise where a chain of views shows one element several times."""
-    for p, _ in chain:
+    for p, params in chain:
         if p.name in ("expand", "window"):
+            raise RuntimeError(SHARED_ELEMENTS)
+        if p.name == "as_strided" and shows_an_element_twice(dict(params)["size"], dict(params)["stride"]):
             raise RuntimeError(SHARED_ELEMENTS)
 
 

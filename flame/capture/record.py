@@ -87,9 +87,9 @@ class Recorder(RunState):
         if node is not None:
             node.segment = self.token
             node.source = step.source
-            if node.output is not None:
-                node.output._ref = refs_out[0]
-                self.track(node.output)
+            for y, r in zip(node.results, refs_out, strict=False):
+                y._ref = r
+                self.track(y)
         if primitive.view and outs[0]._view is not None:
             step.view = True
             self._link_view(outs[0], operands[0], step)

@@ -59,14 +59,16 @@ def run_path(
         force.grad = step.grad
         operands = tuple([tensor(o) if type(o) is Ref else bound(o, bindings) for o in step.operands])
         got = eager.process(step.primitive, operands, step.params)  # type: ignore[arg-type]
-        for r, t in zip(step.outs, got if type(got) is tuple else (got,), strict=True):
+        outs = got if type(got) is tuple else (got,)
+        node = next((t._node[0] for t in outs if t._node is not None), None)
+        for r, t in zip(step.outs, outs, strict=True):
             t._view = None
             values[r.value] = t
             if t._node is not None:
                 tape[r.edge] = t._node
                 t._node[0].source = step.source
             if made is not None:
-                made(t, r, None if t._node is None else t._node[0])
+                made(t, r, node)
 
     before = force.grad, force.interpreter
     force.interpreter = None
@@ -96,9 +98,10 @@ def materialise(run: Any) -> None:
         keep.append(t)
         if node is not None:
             node.segment = run.token
-            if node.output is not None:
-                node.output._ref = r
-                run.track(node.output)
+            for y in node.results:
+                if y._array is t._array:
+                    y._ref = r
+                    run.track(y)
 
     alive = run.live()
     keep: list = []

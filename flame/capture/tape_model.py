@@ -83,8 +83,8 @@ def model(path: list[Step], edges: frozenset[int]) -> TapeModel:
                 m = memory[o.value]
                 record.saved.append((o.value, m, version.get(m, 0)))
         if keep_output:
-            v = s.outs[0].value
-            record.saved.append((v, memory[v], version.get(memory[v], 0)))
+            for v in [r.value for r in s.outs]:
+                record.saved.append((v, memory[v], version.get(memory[v], 0)))
         order.append(record)
         for e in record.edges:
             made[e] = record

@@ -1,15 +1,20 @@
 """The operations that users call, over primitives: each file enters its names in `PUBLIC` and hangs methods on Tensor."""
 
 from flame.functions import (  # noqa: F401
+    calculus,
     combined,
     creation,
+    distances,
     elementwise,
+    histograms,
     indexing,
     linear,
+    mathematics,
     parts,
     random,
     reduction,
     shape,
+    statistics,
 )
 from flame.functions.elementwise import PUBLIC
 

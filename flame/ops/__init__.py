@@ -1,3 +1,16 @@
 """Every primitive, by file: importing this package fills the registry."""
 
-from flame.ops import contract, create, elementwise, index, logic, movement, opaque, random, reduce  # noqa: F401
+from flame.ops import (  # noqa: F401
+    contract,
+    create,
+    elementwise,
+    higher,
+    index,
+    logic,
+    movement,
+    opaque,
+    random,
+    reduce,
+    search,
+    strided,
+)

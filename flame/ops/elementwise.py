@@ -26,7 +26,7 @@ from flame.ops.declare import (
 from flame.ops.declare import operands as sampled
 from flame.ops.logic import eq, ge, gt, le, logical_and, logical_not, lt, where
 from flame.ops.machine import Machine
-from flame.primitive import Primitive, Spec
+from flame.primitive import Primitive, Spec, registered
 from flame.symbol import Symbolic
 
 _STEP = "its result does not vary smoothly with its operands"
@@ -463,7 +463,7 @@ trigamma: Primitive = elementwise(
     "trigamma",
     FLOAT,
     special.trigamma,
-    vjp="derivatives of digamma of higher order are not written",
+    vjp=(lambda g, _y, x: mul(g, mul(registered("zeta")(3.0, x), -2.0)),),
     opaque=_LIBRARY,
     samples=_positive,
 )
