@@ -13,6 +13,8 @@ from flame.functions import (  # noqa: F401
     parts,
     random,
     reduction,
+    scattering,
+    searching,
     shape,
     statistics,
 )

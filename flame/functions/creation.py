@@ -17,7 +17,7 @@ from flame.functions.shape import EXPAND, RESHAPE, as_shape, wrap_dim
 from flame.primitive import registered
 from flame.runtime.device import device as Device
 from flame.runtime.device import require
-from flame.tensor import Tensor, method, wrap
+from flame.tensor import Size, Tensor, method, wrap
 
 FULL, IOTA, WHERE = registered("full"), registered("iota"), registered("where")
 
@@ -212,8 +212,9 @@ def arange(
 
 
 def linspace(
-    start: Any, end: Any, steps: int, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False
-) -> Tensor:
+    start: Any, end: Any, steps: int, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False,
+    out: Any = None, layout: Any = None,
+) -> Tensor:  # fmt: skip
     """`steps` evenly spaced values from start to end, both included."""
     _device(device)
     if steps < 0:
@@ -228,20 +229,36 @@ def linspace(
         t = t * 0 + a
     if d.kind != "f":
         t = PUBLIC["trunc"](t)
-    return _finish(to_dtype(t, d), requires_grad)
+    return _finish(deliver(to_dtype(t, d), out, "linspace"), requires_grad)
 
 
-def logspace(start: Any, end: Any, steps: int, base: float = 10.0, *, dtype: DType | None = None) -> Tensor:
-    return to_dtype(base ** linspace(start, end, steps, dtype=dtypes.float64), _dtype(dtype, "logspace"))
+def logspace(
+    start: Any, end: Any, steps: int, base: float = 10.0, *, dtype: DType | None = None, device: Any = None,
+    requires_grad: bool = False, out: Any = None, layout: Any = None,
+) -> Tensor:  # fmt: skip
+    """`base` to the powers of linspace(start, end, steps)."""
+    _device(device)
+    if steps < 0:
+        raise RuntimeError("number of steps must be non-negative")
+    d = _dtype(dtype, "logspace")
+    power = linspace(start, end, steps, dtype=dtypes.float64)
+    if d.kind != "f":
+        power = PUBLIC["trunc"](power)
+    y = registered("pow")(FULL(float(base), shape=(), dtype=dtypes.float64), power)
+    return _finish(deliver(to_dtype(y, d), out, "logspace"), requires_grad)
 
 
-def eye(n: int, m: int | None = None, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+def eye(
+    n: int, m: int | None = None, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False, out: Any = None,
+    layout: Any = None,
+) -> Tensor:  # fmt: skip
     """Ones on the diagonal of an n by m matrix."""
     _device(device)
     if n < 0 or (m is not None and m < 0):
         raise RuntimeError(f"n must be greater or equal to 0, got {n if n < 0 else m}")
     rows = RESHAPE(IOTA(size=n, dtype=dtypes.int64), shape=(n, 1))
-    return _finish(to_dtype(rows == IOTA(size=n if m is None else m, dtype=dtypes.int64), _dtype(dtype, "eye")), requires_grad)
+    y = to_dtype(rows == IOTA(size=n if m is None else m, dtype=dtypes.int64), _dtype(dtype, "eye"))
+    return _finish(deliver(y, out, "eye"), requires_grad)
 
 
 def _triangle(name: str, lower: bool) -> None:
@@ -268,11 +285,25 @@ _triangle("tril", True)
 _triangle("triu", False)
 
 
-def tril_indices(row: int, col: int, offset: int = 0, *, dtype: DType = dtypes.int64) -> Tensor:
+def tril_indices(
+    row: int, col: int, offset: int = 0, *, dtype: DType = dtypes.int64, device: Any = None, layout: Any = None
+) -> Tensor:
+    """The positions of the lower triangle of a row by col matrix, [2, n]."""
+    _triangle_sizes(row, col, device)
     return wrap(np.stack(np.tril_indices(row, offset, col)).astype(dtype.numpy))
 
 
-def triu_indices(row: int, col: int, offset: int = 0, *, dtype: DType = dtypes.int64) -> Tensor:
+def _triangle_sizes(row: int, col: int, device: Any) -> None:
+    _device(device)
+    if row < 0 or col < 0:
+        raise RuntimeError(f"{'row' if row < 0 else 'col'} must be non-negative, got {row if row < 0 else col}")
+
+
+def triu_indices(
+    row: int, col: int, offset: int = 0, *, dtype: DType = dtypes.int64, device: Any = None, layout: Any = None
+) -> Tensor:
+    """The positions of the upper triangle of a row by col matrix, [2, n]."""
+    _triangle_sizes(row, col, device)
     return wrap(np.stack(np.triu_indices(row, offset, col)).astype(dtype.numpy))
 
 
@@ -308,6 +339,12 @@ def trace(input: Tensor) -> Tensor:
 
 
 @public()
+def diagflat(input: Tensor, offset: int = 0) -> Tensor:
+    """The matrix with all elements of the tensor on its diagonal."""
+    return diag_embed(RESHAPE(input, shape=(input.numel(),)), offset)
+
+
+@public()
 def one_hot(input: Tensor, num_classes: int = -1) -> Tensor:
     """Vectors of int64 with a 1 at the class."""
     if input.dtype is not dtypes.int64:
@@ -317,7 +354,65 @@ def one_hot(input: Tensor, num_classes: int = -1) -> Tensor:
     return to_dtype(input.unsqueeze(-1) == IOTA(size=num_classes, dtype=dtypes.int64), dtypes.int64)  # type: ignore[attr-defined]
 
 
+def empty_strided(
+    size: Any, stride: Any, *, dtype: DType | None = None, layout: Any = None, device: Any = None, requires_grad: bool = False,
+    pin_memory: bool = False,
+) -> Tensor:  # fmt: skip
+    """A tensor of given sizes and strides over fresh memory."""
+    _device(device)
+    s, t = as_shape((size,), "empty_strided"), as_shape((stride,), "empty_strided")
+    if len(s) != len(t):
+        raise RuntimeError(f"dimensionality of sizes ({len(s)}) must match dimensionality of strides ({len(t)})")
+    if any(n < 0 for n in t):
+        raise RuntimeError(f"empty_strided: negative strides are not supported, got {list(t)}")
+    _sizes(s, "empty_strided")
+    n = 0 if 0 in s else 1 + sum((k - 1) * v for k, v in zip(s, t, strict=True))
+    flat = FULL(0, shape=(n,), dtype=_dtype(dtype, "empty_strided"))
+    return _finish(registered("as_strided")(flat, size=s, stride=t, offset=0), requires_grad)
+
+
+def empty_permuted(
+    size: Any, physical_layout: Any, *, dtype: DType | None = None, layout: Any = None, device: Any = None,
+    requires_grad: bool = False, pin_memory: bool = False,
+) -> Tensor:  # fmt: skip
+    """A tensor whose dimensions lie in memory in the order of `physical_layout`, outermost first."""
+    _device(device)
+    s, order = _sizes((size,), "empty_permuted"), as_shape((physical_layout,), "empty_permuted")
+    if len(s) != len(order):
+        raise RuntimeError(
+            "Number of dimensions in size does not match the length of the physical_layout; i.e. len(size) = "
+            f"{len(s)} is not equal to len(physical_layout) = {len(order)}"
+        )
+    for d in order:
+        if not 0 <= d < len(s):
+            raise RuntimeError(f"Dimension out of range (expected to be between 0 and {len(s) - 1}, but got {d})")
+    if len(set(order)) != len(order):
+        raise RuntimeError(f"Duplicate dim not allowed: {list(order)}")
+    memory = FULL(0, shape=tuple(s[d] for d in order), dtype=_dtype(dtype, "empty_permuted"))
+    back = tuple(sorted(range(len(s)), key=order.__getitem__))
+    return _finish(registered("permute")(memory, dims=back), requires_grad)
+
+
+@method()
+def new_empty_strided(
+    self: Tensor, size: Any, stride: Any, dtype: DType | None = None, layout: Any = None, device: Any = None,
+    pin_memory: bool = False, requires_grad: bool = False,
+) -> Tensor:  # fmt: skip
+    return empty_strided(size, stride, dtype=dtype or self.dtype, device=device, requires_grad=requires_grad)
+
+
+@method()
+def new(self: Tensor, *args: Any, device: Any = None) -> Tensor:
+    """The legacy constructor: `x.new(2, 3)` is uninitialised of that shape, `x.new([1, 2])` holds the data; in x's dtype."""
+    if len(args) == 1 and isinstance(args[0], Tensor):
+        return as_tensor(args[0], self.dtype)
+    if len(args) == 1 and isinstance(args[0], list | tuple | np.ndarray) and not isinstance(args[0], Size):
+        return tensor(args[0], dtype=self.dtype)
+    return FULL(0, shape=_sizes(args or (0,), "new"), dtype=self.dtype)
+
+
 for _f in (
+    empty_strided, empty_permuted,
     tensor, as_tensor, from_numpy, from_dlpack, full, full_like, arange, linspace, logspace, eye, tril_indices, triu_indices,
 ):  # fmt: skip
     PUBLIC[_f.__name__] = _f

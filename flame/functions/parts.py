@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from flame.dtypes import int64
 from flame.functions.elementwise import PUBLIC, public
+from flame.functions.forms import with_out
 from flame.functions.promotion import deliver, result_type, to_dtype
 from flame.functions.shape import (
     COPY,
     EXPAND,
-    PERMUTE,
     RESHAPE,
     as_shape,
     expand,
@@ -24,7 +25,7 @@ from flame.functions.shape import (
 from flame.primitive import registered
 from flame.tensor import Tensor, method
 
-FLIP, PAD, CAT, WINDOW = map(registered, ("flip", "pad", "cat", "window"))
+FLIP, PAD, CAT, WINDOW, DIAGONAL = map(registered, ("flip", "pad", "cat", "window", "diagonal"))
 
 
 @public()
@@ -64,27 +65,84 @@ def chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple:
 
 
 @public()
-def tensor_split(input: Tensor, indices_or_sections: Any, dim: int = 0) -> tuple:
+def tensor_split(
+    input: Tensor, indices_or_sections: Any = None, dim: int = 0, *, indices: Any = None, sections: Any = None
+) -> tuple:
+    """Parts of (nearly) equal size, or cut at the listed places; both may be given as integer tensors, which are read."""
+    how = next((v for v in (indices_or_sections, indices, sections) if v is not None), None)
+    if input.ndim == 0:
+        raise RuntimeError("tensor_split expected at least a 1-dimensional tensor, but got a tensor with 0 dims")
     d = wrap_dim(dim, input.ndim, "tensor_split")
     n = input.shape[d]
-    if isinstance(indices_or_sections, int):
-        k = indices_or_sections
+    if isinstance(how, Tensor):
+        if how.dtype is not int64 or how.ndim > 1:
+            raise RuntimeError(
+                "tensor_split expected tensor_indices_or_sections to be a zero-dimensional or one-dimensional tensor of dtype "
+                f"long, but got {list(how.shape)} {how.dtype!r}"
+            )
+        how = how.tolist()
+    if isinstance(how, int):
+        k = how
+        if k <= 0:
+            raise RuntimeError(f"number of sections must be larger than 0, got {k}")
         cuts = [i * (n // k) + min(i, n % k) for i in range(1, k)]
+    elif how is None:
+        raise TypeError("tensor_split() missing 1 required positional argument: 'indices_or_sections'")
     else:
-        cuts = [min(max(int(i) + (n if i < 0 else 0), 0), n) for i in indices_or_sections]
+        for i in how if isinstance(how, Sequence) else ():
+            if not isinstance(i, int):
+                raise TypeError(
+                    f"tensor_split(): argument 'indices_or_sections' must be int or tuple of ints, not {type(how).__name__} of "
+                    f"{type(i).__name__}"
+                )
+        cuts = [min(max(int(i) + (n if i < 0 else 0), 0), n) for i in how]
     edges = [0, *cuts, n]
     return tuple(take_slice(input, d, min(a, b), b) for a, b in zip(edges, edges[1:], strict=False))
 
 
 @public()
-def flip(input: Tensor, *dims: Any) -> Tensor:
+def flip(input: Tensor, *args: Any, dims: Any = None) -> Tensor:
     """Elements in reverse order along `dims`: a copy."""
-    ds = dims[0] if len(dims) == 1 and isinstance(dims[0], Sequence) else dims
+    given = args if dims is None else (dims,)
+    ds = given[0] if len(given) == 1 and isinstance(given[0], Sequence) else given
     return FLIP(input, dims=wrap_dims(ds, input.ndim, "flip")) if ds else COPY(input)
 
 
-PUBLIC["fliplr"] = Tensor.fliplr = lambda input: flip(input, 1)  # type: ignore[attr-defined]
-PUBLIC["flipud"] = Tensor.flipud = lambda input: flip(input, 0)  # type: ignore[attr-defined]
+@public()
+def fliplr(input: Tensor) -> Tensor:
+    """Columns in reverse order."""
+    if input.ndim < 2:
+        raise RuntimeError("Input must be >= 2-d.")
+    return flip(input, 1)
+
+
+@public()
+def flipud(input: Tensor) -> Tensor:
+    """Rows in reverse order."""
+    if input.ndim < 1:
+        raise RuntimeError("Input must be >= 1-d.")
+    return flip(input, 0)
+
+
+@public()
+def rot90(input: Tensor, k: int = 1, dims: Sequence[int] = (0, 1)) -> Tensor:
+    """Turned by k quarters from the first of `dims` towards the second."""
+    if len(dims) != 2:
+        raise RuntimeError(f"expected total rotation dims == 2, but got dims = {len(dims)}")
+    if input.ndim < 2:
+        raise RuntimeError(f"expected total dims >= 2, but got total dims = {input.ndim}")
+    a, b = wrap_dim(dims[0], input.ndim, "rot90"), wrap_dim(dims[1], input.ndim, "rot90")
+    if a == b:
+        raise RuntimeError(f"expected rotation dims to be different, but got dim0 = {dims[0]} and dim1 = {dims[1]}")
+    match k % 4:
+        case 0:
+            return COPY(input)
+        case 1:
+            return transpose(flip(input, b), a, b)
+        case 2:
+            return flip(input, a, b)
+        case _:
+            return flip(transpose(input, a, b), b)
 
 
 @public()
@@ -170,19 +228,101 @@ for _k in (1, 2, 3):
 
 
 def hstack(tensors: Any) -> Tensor:
-    ts = [PUBLIC["atleast_1d"](x) for x in tensors]
+    ts = [PUBLIC["atleast_1d"](x) for x in _joined(tensors, "hstack")]
     return cat(ts, 0 if ts[0].ndim == 1 else 1)
 
 
 def vstack(tensors: Any) -> Tensor:
-    return cat([PUBLIC["atleast_2d"](x) for x in tensors], 0)
+    return cat([PUBLIC["atleast_2d"](x) for x in _joined(tensors, "vstack")], 0)
 
 
 def dstack(tensors: Any) -> Tensor:
-    return cat([PUBLIC["atleast_3d"](x) for x in tensors], 2)
+    return cat([PUBLIC["atleast_3d"](x) for x in _joined(tensors, "dstack")], 2)
 
 
-PUBLIC.update(hstack=hstack, vstack=vstack, row_stack=vstack, dstack=dstack)
+def column_stack(tensors: Any) -> Tensor:
+    """Vectors (and scalars) as the columns of a matrix, matrices beside each other."""
+    return cat([reshape(x, x.numel(), 1) if x.ndim <= 1 else x for x in tensors], 1)
+
+
+for _f in (hstack, vstack, dstack, column_stack):
+    PUBLIC[_f.__name__] = with_out(_f)
+PUBLIC["row_stack"] = PUBLIC["vstack"]
+
+
+def _split_along(name: str, least: int) -> None:
+    def function(input: Tensor, indices_or_sections: Any) -> tuple:
+        if input.ndim < least:
+            raise RuntimeError(
+                f"torch.{name} requires a tensor with at least {least} dimension{'s' * (least > 1)}, but got a tensor with "
+                f"{input.ndim} dimensions!".replace("torch.", "")
+            )
+        d = {"vsplit": 0, "dsplit": 2}.get(name, 0 if input.ndim == 1 else 1)
+        if isinstance(indices_or_sections, int):
+            if indices_or_sections <= 0 or input.shape[d] % indices_or_sections:
+                raise RuntimeError(
+                    f"{name} attempted to split along dimension {d}, but the size of the dimension {input.shape[d]} is not "
+                    f"divisible by the split_size {indices_or_sections}!"
+                )
+        return tensor_split(input, indices_or_sections, d)
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = (
+        f"tensor_split along dimension {0 if name == 'vsplit' else 2 if name == 'dsplit' else '1 (0 of a vector)'}."
+    )
+    public(name)(function)
+
+
+for _n, _k in (("hsplit", 1), ("vsplit", 2), ("dsplit", 3)):
+    _split_along(_n, _k)
+
+
+def block_diag(*tensors: Tensor) -> Tensor:
+    """A matrix with the given ones on its diagonal and zeros elsewhere."""
+    ts = []
+    for k, x in enumerate(_joined(tensors, "block_diag")):
+        if x.ndim > 2:
+            raise RuntimeError(
+                f"torch.block_diag: Input tensors must have 2 or fewer dimensions. Input {k} has {x.ndim} dimensions".replace(
+                    "torch.", ""
+                )
+            )
+        ts.append(reshape(x, *(1,) * (2 - x.ndim), *x.shape))
+    width, left, rows = sum(x.shape[1] for x in ts), 0, []
+    for x in ts:
+        rows.append(PAD(x, lo=(0, left), hi=(0, width - left - x.shape[1]), value=0))
+        left += x.shape[1]
+    return cat(rows, 0)
+
+
+PUBLIC["block_diag"] = block_diag
+
+
+def cartesian_prod(*tensors: Tensor) -> Tensor:
+    """All combinations of the elements of vectors, one a row."""
+    for x in tensors:
+        if x.ndim != 1:
+            raise RuntimeError(f"Expect a 1D vector, but got shape {list(x.shape)}")
+    if len(tensors) == 1:
+        return tensors[0]
+    return stack([reshape(g, -1) if g.numel() else reshape(g, 0) for g in meshgrid(*tensors)], 1)
+
+
+PUBLIC["cartesian_prod"] = cartesian_prod
+
+
+@public("sum_to_size")
+def sum_to_size(input: Tensor, *size: Any) -> Tensor:
+    """Summed over what would have to be broadcast, so that the shape becomes `size`."""
+    want = as_shape(size, "sum_to_size")
+    s = tuple(input.shape)
+    lead = len(s) - len(want)
+    if lead < 0 or any(w not in (1, n) for w, n in zip(want, s[lead:], strict=True)):
+        raise RuntimeError(f"size {{{list(want)}}} is not expandable to size {{{list(s)}}}.")
+    dims = tuple(range(lead)) + tuple(lead + i for i, w in enumerate(want) if w == 1 and s[lead + i] != 1)
+    if not dims:
+        return input
+    return RESHAPE(registered("sum")(input, dim=dims, keepdim=False), shape=want)
 
 
 @method()
@@ -207,23 +347,43 @@ def tile(input: Tensor, *dims: Any) -> Tensor:
 
 
 @public()
-def repeat_interleave(input: Tensor, repeats: Any, dim: int | None = None) -> Tensor:
-    """Each element `repeats` times (an int, or a tensor with one count each)."""
+def repeat_interleave(input: Tensor, repeats: Any = None, dim: int | None = None, *, output_size: int | None = None) -> Tensor:
+    """Each element `repeats` times (an int, or a tensor with one count each, which is read)."""
+    if repeats is None:
+        return repeat_interleave(PUBLIC["arange"](input.shape[0]), input)
     x, d = (reshape(input, -1), 0) if dim is None else (input, wrap_dim(dim, input.ndim, "repeat_interleave"))
     if isinstance(repeats, int):
         s = tuple(x.shape)
         y = EXPAND(RESHAPE(x, shape=(*s[: d + 1], 1, *s[d + 1 :])), shape=(*s[: d + 1], repeats, *s[d + 1 :]))
         return RESHAPE(COPY(y), shape=(*s[:d], s[d] * repeats, *s[d + 1 :]))
-    counts = repeats.tolist()
-    counts = [counts] * x.shape[d] if isinstance(counts, int) else counts
+    if isinstance(repeats, Tensor) and repeats.dtype.kind not in "ui":
+        raise RuntimeError("repeats has to be Long or Int tensor")
+    counts = repeats.tolist() if isinstance(repeats, Tensor) else list(repeats)
+    counts = [counts] * x.shape[d] if isinstance(counts, int) else counts * x.shape[d] if len(counts) == 1 else counts
+    if len(counts) != x.shape[d]:
+        raise RuntimeError(
+            f"repeats must have the same size as input along dim, but got repeats.size(0) = {len(counts)} and input.size({d}) = "
+            f"{x.shape[d]}"
+        )
+    if any(c < 0 for c in counts):
+        raise RuntimeError("repeats can not be negative")
     index = [i for i, c in enumerate(counts) for _ in range(c)]
-    return PUBLIC["index_select"](x, d, PUBLIC["tensor"](index))
+    return PUBLIC["index_select"](x, d, PUBLIC["tensor"](index, dtype=int64))
 
 
 @method()
 def unfold(self: Tensor, dimension: int, size: int, step: int) -> Tensor:
     """All windows of `size` elements along a dimension, `step` apart, the window as a last dimension: a view."""
     d = wrap_dim(dimension, self.ndim, "unfold")
+    if self.ndim == 0:
+        if size not in (0, 1):
+            raise RuntimeError(f"maximum size for tensor at dimension 0 is 1 but size is {size}")
+        return take_slice(RESHAPE(self, shape=(1,)), 0, 0, size)
+    if size < 0 or step <= 0:
+        raise RuntimeError(f"size is {size} but must be >= 0" if size < 0 else f"step is {step} but must be > 0")
+    if size == 0:
+        s = tuple(self.shape)
+        return RESHAPE(take_slice(self, d, 0, 0), shape=(*s[:d], s[d] // step + 1, *s[d + 1 :], 0))
     return WINDOW(self, dim=d, size=size, step=step, dilation=1)
 
 
@@ -247,24 +407,24 @@ PUBLIC["constant_pad_nd"] = constant_pad
 
 @public()
 def diagonal(input: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
-    """The elements where the two dimensions' indices differ by `offset`, as a last dimension (a copy)."""
+    """The elements where the two dimensions' indices differ by `offset`, as a last dimension: a view."""
     n = input.ndim
     a, b = wrap_dim(dim1, n, "diagonal"), wrap_dim(dim2, n, "diagonal")
     if a == b:
         raise RuntimeError(f"diagonal dimensions cannot be identical {dim1}, {dim2}")
-    x = PERMUTE(input, dims=(*[d for d in range(n) if d not in (a, b)], a, b))
-    h, w = x.shape[-2:]
-    start, count = (offset, min(h, w - offset)) if offset >= 0 else (-offset * w, min(h + offset, w))
-    count = max(count, 0)
-    flat = RESHAPE(x, shape=(*x.shape[:-2], h * w))
-    if count == 0:
-        return take_slice(flat, n - 2, 0, 0)
-    return take_slice(flat, n - 2, start, start + (count - 1) * (w + 1) + 1, w + 1)
+    return DIAGONAL(input, offset=int(offset), dim1=a, dim2=b)
 
 
 def meshgrid(*tensors: Any, indexing: str = "ij") -> tuple:
     """Coordinate grids of 1-d tensors; indexing "ij" or "xy"."""
     ts = list(tensors[0]) if len(tensors) == 1 and not isinstance(tensors[0], Tensor) else list(tensors)
+    if not ts:
+        raise RuntimeError("meshgrid expects a non-empty TensorList")
+    for x in ts:
+        if x.ndim > 1:
+            raise RuntimeError(f"Expected 0D or 1D tensor in the tensor list but got: {list(x.shape)}")
+        if x.dtype is not ts[0].dtype:
+            raise RuntimeError("meshgrid expects all tensors to have the same dtype")
     if indexing not in ("ij", "xy"):
         raise RuntimeError(f'meshgrid: indexing must be one of "xy" or "ij", but received: {indexing}')
     swap = indexing == "xy" and len(ts) >= 2
@@ -273,7 +433,6 @@ def meshgrid(*tensors: Any, indexing: str = "ij") -> tuple:
     shape = tuple(x.numel() for x in ts)
     out = [expand(reshape(x, *[-1 if i == j else 1 for j in range(len(ts))]), *shape) for i, x in enumerate(ts)]
     if swap:
-        out = [transpose(x, 0, 1) for x in out]
         out[0], out[1] = out[1], out[0]
     return tuple(out)
 

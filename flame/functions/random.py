@@ -180,7 +180,7 @@ def _integers(low: int, high: int, shape: tuple[int, ...], generator: Generator 
 
 def randint(
     low: int, high: Any = None, size: Any = None, *, generator: Generator | None = None, dtype: DType | None = None,
-    device: Any = None, requires_grad: bool = False,
+    device: Any = None, requires_grad: bool = False, out: Any = None, layout: Any = None, pin_memory: bool = False,
 ) -> Tensor:  # fmt: skip
     """Integers from low (0 if only `high` is given) to high - 1; int64."""
     _device(device)
@@ -188,15 +188,21 @@ def randint(
         low, high, size = 0, low, high
     if not isinstance(size, Sequence):
         raise TypeError(f"randint(): argument 'size' must be tuple of ints, but found {type(size).__name__}")
-    return to_dtype(_integers(int(low), int(high), _sizes((size,), "randint"), generator), dtype or dtypes.int64)
+    t = to_dtype(_integers(int(low), int(high), _sizes((size,), "randint"), generator), dtype or dtypes.int64)
+    return _finish(deliver(t, out, "randint"), requires_grad)
 
 
-def randint_like(input: Tensor, low: int, high: Any = None, *, dtype: DType | None = None) -> Tensor:
-    return (
-        randint(low, high, tuple(input.shape), dtype=dtype or input.dtype)
-        if high is not None
-        else randint(0, low, tuple(input.shape), dtype=dtype or input.dtype)
-    )
+def randint_like(
+    input: Tensor, low: Any, high: Any = None, *, generator: Generator | None = None, dtype: DType | None = None,
+    device: Any = None, requires_grad: bool = False, layout: Any = None, memory_format: Any = None,
+) -> Tensor:  # fmt: skip
+    """randint in the shape and dtype of `input`."""
+    low, high = (0, low) if high is None else (low, high)
+    low, high = (int(v.item()) if isinstance(v, Tensor) else v for v in (low, high))
+    return randint(
+        low, high, tuple(input.shape), generator=generator, dtype=dtype or input.dtype, device=device,
+        requires_grad=requires_grad,
+    )  # fmt: skip
 
 
 def randperm(n: int, *, generator: Generator | None = None, dtype: DType = dtypes.int64, device: Any = None) -> Tensor:
@@ -206,14 +212,24 @@ def randperm(n: int, *, generator: Generator | None = None, dtype: DType = dtype
 
 
 def normal(
-    mean: Any, std: Any = 1.0, size: Any = None, *, generator: Generator | None = None, dtype: DType | None = None
-) -> Tensor:
+    mean: Any = 0.0, std: Any = 1.0, size: Any = None, *, generator: Generator | None = None, dtype: DType | None = None,
+    device: Any = None, requires_grad: bool = False, out: Any = None, layout: Any = None, pin_memory: bool = False,
+) -> Tensor:  # fmt: skip
     """Normals of the given mean and standard deviation, numbers with `size`, or tensors."""
+    _device(device)
+    if not isinstance(std, Tensor) and std < 0:
+        raise RuntimeError(f"normal expects std >= 0.0, but found std {std}")
     if size is not None:
-        return gaussian(_sizes((size,), "normal"), _floating(dtype, "normal"), generator) * std + mean
+        t = gaussian(_sizes((size,), "normal"), _floating(dtype, "normal"), generator) * std + mean
+        return _finish(deliver(t, out, "normal"), requires_grad)
+    if not isinstance(mean, Tensor) and not isinstance(std, Tensor):
+        raise TypeError("normal(): with numbers for mean and std, 'size' must be given")
+    for what, v in (("mean", mean), ("std", std)):
+        if isinstance(v, Tensor) and v.dtype.kind != "f":
+            raise RuntimeError(f"normal expects {what} to be of a floating dtype, but got {v.dtype!r}")
     shape = np.broadcast_shapes(*(tuple(x.shape) for x in (mean, std) if isinstance(x, Tensor)))
     d = next(x.dtype for x in (mean, std) if isinstance(x, Tensor))
-    return gaussian(shape, d, generator) * std + mean
+    return deliver(gaussian(shape, d, generator) * std + mean, out, "normal")
 
 
 def bernoulli(input: Tensor, p: float | None = None, *, generator: Generator | None = None) -> Tensor:
@@ -302,3 +318,33 @@ def random_(self: Tensor, from_: int = 0, to: int | None = None, *, generator: G
 def exponential_(self: Tensor, lambd: float = 1.0, *, generator: Generator | None = None) -> Tensor:
     u = uniform(tuple(self.shape), _floating(self.dtype, "exponential_"), generator)
     return assign(self, LOG(1.0 - u) * (-1.0 / lambd))
+
+
+@method()
+def cauchy_(self: Tensor, median: float = 0.0, sigma: float = 1.0, *, generator: Generator | None = None) -> Tensor:
+    """Elements drawn from a Cauchy distribution."""
+    if sigma <= 0:
+        raise RuntimeError(f"cauchy_ expects sigma > 0.0, but found sigma={sigma}")
+    u = uniform(tuple(self.shape), _floating(self.dtype, "cauchy_"), generator)
+    return assign(self, registered("tan")((u - 0.5) * math.pi) * sigma + median)
+
+
+@method()
+def log_normal_(self: Tensor, mean: float = 1.0, std: float = 2.0, *, generator: Generator | None = None) -> Tensor:
+    """Exponentials of normals of that mean and standard deviation."""
+    if std <= 0:
+        raise RuntimeError(f"log_normal_ expects std > 0.0, but found std={std}")
+    z = gaussian(tuple(self.shape), _floating(self.dtype, "log_normal_"), generator)
+    return assign(self, registered("exp")(z * std + mean))
+
+
+@method()
+def geometric_(self: Tensor, p: float, *, generator: Generator | None = None) -> Tensor:
+    """How many trials of probability p it takes to the first success: 1, 2, ..."""
+    if not 0 < p < 1:
+        raise RuntimeError(f"geometric_ expects p to be in (0, 1), but got p={p}")
+    if self.dtype.kind == "b":
+        raise RuntimeError(f'"geometric_" not implemented for {self.dtype!r}')
+    w = self.dtype if self.dtype.kind == "f" else dtypes.float32
+    u = uniform(tuple(self.shape), w, generator)
+    return assign(self, to_dtype(registered("ceil")(LOG(1.0 - u) * (1.0 / math.log1p(-p))).clamp(min=1.0), self.dtype))  # type: ignore[attr-defined]
