@@ -16,7 +16,8 @@ from functools import cache
 from typing import Any
 
 from flame import dtypes
-from flame.compiler.kernel import Contract, Kernel, Load, Op, Reduce, bytes_moved, reads
+from flame.compiler.index_math import evaluate
+from flame.compiler.kernel import Contract, Kernel, Load, Op, Reduce, bytes_moved, reads, typical
 from flame.compiler.target import Target
 from flame.dtypes import dtype
 from flame.ops.machine import COMPARISONS, Machine
@@ -98,8 +99,9 @@ def operations(p: Primitive, d: dtype, operands: int) -> float:
 
 
 def cost(kernel: Kernel, target: Target) -> Cost:
-    """The estimated time of one run. Symbols count at their lower bound."""
-    sizes = {a: max(e.const if e.const is not None else 1024, 1) for a, e in kernel.axes.items()}
+    """The estimated time of one run. Symbols count as typical."""
+    env = typical(kernel)
+    sizes = {a: max(e.const if e.const is not None else int(evaluate(e, env)), 1) for a, e in kernel.axes.items()}
 
     def points(domain: Iterable[str]) -> int:
         return math.prod(sizes[a] for a in domain)

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from flame.compiler.index_math import E, evaluate
-from flame.compiler.kernel import Const, Contract, IndexOf, Kernel, Load, Op, Reduce, Store, reads
+from flame.compiler.kernel import Const, Contract, IndexOf, Kernel, Load, Op, Reduce, Store, reads, typical
 from flame.compiler.target_cpu import CpuTarget
 from flame.dtypes import by_name
 from flame.dtypes import dtype as DType
@@ -105,8 +105,8 @@ def cone(kernel: Kernel, s: Reduce | Contract | Store) -> list[str]:
 
 
 def microseconds(kernel: Kernel, sinks: list[Reduce | Contract | Store], walked: E, target: CpuTarget) -> float:
-    """An estimate for sinks that are run over `walked` points together, on one core (symbols at their least)."""
+    """An estimate for sinks that are run over `walked` points together, on one core (symbols at a typical value)."""
     values = dict.fromkeys(v for s in sinks for v in cone(kernel, s))
     work = sum(statement_cost(kernel, v) for v in values) + 2 * len(sinks)
-    points = int(evaluate(walked, kernel.symbols))
+    points = int(evaluate(walked, typical(kernel)))
     return points * work / target.lanes_f32 * 1e-3 * 0.5

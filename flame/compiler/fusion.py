@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from flame.compiler.cost import rates
+from flame.compiler.dims import hint, space_of
 from flame.compiler.graph import Graph, Node, Value
 from flame.compiler.groups import Group, Groups
 from flame.compiler.kernel import Kernel, Load, domain, stage
@@ -43,7 +44,8 @@ _SMALL, _BATCH_BUFFERS = 10.0, 24
 
 def fuse(graph: Graph, target: Target) -> Fused:
     """Kernels and calls in an order to run in, and every decision with its reason."""
-    templates = Templates(target)
+    space = space_of(graph)
+    templates = Templates(target, None if space is None else space.symbols)
     plan = _settle(graph, target, templates)
     fusion = _Fusion(plan, target, templates)
     fusion.join()
@@ -106,9 +108,9 @@ def _misshapen(roots: Sequence[Value], stored: Sequence[Value]) -> str:
                 return f"{describe(r)} and {describe(q)} reduce unequal numbers of elements"
         allowed = {r.spec.numel, x.spec.numel}
     else:
-        allowed = {max(sizes)}
+        allowed = {max(sizes, key=hint)}
     if not sizes <= allowed:
-        return f"results of {sorted(sizes)} elements where the kernel would walk {sorted(allowed)}"
+        return f"results of {sorted(sizes, key=hint)} elements where the kernel would walk {sorted(allowed, key=hint)}"
     return ""
 
 
@@ -181,11 +183,11 @@ class _Fusion:
         """Producers and consumers (True), then siblings (False), those that share most first."""
         groups, shared = self.groups, {}
         for h in groups.above(g):
-            shared[h] = (True, sum(x.spec.nbytes for r in g.roots for x in groups.reads[r] if groups.of.get(x) is h))
+            shared[h] = (True, sum(hint(x.spec.nbytes) for r in g.roots for x in groups.reads[r] if groups.of.get(x) is h))
         for h in groups.below(g):
-            shared[h] = (True, sum(r.spec.nbytes for r in g.roots if any(groups.of[q] is h for q in groups.readers.get(r, ()))))
+            shared[h] = (True, sum(hint(r.spec.nbytes) for r in g.roots if any(groups.of[q] is h for q in groups.readers.get(r, ()))))
         for x in dict.fromkeys(x for r in g.roots for x in sorted(groups.reads[r], key=lambda v: v.name)):
-            if x.spec.nbytes < _WORTH_SHARING:
+            if hint(x.spec.nbytes) < _WORTH_SHARING:
                 continue
             readers = groups.readers[x]
             here = bisect_left(readers, groups.position[g.roots[0]], key=groups.position.__getitem__)
@@ -194,7 +196,7 @@ class _Fusion:
             near = sorted(near, key=lambda h: abs(h.rank - g.rank))[:_SIBLINGS]
             for h in near:
                 if h not in shared:
-                    shared[h] = (False, x.spec.nbytes)
+                    shared[h] = (False, hint(x.spec.nbytes))
         found = [(h, related, size) for h, (related, size) in shared.items() if not self._is_fixed(h)]
         found.sort(key=lambda f: (not f[1], -f[2], f[0].rank))
         return [(h, related) for h, related, _ in found]
@@ -279,7 +281,7 @@ class _Fusion:
                 continue
             kernel = template.kernel
             if kernel.contraction is None:
-                shape = tuple((e.const, a in kernel.reduce_axes) for a, e in kernel.axes.items())
+                shape = tuple((e, a in kernel.reduce_axes) for a, e in kernel.axes.items())
                 alike.setdefault(shape, []).append(g)
         for shape, found in alike.items():
             if shape and len(found) > 1:

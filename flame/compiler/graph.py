@@ -19,6 +19,7 @@ from typing import Any
 
 import networkx as nx
 
+from flame.compiler.dims import space_in
 from flame.errors import VerificationError
 from flame.primitive import Number, Primitive, Spec, interpreting
 
@@ -148,7 +149,20 @@ class Graph:
 
 def infer(primitive: Primitive, operands: Iterable[Operand], params: dict[str, Any]) -> tuple[Spec, ...]:
     """The specs of a node's results, by the primitive's shape rule."""
-    got = primitive.infer(*(v.spec if isinstance(v, Value) else v for v in operands), **params)
+    return infer_specs(primitive, [v.spec if isinstance(v, Value) else v for v in operands], params)
+
+
+def infer_specs(primitive: Primitive, operands: list[Spec | Number], params: dict[str, Any]) -> tuple[Spec, ...]:
+    """The same, given specs in place of values. Where sizes are symbolic and the rule refuses them as different expressions, it
+    is asked again with the equations granted that hold now."""
+    try:
+        got = primitive.infer(*operands, **params)
+    except (RuntimeError, ValueError, IndexError):
+        space = next((s for s in map(space_in, (*(o.shape for o in operands if isinstance(o, Spec)), *params.values())) if s), None)
+        if space is None:
+            raise
+        with space.granting():
+            got = primitive.infer(*operands, **params)
     return got if isinstance(got, tuple) else (got,)
 
 

@@ -79,8 +79,10 @@ class E:
         return -self + other
 
     def __mul__(self, other: E | int) -> E:
+        if type(other) is int:
+            return self if other == 1 else E({m: c * other for m, c in self.terms})
         if not isinstance(other, E):
-            return self if other == 1 else E({m: c * operator.index(other) for m, c in self.terms})
+            other = ex(other)
         if other is ONE:
             return self
         if self is ONE:
@@ -118,9 +120,14 @@ def _made(terms: tuple[tuple[Monomial, int], ...]) -> E:
 _interned = Interned(_made)
 
 
-def ex(x: E | int) -> E:
-    """`x` as an expression."""
-    return x if isinstance(x, E) else _constant(operator.index(x))
+def ex(x: Any) -> E:
+    """`x` as an expression: one already, an int, or a size that is an expression (`flame.compiler.dims.Dim`)."""
+    if isinstance(x, E):
+        return x
+    if type(x) is int:
+        return _constant(x)
+    e = getattr(x, "expression", None)
+    return _constant(operator.index(x)) if e is None else e
 
 
 @functools.lru_cache(4096)
@@ -141,13 +148,26 @@ def val(name: str) -> E:
 ZERO, ONE = ex(0), ex(1)
 
 
+class Symbols(dict[str, int]):
+    """Symbols by name with their least values, and `facts`: expressions over them that are never negative."""
+
+    def __init__(self, least: Mapping[str, int] = {}, facts: Iterable[E] = ()):
+        super().__init__(least)
+        self.facts: tuple[E, ...] = tuple(facts)
+
+    def used_by(self, found: frozenset[str]) -> Symbols:
+        """Those among `found`, with the facts that are about nothing else."""
+        return Symbols({n: v for n, v in self.items() if n in found}, [e for e in self.facts if names(e) <= found])
+
+
 class Bounds:
     """What is known of the names: axis -> extent, symbol -> its lower bound, value -> (lowest, highest), None if unknown.
+    `facts` (of `Symbols`) are tried where the bounds alone prove nothing.
 
     Extents and the bounds of values name symbols only. Answers are remembered here, so keep one `Bounds` for each kernel.
     """
 
-    __slots__ = ("axes", "symbols", "values", "_memo")
+    __slots__ = ("axes", "symbols", "values", "facts", "_memo")
 
     def __init__(
         self,
@@ -157,6 +177,7 @@ class Bounds:
     ):
         self.axes = {a: ex(e) for a, e in (axes or {}).items()}
         self.symbols = dict(symbols or {})
+        self.facts: tuple[E, ...] = getattr(symbols, "facts", ())
         self.values = {
             v: (lo if lo is None else ex(lo), hi if hi is None else ex(hi)) for v, (lo, hi) in (values or {}).items()
         }
@@ -329,7 +350,7 @@ def _range(a: Atom, bounds: Bounds) -> tuple[E | None, E | None]:
         small = positive and hi is not None and (d is None or nonneg(d - 1 - hi, bounds))
         return ZERO, hi if small else None if d is None else d - 1
     if all(bounds.fixed(x) for x in atoms(a.divisor)):  # floor division is monotone in its numerator
-        return None if lo is None else lo // a.divisor, None if hi is None else hi // a.divisor
+        return tuple(None if end is None else _divide(end, a.divisor, bounds)[0] for end in (lo, hi))  # type: ignore[return-value]
     return (ZERO, hi) if positive else (None, None)
 
 
@@ -340,6 +361,16 @@ def nonneg(e: E, bounds: Bounds) -> bool:
     if c is not None:
         return c >= 0
     lowest = extreme(e, -1, bounds)
+    if _at_least_0(lowest, bounds):
+        return True
+    if not bounds.facts or lowest is None or names(lowest).isdisjoint(*map(names, bounds.facts)):
+        return False
+    plain = Bounds(bounds.axes, bounds.symbols, bounds.values)
+    return _implied(lowest, list(bounds.facts), plain, 2)
+
+
+def _at_least_0(lowest: E | None, bounds: Bounds) -> bool:
+    """Is an expression of symbols alone proved to be 0 or more by their least values?"""
     while lowest is not None and lowest.const is None:
         a = next((a for a in atoms(lowest) if not isinstance(a, str)), None)
         if a is None:

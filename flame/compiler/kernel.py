@@ -31,7 +31,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from flame.compiler.index_math import ONE, ZERO, Bounds, E, evaluate, ex, extreme, implied, names, subst, val, var
+from flame.compiler.index_math import ONE, ZERO, Bounds, E, Symbols, evaluate, ex, extreme, implied, names, subst, val, var
 from flame.dtypes import bool_, dtype, int64, uint8, uint32
 from flame.errors import VerificationError
 from flame.ops.access import Cond
@@ -234,6 +234,13 @@ def reads(s: Statement) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*operands(s), *inside)))
 
 
+def names_in(kernel: Kernel) -> frozenset[str]:
+    """Every name in its extents, buffers' shapes, index expressions and promised ranges."""
+    found = [*kernel.axes.values(), *(d for b in kernel.buffers.values() for d in b.shape)]
+    found += [e for s in kernel.statements for e in expressions(s)] + [e for pair in kernel.values.values() for e in pair]
+    return frozenset().union(*map(names, found))
+
+
 def domain_of(kernel: Kernel, exprs: Iterable[E]) -> frozenset[str]:
     """The axes that index expressions vary with, through the values inside them too."""
     out: set[str] = set()
@@ -296,10 +303,18 @@ def flat(kernel: Kernel, s: Load | Store) -> E:
     return out
 
 
+TYPICAL = 64  #: what a symbol counts in estimates
+
+
+def typical(kernel: Kernel) -> dict[str, int]:
+    """Values of the symbols for estimates, which decide how fast something is and not what it gives."""
+    return {n: max(low, TYPICAL) for n, low in kernel.symbols.items()}
+
+
 def bytes_moved(kernel: Kernel, symbols: Mapping[str, int] | None = None) -> int:
     """An estimate of the memory traffic in bytes if caches were perfect: each distinct element moved once, an element that
-    is read and written twice. Symbols without a value count at their lower bound."""
-    env = {**kernel.symbols, **(symbols or {})}
+    is read and written twice. Symbols without a value count as `TYPICAL`."""
+    env = {**typical(kernel), **(symbols or {})}
     seen: dict[tuple[str, bool], dict[tuple[E, ...], int]] = {}
     for s in kernel.statements:
         if isinstance(s, Load | Store):
@@ -344,7 +359,8 @@ def _statement(s: Statement) -> str:
 def text(kernel: Kernel, notes: bool = True) -> str:
     """The kernel as the grammar has it; to the right, each value's dtype<domain> and what the user called."""
     buffers = (f"{b.role} {b.name}: {b.dtype.name}[{', '.join(map(str, b.shape))}]" for b in kernel.buffers.values())
-    symbols = (f"{n} >= {low}" for n, low in kernel.symbols.items())
+    symbols = [f"{n} >= {low}" for n, low in kernel.symbols.items()]
+    symbols += [f"{e} >= 0" for e in getattr(kernel.symbols, "facts", ())]
     lines = [f"kernel {kernel.name}({', '.join((*buffers, *symbols))})"]
     lines.append("  " + ", ".join(f"{a} < {e}" for a, e in kernel.axes.items()) if kernel.axes else "  no axes")
     rows = []
@@ -412,7 +428,7 @@ def rename(kernel: Kernel, mapping: Mapping[str, str], name: str | None = None) 
         name or kernel.name,
         {plain(b.name): replace(b, name=plain(b.name), shape=tuple(map(e, b.shape))) for b in kernel.buffers.values()},
         {plain(a): e(x) for a, x in kernel.axes.items()},
-        {plain(n): low for n, low in kernel.symbols.items()},
+        Symbols({plain(n): low for n, low in kernel.symbols.items()}, map(e, getattr(kernel.symbols, "facts", ()))),
         map(statement, kernel.statements),
         {value(v): (e(lo), e(hi)) for v, (lo, hi) in kernel.values.items()},
     )

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from flame.compiler.dims import is_symbolic
 from flame.compiler.graph import Graph, Node, Value
 from flame.compiler.index_math import evaluate
-from flame.compiler.kernel import Kernel, Store, numel
+from flame.compiler.kernel import Kernel, Store, numel, typical
 from flame.compiler.program import Argument, CallStep, Decision, Fused, KernelStep, Program, Slot, Step
 from flame.errors import VerificationError
 from flame.primitive import Number, Primitive, registered
@@ -76,7 +77,7 @@ def link(graph: Graph, fused: Fused) -> Program:
                 decisions.append(
                     Decision("refused", f"library call for {library}", "an operand is not a view of what the kernel reads")
                 )
-        steps.append(KernelStep(kernel, buffers, {}, call, _notes(kernel)))
+        steps.append(KernelStep(kernel, buffers, typical(kernel), call, _notes(kernel)))
     for v in graph.outputs:
         _slot(place, v, graph.name)
     inputs = tuple(range(len(graph.inputs)))
@@ -131,9 +132,10 @@ def verify_program(program: Program, after: str = "") -> None:
             check(list(step.buffers) == list(step.kernel.buffers), f"{step}: the buffers bound are not the kernel's")
             for b, i in step.buffers.items():
                 buffer, spec = step.kernel.buffers[b], program.slots[i].spec
-                size = evaluate(numel(buffer), step.symbols)
+                size = numel(buffer)
+                fits = spec.numel == (size if is_symbolic(spec.shape) else evaluate(size, step.symbols))
                 check(
-                    buffer.dtype is spec.dtype and size == spec.numel,
+                    buffer.dtype is spec.dtype and fits,
                     f"{step}: buffer {b} is {size} of {buffer.dtype.name}, slot s{i} is {spec}",
                 )
             check(len(set(step.buffers.values())) == len(step.buffers), f"{step}: two buffers are one slot")

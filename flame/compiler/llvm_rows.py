@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from flame.compiler.cpu_cost import EXPENSIVE, cone, microseconds, op_cost, statement_cost
 from flame.compiler.index_math import E, evaluate, ex, var
-from flame.compiler.kernel import Kernel, Load, Op, Reduce, Store, domain_of
+from flame.compiler.kernel import Kernel, Load, Op, Reduce, Store, domain_of, typical
 from flame.compiler.llvm_machine import LlvmMachine, Value
 from flame.compiler.llvm_point import Linear, Point, address
 from flame.compiler.llvm_reduce import JOIN, Accumulator, State, identity
@@ -38,8 +38,8 @@ def product(kernel: Kernel, axes: tuple[str, ...]) -> E:
 
 
 def size(kernel: Kernel, e: E) -> int:
-    """An extent for heuristics: symbols at their least."""
-    return int(evaluate(e, kernel.symbols))
+    """An extent for heuristics: symbols at a typical value."""
+    return int(evaluate(e, typical(kernel)))
 
 
 @dataclass

@@ -30,9 +30,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from flame import dtypes
+from flame.compiler.dims import hint, same_sizes
 from flame.compiler.graph import Node, Operand, Value, identifier
-from flame.compiler.index_math import ZERO, E, divisions, ex, implied, names, simplify, simplify_conds, var
-from flame.compiler.kernel import Buffer, Contract, Kernel, Reduce, Store
+from flame.compiler.index_math import ZERO, E, Symbols, divisions, ex, implied, names, simplify, simplify_conds, var
+from flame.compiler.kernel import Buffer, Contract, Kernel, Reduce, Store, names_in
 from flame.compiler.writer import NO_GUARD, Guard, Writer, compute_dtype, flatten, single_axis
 from flame.dtypes import dtype
 from flame.errors import Refused
@@ -52,17 +53,19 @@ class Lowered:
     buffers: dict[str, Value]
 
 
-def lower(roots: Sequence[Value], in_memory: Callable[[Value], bool], name: str = "") -> Lowered:
+def lower(
+    roots: Sequence[Value], in_memory: Callable[[Value], bool], name: str = "", symbols: Symbols | None = None
+) -> Lowered:
     """One kernel that stores `roots` and loads what `in_memory` (roots themselves are computed).
 
     Raises Refused with the reason where the group does not have one of the forms above. `name` replaces the name that the
-    kernel gets from what it does.
+    kernel gets from what it does; `symbols` are those that shapes and parameters may name.
     """
     lead = max(reversed(roots), key=_leadership)  # of equals the last: it reads the others, and so says where they stand
     extents: list[tuple[int, ...]] = [(d,) for d in _walked(lead)]
     for _ in range(_MOST_SPLITS):
         try:
-            return _Lowering(roots, lead, in_memory, extents).finish(name)
+            return _Lowering(roots, lead, in_memory, extents, symbols).finish(name)
         except _Split as cut:
             old = extents[cut.dim]
             parts = (old[cut.place] // cut.inner, cut.inner)
@@ -97,7 +100,7 @@ def _walked(root: Value) -> tuple[int, ...]:
 def _leadership(root: Value) -> tuple:
     """How fit a root is to give the kernel its axes: by points walked; then those that cover them; then pointwise ones."""
     pointwise = root.node is not None and root.node.primitive.scalar is not None
-    return (math.prod(_walked(root)), reduced_operand(root) is None, pointwise, root.ndim)
+    return (hint(math.prod(_walked(root))), reduced_operand(root) is None, pointwise, root.ndim)
 
 
 class _Split(Exception):
@@ -124,8 +127,15 @@ def _at_result_of_reduction(node: Node, index: Index) -> Index:
 class _Lowering(Writer):
     """The lowering of one group."""
 
-    def __init__(self, roots: Sequence[Value], lead: Value, in_memory: Callable[[Value], bool], extents: list[tuple[int, ...]]):
-        super().__init__()
+    def __init__(
+        self,
+        roots: Sequence[Value],
+        lead: Value,
+        in_memory: Callable[[Value], bool],
+        extents: list[tuple[int, ...]],
+        symbols: Symbols | None,
+    ):
+        super().__init__(symbols)
         self.in_memory = in_memory
         self.values: dict[str, Value] = {}  #: buffer -> graph value
         self.words: dict[str, bool] = {}  #: what is computed, in order -> is it a word worth a place in the name?
@@ -383,7 +393,7 @@ class _Lowering(Writer):
             raise Refused(f"{describe(node)} sweeps {'x'.join(map(str, extents))}, the kernel {here}")
         self.swept = axes
         sizes = [self.axes[a] for a in axes]
-        if sorted(sizes) == sorted(extents):
+        if same_sizes(sizes, extents):
             left, ordered = list(axes), []
             for n in extents:
                 a = next(a for a in left if self.axes[a] == n)
@@ -406,7 +416,7 @@ class _Lowering(Writer):
         if here:
             domain = self.domains[v] - frozenset(here)
             v = self.emit(Reduce, op, (v,), here, acc, domain=domain, note=_note(node))
-        return self.op("mul", (v, self.const(times, acc)), acc) if times != 1 and op == "sum" else v
+        return self.op("mul", (v, self.number(times, acc)), acc) if times != 1 and op == "sum" else v
 
     def _is_bare_contraction(self, x: Value) -> bool:
         """Would `x` be contracted in this kernel, for nobody but the one who asks?"""
@@ -498,7 +508,9 @@ class _Lowering(Writer):
         used = frozenset().union(*self.domains.values(), *(cover for *_, cover in self._stores))
         axes = {a: ex(n) for a, n in self.axes.items() if a in used}
         ranges = {v: (lo, hi) for v, (lo, hi) in self.bounds.values.items() if lo is not None and hi is not None}
-        kernel = Kernel(name or self._name(used), self.buffers, axes, {}, statements, ranges)
+        named = Kernel("", self.buffers, axes, self.bounds.symbols, statements, ranges)
+        symbols = Symbols(self.bounds.symbols, self.bounds.facts).used_by(names_in(named))
+        kernel = Kernel(name or self._name(used), self.buffers, axes, symbols, statements, ranges)
         return Lowered(kernel, self.values)
 
     def _name(self, used: frozenset[str]) -> str:
@@ -535,12 +547,12 @@ class _At:
         return self.lowering.index_value(ex(expr), dtype)
 
     def const(self, value: Number, dtype: Any) -> str:
-        return self.lowering.const(value, dtype)
+        return self.lowering.number(value, dtype)
 
     def op(self, name: str, *values: str | Number, dtype: Any) -> str:
         low = self.lowering
         like = next((low.dtypes[v] for v in values if isinstance(v, str)), dtype)
-        args = [v if isinstance(v, str) else low.const(v, like) for v in values]
+        args = [v if isinstance(v, str) else low.number(v, like) for v in values]
         if name == "cast":
             return low.cast(args[0], dtype, _note(self.node))
         return low.op(name, args, compute_dtype(dtype), _note(self.node))

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from flame.compiler.index_math import evaluate
-from flame.compiler.kernel import Contract, Kernel, Load, Reduce, Statement, Store, domain, domain_of, reads
+from flame.compiler.kernel import Contract, Kernel, Load, Reduce, Statement, Store, domain, domain_of, reads, typical
 from flame.errors import Refused
 
 Sink = Reduce | Contract | Store
@@ -188,10 +188,10 @@ def part_of(name: str) -> str:
 
 
 def points(kernel: Kernel, axes: frozenset[str]) -> int:
-    """How many points some axes have (symbols at their least)."""
+    """How many points some axes have (symbols at a typical value)."""
     out = 1
     for a in axes:
-        out *= int(evaluate(kernel.axes[a], kernel.symbols))
+        out *= int(evaluate(kernel.axes[a], typical(kernel)))
     return out
 
 

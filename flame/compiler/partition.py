@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from flame.compiler.dims import hint
 from flame.compiler.graph import Graph, Node, Operand, Value
 from flame.compiler.min_cut import UNBOUNDED, Network
 from flame.compiler.program import Decision
@@ -55,7 +56,7 @@ class Joint:
     @property
     def kept_bytes(self) -> int:
         """Bytes of the extra residuals."""
-        return sum(v.spec.nbytes for v in self.forward.outputs[self.results :])
+        return sum(hint(v.spec.nbytes) for v in self.forward.outputs[self.results :])
 
 
 def partition(joint: Graph, inputs: int, results: int, gradients: Sequence[int | None]) -> Joint:
@@ -120,11 +121,11 @@ def _price(n: Node) -> int | None:
         case "create":
             return 0
         case "movement":
-            return 0 if n.primitive.view else _EASY * n.output.spec.nbytes
+            return 0 if n.primitive.view else _EASY * hint(n.output.spec.nbytes)
         case "elementwise":
             if n.primitive.scalar is not None and n.primitive.scalar.define is not None:
-                return _HARD * n.output.spec.nbytes
-            return (_MIDDLE if n.primitive.name in _MIDDLING else _EASY) * n.output.spec.nbytes
+                return _HARD * hint(n.output.spec.nbytes)
+            return (_MIDDLE if n.primitive.name in _MIDDLING else _EASY) * hint(n.output.spec.nbytes)
     return None
 
 
@@ -150,7 +151,7 @@ def _cheapest(
         if price:
             net.edge(0, a, price)
         # empty arrays cost one unit, so that keeping nothing is cheaper than keeping them
-        net.edge(a, b, max(1, v.spec.nbytes * _BYTE * (1 if v in free else 2)))
+        net.edge(a, b, max(1, hint(v.spec.nbytes) * _BYTE * (1 if v in free else 2)))
         return a, b
 
     for v in primal:
@@ -227,6 +228,6 @@ def _explained(
         r = place[v]
         if r.source == "output" and r.index >= results:
             why = "recomputing it costs more" if v.node is not None and _price(v.node) is not None else "it can't be recomputed"
-            told.append(Decision("saved", repr(v), f"{v.spec.nbytes} bytes for the backward pass; {why}"))
+            told.append(Decision("saved", repr(v), f"{hint(v.spec.nbytes)} bytes for the backward pass; {why}"))
     told += [Decision("recomputed", repr(n.output), f"{n.primitive.name} again costs less than keeping it") for n in redone]
     return tuple(told)

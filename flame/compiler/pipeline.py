@@ -8,6 +8,9 @@
     in place      kernels that write over what dies with them       Program -> Program
     plan memory   offsets in one arena                              Program -> Program
 
+A graph whose sizes are symbolic becomes a program whose kernels are for all of them; `concrete.program_at` makes one that can be
+run of it, for sizes that are known.
+
 Each pass is a function of data; nothing here reads a clock, a file or the environment: whoever compiles passes them in. One
 runner (`Passes.run`) names, times, verifies and shows every pass. Differentiation stands before all this, in
 `flame.compiler.autodiff`, because a training step hands its forward and backward graphs in separately or as one.
@@ -20,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flame.compiler import kernel as kernel_ir
+from flame.compiler.dims import space_of
 from flame.compiler.fusion import fuse
 from flame.compiler.graph import Graph
 from flame.compiler.link import link, own_results, verify_program
@@ -57,7 +61,8 @@ def compile_graph(
     program = passes.run("link", link, graph, fused)
     program = passes.run("update", update, program, updates, guards)
     program = passes.run("in place", in_place, program)
-    program = passes.run("plan memory", plan, program)
+    if space_of(graph) is None:  # else at each set of sizes anew: see `flame.compiler.concrete`
+        program = passes.run("plan memory", plan, program)
     return program
 
 

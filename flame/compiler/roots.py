@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from flame import dtypes
 from flame.compiler.cost import operations, rates
+from flame.compiler.dims import hint
 from flame.compiler.graph import Graph, Node, Value
 from flame.compiler.lower import describe
 from flame.compiler.program import Decision
@@ -95,7 +96,7 @@ def _wanted(plan: Plan, target: Target, users: dict[Value, list[Node]], outputs:
         elif kind == "index":
             for v in n.values:
                 base = beneath_views(v)
-                if _computed(base) and base.spec.numel < n.output.spec.numel:
+                if _computed(base) and hint(base.spec.numel) < hint(n.output.spec.numel):
                     wanted.setdefault(base, f"{describe(n)} reads its elements more than once")
     for n in plan.graph.nodes:
         if n.primitive.kind == "contract" and n not in plan.calls and n.output not in plan.library:
@@ -130,7 +131,7 @@ def _is_library_matmul(n: Node, users: list[Node]) -> bool:
     each = math.prod(n.output.shape[-2:]) * a.shape[-1]
     whole = n.output.spec.numel * a.shape[-1]
     summed = len(users) == 1 and users[0].primitive.kind == "reduce"
-    return each >= LIBRARY_WORK // 4 and whole >= LIBRARY_WORK and not summed
+    return hint(each) >= LIBRARY_WORK // 4 and hint(whole) >= LIBRARY_WORK and not summed
 
 
 def _library_reads(v: Value) -> bool:
@@ -209,11 +210,11 @@ def _walk(plan: Plan, target: Target, users: dict[Value, list[Node]], outputs: s
         reason = wanted.get(v)
         uses = len(users[v])
         if reason is None and uses > 1 and n.primitive.kind != "create":
-            work = sum(operations(m.primitive, m.output.dtype, len(m.operands)) * m.output.spec.numel for m in nodes
+            work = sum(operations(m.primitive, m.output.dtype, len(m.operands)) * hint(m.output.spec.numel) for m in nodes
                        if m.primitive.scalar is not None or m.primitive.kind == "random")  # fmt: skip
-            touched = sum(min(x.spec.nbytes, v.spec.numel * x.dtype.itemsize) for x in reads)
+            touched = sum(min(hint(x.spec.nbytes), hint(v.spec.numel) * x.dtype.itemsize) for x in reads)
             rebuild = touched / price.bandwidth + work / price.operations
-            keep = rebuild + uses * v.spec.nbytes / price.bandwidth + price.launch / 2
+            keep = rebuild + uses * hint(v.spec.nbytes) / price.bandwidth + price.launch / 2
             if keep <= uses * rebuild:
                 reason = f"read {uses} times: {keep:.0f} ns to keep, {uses * rebuild:.0f} ns to rebuild each time"
         if reason is None and (len(nodes) > _LONGEST or len(reads) > _WIDEST):

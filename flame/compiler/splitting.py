@@ -62,6 +62,8 @@ def _innermost(kernel: Kernel) -> set[str]:
 
 def split(kernel: Kernel, cost: Cost, target: Target) -> tuple[Kernel, Kernel] | None:
     """The kernels of the parts and of the join, where two kernels are better than one and can be had."""
+    if kernel.symbols:  # into how many parts depends on sizes that are not known yet
+        return None
     parts = parts_of(kernel, cost, target)
     return split_reduction(kernel, parts) if parts > 1 else None
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from flame.compiler.cost import Cost, cost
 from flame.compiler.graph import Node, Value
+from flame.compiler.index_math import Symbols
 from flame.compiler.kernel import Kernel
 from flame.compiler.lower import lower
 from flame.compiler.rewrite import static_key
@@ -50,8 +51,9 @@ class Templates:
     the values that they read numbered across the group, and which of the roots are stored.
     """
 
-    def __init__(self, target: Target):
+    def __init__(self, target: Target, symbols: Symbols | None = None):
         self.target = target
+        self.symbols = symbols
         self._in_memory: Callable[[Value], bool] = lambda v: v.node is None
         self._known: dict[tuple, Template | str] = {}
         self._fragments: dict[Value, tuple[int, tuple[Value, ...]]] = {}
@@ -85,7 +87,7 @@ class Templates:
 
     def _make(self, stored: Sequence[Value], in_memory: Callable[[Value], bool], number: dict[Value, int]) -> Template | str:
         try:
-            made = lower(stored, in_memory)
+            made = lower(stored, in_memory, symbols=self.symbols)
         except Refused as refusal:
             by_name = {v.name: str(i) for v, i in number.items()}
             return re.sub(r"%(\w+)", lambda m: "%" + by_name.get(m[1], m[1]), str(refusal))

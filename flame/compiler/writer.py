@@ -11,7 +11,23 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from flame import dtypes
-from flame.compiler.index_math import ZERO, Bounds, E, divisions, ex, extreme, implied, names, nonneg, simplify, val, var
+from flame.compiler.dims import Dim
+from flame.compiler.index_math import (
+    ONE,
+    ZERO,
+    Bounds,
+    E,
+    Symbols,
+    divisions,
+    ex,
+    extreme,
+    implied,
+    names,
+    nonneg,
+    simplify,
+    val,
+    var,
+)
 from flame.compiler.kernel import Buffer, Const, IndexOf, Load, Op, Statement
 from flame.dtypes import dtype
 from flame.ops.access import Cond, Index
@@ -46,9 +62,9 @@ def flatten(index: Sequence[E], shape: Sequence[int]) -> E:
 class Writer:
     """A kernel in the making: what was written so far, with the domain and dtype of every value."""
 
-    def __init__(self) -> None:
-        self.bounds = Bounds()
-        self.axes: dict[str, int] = {}
+    def __init__(self, symbols: Symbols | None = None) -> None:
+        self.bounds = Bounds(symbols=symbols)
+        self.axes: dict[str, Any] = {}  #: extents are ints, or sizes that are expressions
         self.statements: list[Statement] = []
         self.domains: dict[str, frozenset[str]] = {}
         self.dtypes: dict[str, dtype] = {}
@@ -58,7 +74,7 @@ class Writer:
 
     # ---- axes, and what covers them
 
-    def axis(self, extent: int, prefix: str) -> str:
+    def axis(self, extent: Any, prefix: str) -> str:
         name = f"{prefix}{len(self.axes)}"
         self.axes[name] = extent
         self.bounds.axes[name] = ex(extent)
@@ -97,17 +113,21 @@ class Writer:
         if not self.inside(shape, index, NO_GUARD):
             return None
         flat = simplify(flatten(index, shape), self.bounds)
-        strides: list[tuple[int, str]] = []
+        strides: dict[str, E] = {}
         for monomial, c in flat.terms:
-            if len(monomial) != 1 or not isinstance(monomial[0], str):
+            moving = [x for x in monomial if x in self.axes]
+            if len(moving) != 1 or not isinstance(moving[0], str) or not all(isinstance(x, str) for x in monomial):
                 return None
-            strides.append((c, monomial[0]))
-        step = 1
-        for c, a in sorted(strides):  # a mixed-radix number: each stride is the product of the extents below it
-            if c != step:
+            a = moving[0]
+            strides[a] = strides.get(a, ZERO) + E({tuple(x for x in monomial if x != a): c})
+        step, left = ONE, dict(strides)
+        while left:  # a mixed-radix number: each stride is the product of the extents below it
+            lowest = next((x for x, stride in left.items() if stride == step), None)
+            if lowest is None:
                 return None
-            step *= self.axes[a]
-        return frozenset(a for _, a in strides) if step == math.prod(shape) else None
+            step = step * ex(self.axes[lowest])
+            del left[lowest]
+        return frozenset(strides) if step == ex(math.prod(shape)) else None
 
     def inside(self, shape: Sequence[int], index: Index, given: Guard) -> bool:
         """Is the index proved to lie in the shape? Values of index arrays are trusted: they were checked when made."""
@@ -142,6 +162,10 @@ class Writer:
         else:
             x = bool(x) if d.kind == "b" else float(x)
         return self.emit(Const, x, d, domain=frozenset())
+
+    def number(self, x: Any, d: dtype) -> str:
+        """A number, or a size that is an expression, as a value of dtype `d`."""
+        return self.index_value(x.expression, d) if type(x) is Dim else self.const(x, d)
 
     def op(self, op: str, values: Sequence[str], d: dtype, note: str = "") -> str:
         domains = [self.domains[v] for v in values]
@@ -184,7 +208,7 @@ class Writer:
             return self.emit(IndexOf, e, d, domain=domain)
         return self.cast(self.emit(IndexOf, e, self._index_dtype(e), domain=domain), d)
 
-    def checked_index(self, v: str, extent: int) -> E:
+    def checked_index(self, v: str, extent: Any) -> E:
         """The integer value `v` in [-extent, extent), counted from 0.
 
         A value outside reads the nearest element: a kernel can't raise, and must not leave its buffers. Whoever wants an
@@ -193,10 +217,10 @@ class Writer:
         d, last = self.dtypes[v], max(extent - 1, 0)
         if d.kind == "i":
             below = self.op("lt", (v, self.const(0, d)), dtypes.bool_)
-            v = self.op("where", (below, self.op("add", (v, self.const(extent, d)), d), v), d)
+            v = self.op("where", (below, self.op("add", (v, self.number(extent, d)), d), v), d)
             v = self.op("maximum", (v, self.const(0, d)), d)
-        if last < 2 ** (8 * d.itemsize - (d.kind == "i")) - 1:
-            v = self.op("minimum", (v, self.const(last, d)), d)
+        if type(last) is Dim or last < 2 ** (8 * d.itemsize - (d.kind == "i")) - 1:
+            v = self.op("minimum", (v, self.number(last, d)), d)
         self.bounds.values[v] = (ZERO, ex(last))
         return val(v)
 
@@ -223,5 +247,5 @@ class Writer:
         found: set[str] = set()
         for e in (*index, *(c.expr for c in mask)):
             for n in names(e):
-                found |= self.domains[n[1:]] if n[0] == "%" else {n}
+                found |= self.domains[n[1:]] if n[0] == "%" else {n} & self.axes.keys()
         return frozenset(found)
