@@ -215,7 +215,10 @@ class Tensor:
     @property
     def spec(self) -> Spec:
         a = self._array
-        return Spec(a.shape, dtypes._BY_NUMPY[a.dtype]) if a is not None else self._ref.spec
+        if a is not None:
+            return Spec(a.shape, dtypes._BY_NUMPY[a.dtype])
+        spec = self._ref.spec
+        return spec if spec.__class__ is Spec else spec.now
 
     @property
     def device(self) -> device:

@@ -323,8 +323,8 @@ def test_explain_notices_wrong_results(monkeypatch: pytest.MonkeyPatch) -> None:
     assert right.difference.ulp == right.difference.absolute == 0 and "equal to the bit" in str(right)
     ordinary = capture_compiled.Compiled.__call__
 
-    def wrong(self: Any, arrays: Any) -> Any:
-        got = ordinary(self, arrays)
+    def wrong(self: Any, arrays: Any, *sizes: Any) -> Any:
+        got = ordinary(self, arrays, *sizes)
         got[-1][2] = np.nextafter(np.float32(got[-1][2]), np.float32(9))
         return got
 

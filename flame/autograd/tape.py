@@ -39,7 +39,7 @@ class Node:
 
     __slots__ = (
         "primitive", "operands", "params", "edges", "versions", "results", "outputs", "hooks", "released", "source", "segment",
-        "metadata", "__weakref__",
+        "metadata", "step", "__weakref__",
     )  # fmt: skip
 
     def __init__(self, primitive: Primitive, operands: tuple, params: dict, edges: tuple, outs: tuple):
@@ -51,6 +51,7 @@ class Node:
         self.source = ""
         self.segment: Any = force.interpreter
         self.metadata: dict = {}
+        self.step: Any = None  #: the step of a capture that it was recorded as
         wanted = tuple([e is not None for e in edges])
         found = _SAVED.get((primitive, wanted))
         keep_output, keep = _saved(primitive, wanted) if found is None else found
@@ -112,6 +113,7 @@ class Node:
         if self.results:
             ys = tuple([alias(y) for y in self.results])
             for i, (y, saved) in enumerate(zip(ys, self.results, strict=True)):
+                y.__class__ = saved.__class__
                 y._node = (self, i) if y.dtype.is_floating_point else None
                 y._ref = saved._ref
         if len(self.outputs) == 1:

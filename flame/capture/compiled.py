@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from flame.compiler.autodiff import differentiate
+from flame.compiler.concrete import graph_at, program_at
+from flame.compiler.dims import space_of
 from flame.compiler.graph import Graph, Value
 from flame.compiler.pipeline import compile_graph
 from flame.compiler.program import Decision, Program
@@ -22,6 +24,10 @@ from flame.knobs import knobs
 from flame.reasons import NOT_COMPILED
 from flame.runtime import cpu
 from flame.runtime.executable import Executable
+
+NO_SIZES: Mapping[str, int] = {}
+#: sets of sizes for which a program is kept ready to run
+MOST_SIZES = 64
 
 
 class Compiled:
@@ -37,6 +43,10 @@ class Compiled:
         self.program: Program | None = None
         self.executable: Any = None
         self.failure = ""
+        self.space = space_of(graph)
+        self.symbols = () if self.space is None else tuple(self.space.values)
+        self._at: dict[tuple[int, ...], Callable] = {}  #: by the values of the symbols
+        self._backend: Any = "interpret" if capture.options.backend == "interpret" else "llvm"
         backend = capture.options.backend
         if knobs.log:
             say("graph", f"captured, {role}:\n{graph}")
@@ -45,22 +55,43 @@ class Compiled:
                 raise _Unwanted("backend='eager' was asked for")
             log = say if knobs.log else None
             self.program = compile_graph(graph, cpu.target(), updates=updates, guards=guards, log=log, verify=knobs.verify)
-            self.executable = Executable(self.program, backend="interpret" if backend == "interpret" else "llvm")
+            if self.symbols:
+                assert self.space is not None
+                self._at[tuple(self.space.values[n] for n in self.symbols)] = self._bound(self.space.values)
+            else:
+                self.executable = Executable(self.program, backend=self._backend)
         except _Unwanted as e:
             self.failure = str(e)
         except Exception as e:  # whatever a pass trips over must not stop a program that runs eagerly: it is recorded and shown
             if knobs.verify:
                 raise
+            self.program = None
             self.failure = NOT_COMPILED.text(f"{graph.name} ({role})", f"{type(e).__name__}: {e}")
             capture.stats.count(capture.stats.fallbacks, graph.name, self.failure)
             print(f"flame: {self.failure}", file=sys.stderr)
         #: whether no two results share memory
         self.distinct = self.executable is None or self.executable.distinct
 
-    def __call__(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
-        if self.executable is not None:
-            return self.executable(arrays)
-        return interpret_graph(self.graph, arrays)
+    def __call__(self, arrays: list[np.ndarray], sizes: Mapping[str, int] = NO_SIZES) -> list[np.ndarray]:
+        """Run it, for these values of the graph's symbols."""
+        if not self.symbols:
+            return self.executable(arrays) if self.executable is not None else interpret_graph(self.graph, arrays)
+        key = tuple([sizes[n] for n in self.symbols])
+        run = self._at.get(key)
+        if run is None:
+            if len(self._at) >= MOST_SIZES:
+                del self._at[next(iter(self._at))]
+            run = self._at[key] = self._bound({n: sizes[n] for n in self.symbols})
+        return run(arrays)
+
+    def _bound(self, sizes: dict[str, int]) -> Callable[[list[np.ndarray]], list[np.ndarray]]:
+        """What runs at these sizes: the same kernels, with memory planned anew."""
+        if self.program is None:
+            graph = graph_at(self.graph, sizes)
+            return lambda arrays: interpret_graph(graph, arrays)
+        executable = Executable(program_at(self.program, sizes), backend=self._backend)
+        self.executable = self.executable or executable
+        return executable
 
     @property
     def decisions(self) -> list[Decision]:
@@ -107,7 +138,9 @@ def interpret_graph(graph: Graph, arrays: Sequence[np.ndarray]) -> list[np.ndarr
 def compile_segment(
     capture: Any, graph: Graph, updates: Sequence[tuple[int, int]] = (), guards: Sequence[int] = ()
 ) -> Compiled:
-    key = str(graph), tuple(updates), tuple(guards)
+    space = space_of(graph)
+    of_sizes = "" if space is None else f"{space.least} {[*map(str, space.facts)]}"
+    key = str(graph), of_sizes, tuple(updates), tuple(guards)
     got = capture.programs.get(key)
     if got is None:
         got = capture.programs[key] = Compiled(capture, graph, "forward", updates, guards)

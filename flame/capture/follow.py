@@ -11,12 +11,16 @@ from typing import Any
 import numpy as np
 
 from flame.autograd.tape import AccumulateGrad, eager, edge, user_source
+from flame.capture.sizes import SizedSpec, holds_sizes, takes, takes_params
 from flame.capture.state import RunState, SegmentEnded, new_object, weak
 from flame.capture.trace import InputKey, Known, Macro, Ref, Slot, Stale, Step, Trace, Window, exact, interned, same_number
 from flame.dtypes import dtype
 from flame.primitive import Primitive, force
 from flame.reasons import OTHER_TENSOR, OVERLAPPING_READ
 from flame.tensor import Tensor
+
+
+MOST_SIZES = 1024  #: sets of sizes that one composite is remembered for
 
 
 def memory_key(a: Any) -> tuple:
@@ -158,8 +162,7 @@ class Follower(RunState):
                 if (
                     c.kind == "input"
                     and c.numpy is a.dtype
-                    and k.spec.shape == a.shape
-                    and k.strides == a.strides
+                    and (k.spec.shape == a.shape and k.strides == a.strides if not c.sized else self._has_size(c, a))
                     and k.differentiable is (e is not None)
                     and k.leaf is leaf
                     and k.alias == alias
@@ -168,12 +171,24 @@ class Follower(RunState):
                     step = c
                     break
             else:
+                beside = self._of_other_size(a, (e is not None, leaf, alias, volatile))
                 self.diverge(OTHER_TENSOR, t.spec)
+                if beside is not None:
+                    self.beside(beside)
         if step is None:
             step = Step("input")
-            spec = t.spec
-            step.key = interned(InputKey(spec, a.strides, e is not None, leaf, alias, volatile))
+            spec: Any = t.spec
             step.numpy = spec.dtype.numpy
+            beside = self.shadow
+            if (
+                beside is not None
+                and self._alike_but_for_sizes(beside, a)
+                and (self.sizing or beside.key.spec.shape != a.shape)
+            ):
+                spec = self._sized_spec(step, beside, spec)
+            contiguous = a.flags.c_contiguous
+            key = InputKey(spec, a.strides, e is not None, leaf, alias, volatile, contiguous)
+            step.key = key if step.sized else interned(key)
             value = self.capture.new_id() if window is None else window.current
             step.outs = (self.capture.ref(value, None if e is None else self.capture.new_id(), spec),)
             step.source = user_source()
@@ -201,11 +216,60 @@ class Follower(RunState):
             t._ref = ref
             t._trace = Trace(window, (), None)
             window.members.append(weak(t))
-            if alias is None and leaf and t._view is None:
+            if alias is None and leaf and t._view is None and not step.sized:
                 t._known = Known(step.key, a, t._requires_grad, t._trace)
         if not step.children and self.following:
             self.run_out()
         return ref
+
+    # ---- tensors from outside whose sizes vary
+
+    def _has_size(self, step: Step, a: Any) -> bool:
+        """Whether an array has the shape that an input step wants, in which there are Sizes."""
+        key = step.key
+        dims, n = key.spec.dims, len(self.bindings)
+        if (
+            len(dims) != a.ndim
+            or key.contiguous is not a.flags.c_contiguous
+            or not (key.contiguous or key.strides == a.strides)
+        ):
+            return False
+        if takes(dims, a.shape, step, self.bindings):
+            return True
+        del self.bindings[n:]
+        return False
+
+    def _of_other_size(self, a: Any, flags: tuple) -> Step | None:
+        """A known next step that this array would be but for sizes; one that has Sizes rather than one that has not."""
+        if self.capture.options.dynamic is False:
+            return None
+        found = [
+            c
+            for c in self.at.children
+            if c.kind == "input"
+            and self._alike_but_for_sizes(c, a)
+            and (c.key.differentiable, c.key.leaf, c.key.alias, c.key.volatile) == flags
+        ]
+        return next((c for c in found if c.sized), found[0] if found else None)
+
+    def _alike_but_for_sizes(self, c: Step, a: Any) -> bool:
+        return (
+            self.capture.options.dynamic is not False
+            and c.kind == "input"
+            and c.numpy is a.dtype
+            and (len(c.key.spec.dims) if c.sized else len(c.key.spec.shape)) == a.ndim
+            and c.key.contiguous
+            and a.flags.c_contiguous
+        )
+
+    def _sized_spec(self, step: Step, beside: Step, spec: Any) -> Any:
+        """The spec of a new input step, with Sizes where it differs from the one beside it."""
+        sizing = self.sized()
+        before = beside.key.spec
+        dims = sizing.dimensions(before.dims if beside.sized else before.shape, spec.shape)
+        step.binds = sizing.bound()
+        step.sized = holds_sizes(dims)
+        return SizedSpec(self.capture, dims, spec.dtype) if step.sized else spec
 
     def process(self, primitive: Primitive, operands: tuple, params: dict) -> Any:
         """Follow or record one operation."""
@@ -225,6 +289,7 @@ class Follower(RunState):
                     return self.follow(step)
                 if (
                     len(step.outs) == 1
+                    and not step.sized
                     and step.params == params
                     and (not step.exact_params or all([exact(v, params[k]) for k, v in step.items]))
                     and len(operands) == len(step.operands)
@@ -233,7 +298,7 @@ class Follower(RunState):
                     t = new_object(Tensor)
                     t._ref = step.outs[0]
                     if step.view:
-                        self._link_view(t, operands[0], step)
+                        self._link_view(t, operands[0], step, step.items)
                     self.made.append(t)
                     if step.children:
                         self.next = step.children[0]
@@ -267,7 +332,7 @@ class Follower(RunState):
                         t = new_object(Tensor)
                         t._ref = outs[0]
                         if step.view:
-                            self._link_view(t, operands[0], step)
+                            self._link_view(t, operands[0], step, tuple(params.items()))
                         self.made.append(t)
                         got: Any = t
                     else:
@@ -302,11 +367,14 @@ class Follower(RunState):
         if self.following and start.macros is not None:
             for m in start.macros:
                 if m.name == name and m.grad is grad and _same_arguments(m.arguments, arguments):
-                    return self._follow_macro(m)
+                    if m.checked is None or tuple(self.bindings) in m.checked:
+                        return self._follow_macro(m)
+                    break
+        bindings = tuple(self.bindings)
         shadowed = self.shadow is not None
         got = f(*args, **kwargs)
         if force.interpreter is self and not shadowed and self.shadow is None:
-            self._learn(name, arguments, grad, start, got)
+            self._learn(name, arguments, grad, start, got, bindings)
         return got
 
     def _arguments(self, x: Any) -> tuple | None:
@@ -332,16 +400,18 @@ class Follower(RunState):
                 return None
         return tuple(out)
 
-    def _learn(self, name: str, arguments: tuple, grad: bool, start: Step, got: Any) -> None:
+    def _learn(self, name: str, arguments: tuple, grad: bool, start: Step, got: Any, bindings: tuple) -> None:
         results = got if type(got) is tuple else (got,)
+        sized = False
         made: set[Ref] = set()
         values: set[int] = set()
         s = self.at
         while s is not start:
             if s.kind != "op" or s.primitive is None or s.primitive.kind == "random":
                 return
-            if any(o.__class__ is Slot for o in s.operands):
+            if any(o.__class__ is Slot for o in s.operands) or s.binds:
                 return
+            sized = sized or s.sized
             made.update(s.outs)
             values.update(r.value for r in s.outs)
             s = s.parent
@@ -354,7 +424,15 @@ class Follower(RunState):
                 return
         if start.macros is None:
             start.macros = []
-        start.macros.append(Macro(name, arguments, grad, self.at, tuple(t._ref for t in results), type(got) is not tuple))
+        if sized:
+            for m in start.macros:
+                if m.name == name and m.grad is grad and m.last is self.at and _same_arguments(m.arguments, arguments):
+                    if m.checked is not None and len(m.checked) < MOST_SIZES:
+                        m.checked.add(bindings)
+                    return
+        checked = {bindings} if sized else None
+        outs = tuple(t._ref for t in results)
+        start.macros.append(Macro(name, arguments, grad, self.at, outs, type(got) is not tuple, checked))
 
     def _follow_macro(self, m: Macro) -> Any:
         self.advance(m.last)
@@ -397,6 +475,11 @@ class Follower(RunState):
                 continue
             del self.bindings[n:]
             return False
+        if step.sized:
+            if takes_params(step, params, self.bindings):
+                return True
+            del self.bindings[n:]
+            return False
         if step.params != params or (step.exact_params and not all(exact(v, params[k]) for k, v in step.params.items())):
             del self.bindings[n:]
             return False
@@ -417,11 +500,11 @@ class Follower(RunState):
         b.append(value)
         return True
 
-    def _link_view(self, t: Tensor, x: Tensor, step: Step) -> None:
+    def _link_view(self, t: Tensor, x: Tensor, step: Step, items: tuple) -> None:
         w = self.window_of(x)
         trace = x._trace
         t._storage = w.storage
-        t._trace = Trace(w, (*trace.chain, (step.primitive, step.items)), trace.root if trace.root is not None else x)
+        t._trace = Trace(w, (*trace.chain, (step.primitive, items)), trace.root if trace.root is not None else x)
         w.members.append(weak(t))
 
     def _untraced(self, primitive: Primitive, operands: tuple, params: dict) -> Any:

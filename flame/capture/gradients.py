@@ -10,6 +10,7 @@ from typing import Any
 
 from flame.autograd.engine import accumulate_into, eager_backward, eager_grad, run_engine, start, topological
 from flame.autograd.tape import AccumulateGrad, edge, user_source
+from flame.capture.sizes import condition
 from flame.capture.state import RunState, SegmentEnded, new_object, same_refs
 from flame.capture.trace import Step
 from flame.primitive import force
@@ -73,6 +74,10 @@ class Gradients(RunState):
             self.diverge(OTHER_GRADIENT)
         return self._record_gradient(ys, given, xs, refs, options)
 
+    def _run_engine(self, ys: list, given: list | None, options: tuple, wanted: list) -> dict:
+        roots, gs = start(ys, given, "backward")
+        return run_engine(roots, gs, retain_graph=options[3], create_graph=options[4], wanted=wanted)
+
     def _hooks_free(self, step: Step) -> bool:
         for e in step.key:
             node = self.edge_of(e)[0]
@@ -81,6 +86,8 @@ class Gradients(RunState):
         return True
 
     def _guards_hold(self, step: Step) -> bool:
+        if step.facts and not condition(step.facts)(self.bindings):
+            return False
         return all(evaluate(expr, self.bindings) == answer for expr, answer in step.guards)
 
     def _follow_gradient(self, step: Step, xs: list | None) -> list:
@@ -124,13 +131,15 @@ class Gradients(RunState):
         if any(e is None for e in wanted):
             self.leave(NO_GRADIENT)
             return None
-        retain, create_graph = options[3:]
         self.inner = []
         self.guards = []
         self._gradient_source = user_source()
         try:
-            roots, gs = start(ys, given, "backward")
-            got = run_engine(roots, gs, retain_graph=retain, create_graph=create_graph, wanted=wanted)
+            if self.sizing is None:
+                got = self._run_engine(ys, given, options, wanted)
+            else:
+                with self.sizing.symbolic_tape(nodes, [*ys, *(given or ())]):
+                    got = self._run_engine(ys, given, options, wanted)
             inner = self.inner
         finally:
             self.inner = None
@@ -140,6 +149,7 @@ class Gradients(RunState):
         step.options = options
         step.inner = inner
         step.guards = tuple(self.guards)
+        step.facts = tuple(dict.fromkeys(f for s in inner for f in s.facts))
         step.source = self._gradient_source
         step.outs = tuple(None if g is None else self._ref_or_input(g) for g in results)
         step.key = tuple(k for k, _ in leaves) if xs is None else ()

@@ -12,8 +12,10 @@ from flame.autograd.tape import eager, user_source
 from flame.capture import replay
 from flame.capture.compiled import say
 from flame.capture.control import control
+from flame.capture.sizes import Size, SizedTensor, Sizing, holds_sizes, number_of, sized_at
 from flame.capture.state import RunState
 from flame.capture.trace import Expr, Ref, Slot, Step, same_number
+from flame.compiler.dims import Dim
 from flame.errors import RecompileError
 from flame.knobs import knobs
 from flame.primitive import Primitive, force
@@ -35,6 +37,10 @@ class Recorder(RunState):
         shadow = self.shadow if self.inner is None else None
         if shadow is not None and (shadow.primitive is not primitive or len(shadow.operands) != len(refs)):
             shadow = None
+        sizing = self.sizing
+        wanted = params if sizing is None else self._sized_params(shadow, params)
+        if wanted is not params:
+            params = {k: sized_at(v, self.bindings) for k, v in wanted.items()}
         values: list = []
         want: list = []
         for i, (o, r) in enumerate(zip(operands, refs, strict=True)):
@@ -42,6 +48,8 @@ class Recorder(RunState):
                 values.append(self.snapshots.get(r, o))
                 want.append(r)
                 continue
+            if type(o) is Dim:
+                o = number_of(o)
             if type(o) is Symbolic:
                 values.append(o)
                 want.append(Slot(o.expr[1], type(o.value)) if o.expr[0] == "slot" else Expr(o.expr))
@@ -60,25 +68,34 @@ class Recorder(RunState):
                 want.append(slot)
         grad = force.grad
         force.interpreter = None
+        symbolic = [t for t in values if type(t) is SizedTensor]
+        for t in symbolic:  # the tape of this operation is an ordinary one
+            t.__class__ = Tensor  # type: ignore[assignment]
         try:
             got = eager.process(primitive, tuple(values), params)
         finally:
             force.interpreter = self
+            for t in symbolic:
+                t.__class__ = SizedTensor
         outs = got if type(got) is tuple else (got,)
         step = Step("op", primitive)
         step.operands = tuple(want)
-        step.params = params
+        step.params = wanted
         step.items = tuple(params.items())
         step.exact_params = _holds_ambiguous(params.values())
-        step.plain = not params and len(outs) == 1 and not primitive.view and len(refs) <= 3
+        specs = [t.spec for t in outs]
+        if sizing is not None:
+            specs, step.facts = sizing.results(primitive, want, wanted, specs)
+            step.binds = sizing.bound()
+            step.sized = bool(step.facts) or wanted is not params
+        step.plain = not params and len(outs) == 1 and not primitive.view and len(refs) <= 3 and not step.sized
         step.grad = grad
         step.note = force.note
         node = next((t._node[0] for t in outs if t._node is not None), None)
         step.source = user_source() if self.inner is None else self._gradient_source
         refs_out = []
-        for t in outs:
+        for t, spec in zip(outs, specs, strict=True):
             v = self.capture.new_id()
-            spec = t.spec
             r = self.capture.ref(v, v if t._node is not None else None, spec)
             refs_out.append(r)
             t._ref = r
@@ -87,14 +104,37 @@ class Recorder(RunState):
         if node is not None:
             node.segment = self.token
             node.source = step.source
+            node.step = step
             for y, r in zip(node.results, refs_out, strict=False):
                 y._ref = r
                 self.track(y)
+        if sizing is not None and self.inner is not None:
+            for t in outs if node is None else (*outs, *node.results):
+                sizing.swap(t)
         if primitive.view and outs[0]._view is not None:
             step.view = True
-            self._link_view(outs[0], operands[0], step)
+            self._link_view(outs[0], operands[0], step, step.items)
         self.add(step)
         return got
+
+    def sized(self) -> Sizing:
+        """What is known of the sizes on the path, from now on."""
+        if self.sizing is None:
+            self.sizing = Sizing(self)
+        return self.sizing
+
+    def beside(self, shadow: Step) -> None:
+        """Record beside a branch of other sizes from here on."""
+        self.shadow = shadow
+        self.sized().walked(shadow)
+
+    def _sized_params(self, shadow: Step | None, params: dict) -> dict:
+        """An operation's parameters with Sizes where they vary, or as they are."""
+        if self.inner is not None or shadow is None:
+            found = {k: self.sizing.parameter(None, v) for k, v in params.items()}
+        else:
+            found = {k: self.sizing.parameter(shadow.params.get(k), v) for k, v in params.items()}
+        return found if any(map(holds_sizes, found.values())) else params
 
     def generalise(self, value: Any, old: Any) -> Slot | None:
         """A slot for a number, where the old branch had another number (or a slot) in its place; None where it had this one."""
@@ -135,6 +175,8 @@ class Recorder(RunState):
         self.advance(step)
         if self.shadow is not None:
             self.shadow = self.shadow.children[0] if self.shadow.children else None
+            if self.sizing is not None and self.shadow is not None:
+                self.sizing.walked(self.shadow)
 
     def diverge_at_op(self, primitive: Primitive, refs: list, params: dict) -> None:
         """The operation is no known next step. A sibling that differs only in numbers lends its shape for slots."""
@@ -150,8 +192,30 @@ class Recorder(RunState):
                 self.replaces = (self.at, c)
                 self.capture.stats.generalised += 1
                 break
+        else:
+            beside = self._of_other_params(primitive, refs, params)
+            if beside is not None:
+                self.diverge(OTHER_OPERANDS, primitive.name)
+                self.capture.stats.generalised += 1
+                return self.beside(beside)
         same = bool(self.at.children) and self.at.children[0].primitive is primitive
         self.diverge(OTHER_OPERANDS if same else OTHER_OPERATION, primitive.name)
+
+    def _of_other_params(self, primitive: Primitive, refs: list, params: dict) -> Step | None:
+        """A known next step that this operation would be but for whole numbers in its parameters."""
+        if self.capture.options.dynamic is False:
+            return None
+        found = [
+            c
+            for c in self.at.children
+            if c.primitive is primitive
+            and c.grad is force.grad
+            and len(c.operands) == len(refs)
+            and c.params.keys() == params.keys()
+            and all(_alike(a, b) for a, b in zip(c.operands, refs, strict=True))
+            and all(_alike_parameters(c.params[k], v) for k, v in params.items())
+        ]
+        return next((c for c in found if c.sized), found[0] if found else None)
 
     def diverge(self, reason: Reason, *details: object) -> None:
         """Leave the path, for a reason whose text ends in what was recorded here."""
@@ -194,6 +258,8 @@ class Recorder(RunState):
         self.next = None
         if self.at is not self.root:
             replay.materialise(self)
+        if any(s.binds or s.facts for s in self.path):
+            self.sized()
 
 
 def _named(children: list[Step]) -> str:
@@ -220,6 +286,15 @@ def _alike(a: Any, b: Any) -> bool:
         return False
     t = a.type if type(a) is Slot else type(a)
     return t is type(b) and (t in (int, float) or a == b)
+
+
+def _alike_parameters(a: Any, b: Any) -> bool:
+    """The same parameter, but perhaps for whole numbers from 0 on."""
+    if type(a) is tuple:
+        return type(b) is tuple and len(a) == len(b) and all(map(_alike_parameters, a, b))
+    if type(b) is int and b >= 0:
+        return type(a) is Size or (type(a) is int and a >= 0)
+    return type(a) is type(b) and a == b
 
 
 def _has_slots(step: Step) -> bool:

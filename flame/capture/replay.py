@@ -14,6 +14,7 @@ import numpy as np
 
 from flame.autograd.engine import topological
 from flame.autograd.tape import AccumulateGrad, eager, eager_assign
+from flame.capture.sizes import params_at
 from flame.capture.trace import Expr, Ref, Slot, Step
 from flame.primitive import force
 from flame.symbol import Symbolic, evaluate
@@ -58,7 +59,7 @@ def run_path(
     def run(step: Step) -> None:
         force.grad = step.grad
         operands = tuple([tensor(o) if type(o) is Ref else bound(o, bindings) for o in step.operands])
-        got = eager.process(step.primitive, operands, step.params)  # type: ignore[arg-type]
+        got = eager.process(step.primitive, operands, params_at(step, bindings))  # type: ignore[arg-type]
         outs = got if type(got) is tuple else (got,)
         node = next((t._node[0] for t in outs if t._node is not None), None)
         for r, t in zip(step.outs, outs, strict=True):
@@ -66,7 +67,7 @@ def run_path(
             values[r.value] = t
             if t._node is not None:
                 tape[r.edge] = t._node
-                t._node[0].source = step.source
+                t._node[0].source, t._node[0].step = step.source, step
             if made is not None:
                 made(t, r, node)
 

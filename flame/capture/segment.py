@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,11 @@ from flame.autograd.engine import run_engine
 from flame.capture import replay
 from flame.capture.compiled import Compiled, compile_pair, compile_segment, say
 from flame.capture.control import control
+from flame.capture.sizes import Size, SizedSpec, compiled, condition
 from flame.capture.tape_model import FREED, TapeModel, model, op_steps
 from flame.capture.trace import Expr, Ref, Slot, Step
+from flame.compiler.concrete import spec_at
+from flame.compiler.dims import Dim, Space, as_tuple
 from flame.compiler.graph import Builder, Graph, Value
 from flame.dtypes import dtype, int64
 from flame.knobs import knobs
@@ -28,6 +31,9 @@ from flame.ops.declare import as_operand
 from flame.primitive import Spec, force, registered
 from flame.symbol import evaluate
 from flame.tensor import Storage, Tensor, wrap
+
+#: programs for one path, each for other facts about its sizes; beyond them it runs step by step
+MOST_PLANS = 4
 
 COPY, LT, GE, ANY, LOGICAL_OR = map(registered, ("copy", "lt", "ge", "any", "logical_or"))
 
@@ -39,6 +45,8 @@ class Plan:
         self.values = tuple(sorted(values))
         self.edges = tuple(sorted(edges))
         builder = Builder(Graph(name=run.capture.name))
+        self.path = run.path
+        self.space = self._sizes(run)
         self.arrays: list[int] = []  #: numbers among the run's externals
         self.scalars: list[tuple[Any, dtype]] = []
         made: dict[int, Value] = {}
@@ -52,7 +60,7 @@ class Plan:
                 if ref.edge is not None:
                     self.replayed = True  # one memory under two gradient edges
                 continue
-            v = made[ref.value] = builder.input(ref.spec)
+            v = made[ref.value] = builder.input(self._spec(ref.spec))
             carrying[ref.value] = ref.edge
             if ref.edge is not None:
                 self.input_edges.append((len(self.arrays), ref.edge))
@@ -83,13 +91,13 @@ class Plan:
 
         self.signature: list = []  #: of the results asked for last
         self.asked: tuple[bool, TapeModel | None] = (False, None)  #: what that meant: whether one carries gradient; the tape
-        self.path = run.path
         for step in op_steps(self.path):
             p = step.primitive
             assert p is not None
             like = number_dtype(step)
             builder.note, builder.source = step.note, step.source
-            node = builder.append(p, tuple([operand(o, like) for o in step.operands]), step.params)
+            params = {k: self._sized(v) for k, v in step.params.items()} if step.sized else step.params
+            node = builder.append(p, tuple([operand(o, like) for o in step.operands]), params)
             for r, v in zip(step.outs, node.outputs, strict=True):
                 made[r.value] = v
                 carrying[r.value] = r.edge
@@ -100,7 +108,7 @@ class Plan:
         order = [v for v in graph.inputs if not v.name.startswith("n")] + [v for v in graph.inputs if v.name.startswith("n")]
         graph.inputs[:] = order
         graph.outputs[:] = [made[v] for v in self.values]
-        self.positions, flags = position_checks(self.path, made, builder)
+        self.positions, flags = position_checks(self.path, made, builder, operand)
         self.flags = [(len(graph.outputs) + i, what) for i, (_, what) in enumerate(flags)]
         graph.outputs += [v for v, _ in flags]
         self.graph = graph
@@ -109,6 +117,7 @@ class Plan:
         if set(self.edges) - set(self.place):
             raise AssertionError("a result's gradient edge is not among the results")
         self.differentiated_specs = tuple(made[e].spec for e in self.differentiated)
+        self.known = len(self.space.facts) if self.space is not None else 0
         self.backward: Compiled | None = None
         if wanted and not self.replayed:
             self.forward, self.backward, self.residuals, self.gradients = compile_pair(
@@ -118,6 +127,7 @@ class Plan:
             updates = [] if wanted else self._updates(run)
             self.forward = compile_segment(run.capture, graph, updates, [i for i, _ in self.flags])
             self.residuals, self.gradients = (), ()
+        self._facts = tuple(self.space.facts) if self.space is not None else ()
         #: whether all that came from outside is an input, in order
         self.all_arrays = self.arrays == list(range(len(run.externals)))
 
@@ -133,6 +143,36 @@ class Plan:
                 if held in number and run.externals[self.arrays[number[held]]][0]._array is t._array:
                     found.append((number[held], self.place[w.current]))
         return found
+
+    def _sizes(self, run: Any) -> Space | None:
+        """The symbols of the path, with what holds of them on it."""
+        binds = [b for s in self.path for b in s.binds]
+        if not binds:
+            return None
+        names = {f"s{k}": least for k, least, _ in binds if type(run.bindings[k]) is int}
+        space = Space({n: run.bindings[int(n[1:])] for n in names}, names)
+        for s in self.path:
+            for f in s.facts:
+                space.learn(f)
+        return space
+
+    def _sized(self, x: Any) -> Any:
+        """A shape or parameter with Dims in place of Sizes."""
+        if type(x) is Size:
+            assert self.space is not None
+            return self.space.size(x.expr)
+        return tuple([self._sized(y) for y in x]) if type(x) is tuple else x
+
+    def _spec(self, spec: Spec) -> Spec:
+        return Spec(self._sized(spec.dims), spec.dtype) if type(spec) is SizedSpec else spec
+
+    def fits(self, bindings: list) -> bool:
+        """Whether what compiling found out of the sizes holds of those of now."""
+        return not self._facts or condition(self._facts)(bindings)
+
+    def sizes(self, bindings: list) -> dict[str, int]:
+        """The values of the symbols."""
+        return {} if self.space is None else {n: bindings[int(n[1:])] for n in self.space.values}
 
     def inputs(self, run: Any) -> list[np.ndarray]:
         externals = run.externals
@@ -205,9 +245,11 @@ SECOND_TIME = (
 )
 
 
-def position_checks(path: list[Step], made: dict[int, Value], builder: Builder) -> tuple[list, list]:
+def position_checks(
+    path: list[Step], made: dict[int, Value], builder: Builder, number: Callable[[Any, dtype], Any]
+) -> tuple[list, list]:
     """What must be looked at so that no index leaves its array: graph inputs (number, least, size, words), and values of the graph
-    that are true where a computed index is out of range (value, words)."""
+    that are true where a computed index is out of range (value, words). `number` makes an operand of a size."""
     numbers = {v: i for i, v in enumerate(builder.graph.inputs)}
     on_inputs, computed = [], []
     seen: set = set()
@@ -215,23 +257,34 @@ def position_checks(path: list[Step], made: dict[int, Value], builder: Builder) 
         p = step.primitive
         if p is None or p.positions is None:
             continue
-        for k, dim, size, least in p.positions(*(o.spec if type(o) is Ref else o for o in step.operands), **step.params):
+        for k, dim, size, least in p.positions(
+            *(made[o.value].spec if type(o) is Ref else o for o in step.operands), **step.params
+        ):
             v = made[step.operands[k].value]
-            what = f"dimension {dim} with size {size} ({p.name} at {step.source})"
+            what = f"dimension {dim} with size {{}} ({p.name} at {step.source})"
             if (v, least, size) in seen or v.spec.numel == 0:
                 continue
             seen.add((v, least, size))
             if v in numbers:
-                on_inputs.append((numbers[v], least, size, what))
+                on_inputs.append((numbers[v], _bound(least), _bound(size), what))
             elif not _is_place(v, size):
                 builder.note, builder.source = "index check", step.source
-                wrong = builder.process(
-                    LOGICAL_OR, (builder.process(LT, (v, least), {}), builder.process(GE, (v, size), {})), {}
-                )
+                low, high = number(_operand(least), v.dtype), number(_operand(size), v.dtype)
+                wrong = builder.process(LOGICAL_OR, (builder.process(LT, (v, low), {}), builder.process(GE, (v, high), {})), {})
                 if v.ndim:
                     wrong = builder.process(ANY, (wrong,), {"dim": tuple(range(v.ndim)), "keepdim": False})
-                computed.append((wrong, what))
+                computed.append((wrong, what.format(size)))
     return on_inputs, computed
+
+
+def _operand(size: Any) -> Any:
+    """A size as an operand of a step."""
+    return Expr(as_tuple(size.expression)) if type(size) is Dim else size
+
+
+def _bound(size: Any) -> Any:
+    """A size as a function of the bindings, or the number it is."""
+    return compiled(size.expression) if type(size) is Dim else size
 
 
 def _is_place(v: Value, size: int) -> bool:
@@ -247,7 +300,7 @@ def _is_place(v: Value, size: int) -> bool:
 def check_positions(a: np.ndarray, least: int, size: int, what: str) -> None:
     if a.min() < least or a.max() >= size:
         bad = next(int(i) for i in a.flat if not least <= i < size)
-        raise IndexError(f"index {bad} is out of bounds for {what}")
+        raise IndexError(f"index {bad} is out of bounds for {what.format(size)}")
 
 
 def flush(run: Any, leaf: Step) -> None:
@@ -256,7 +309,7 @@ def flush(run: Any, leaf: Step) -> None:
     alive = run.survive()
     signature, plain = _signature(alive, run.written)
     plan = leaf.plan
-    if plan is not None and plan.signature == signature:
+    if plan is not None and plan.signature == signature and plan.fits(run.bindings):
         differentiated, tape = plan.asked
     else:
         asked = _plan(run, leaf, alive)
@@ -267,9 +320,11 @@ def flush(run: Any, leaf: Step) -> None:
         plan.asked = differentiated, tape
     inputs = plan.inputs(run)
     for number, least, size, what in plan.positions:
+        if callable(size):
+            least, size = least(run.bindings) if callable(least) else least, size(run.bindings)
         check_positions(inputs[number], least, size, what)
     node = SegmentNode(run, plan, tape) if differentiated and tape is not None else None
-    results = plan.forward(inputs)
+    results = plan.forward(inputs) if plan.space is None else plan.forward(inputs, plan.sizes(run.bindings))
     for number, what in plan.flags:
         if results[number]:
             raise IndexError(f"an index is out of bounds for {what}")
@@ -358,7 +413,14 @@ def _plan(run: Any, leaf: Step, alive: list[Tensor]) -> tuple[Plan, bool, TapeMo
             tape = leaf.tape[frozenset(edges)] = model(run.path, frozenset(edges))
         edges -= tape.trouble.keys()
     differentiated = bool(edges)
-    plan = leaf.plan
+    plans = leaf.plans
+    if plans is None:
+        plans = leaf.plans = []
+    at = next((i for i, p in enumerate(plans) if p.fits(run.bindings)), len(plans))
+    plan = plans[at] if at < len(plans) else None
+    if plan is None and len(plans) >= MOST_PLANS:
+        run.fall_back()
+        return None
     if plan is None or not (values <= set(plan.values) and edges <= set(plan.edges)):
         recompiled = plan is not None
         if control.compiling != "yes":
@@ -369,7 +431,8 @@ def _plan(run: Any, leaf: Step, alive: list[Tensor]) -> tuple[Plan, bool, TapeMo
             values |= set(plan.values)
             edges |= set(plan.edges)
         started = time.perf_counter()
-        plan = leaf.plan = Plan(run, frozenset(values), frozenset(edges))
+        plan = Plan(run, frozenset(values), frozenset(edges))
+        plans[at : at + 1] = [plan]
         run.capture.stats.compiled += 1
         run.capture.stats.compile_seconds += time.perf_counter() - started
         run.capture.plans.append(plan)
@@ -377,6 +440,7 @@ def _plan(run: Any, leaf: Step, alive: list[Tensor]) -> tuple[Plan, bool, TapeMo
             again = "once more, because more of what it computes is used afterwards" if recompiled else "for the first time"
             seconds = time.perf_counter() - started
             say("recompiles", f"{run.capture.name}: a segment of {run.at.depth} steps was compiled {again}, in {seconds:.2f} s")
+    leaf.plan = plan
     return plan, differentiated, tape
 
 
@@ -396,7 +460,8 @@ class SegmentNode:
         self.external_edges = dict(run.outside_edges())
         self.bindings = list(run.bindings)
         self.index = {e: i for i, e in enumerate(plan.differentiated)}
-        self.outputs = plan.differentiated_specs
+        self.sizes = plan.sizes(run.bindings)
+        self.outputs = tuple(spec_at(s, self.sizes) for s in plan.differentiated_specs)
         self.inner_edges = [e for _, e in plan.input_edges]
         if plan.replayed:
             self.inner_edges = list(run.edges)
@@ -504,7 +569,7 @@ class SegmentNode:
         arrays = list(self.saved)
         for g, s in zip(cotangents, self.outputs, strict=True):
             arrays.append(np.zeros(s.shape, s.dtype.numpy) if g is None else g._data())
-        got = self.plan.backward(arrays)
+        got = self.plan.backward(arrays, self.sizes)
         reached: set[int] = set()
         for e, g in zip(self.plan.differentiated, cotangents, strict=True):
             if g is not None:

@@ -64,6 +64,8 @@ class RunState:
     end: Callable[[str], Step]
     another_path: Callable[[str], None]
     unknown: Callable[[str, Step], Step]
+    sized: Callable[[], Any]
+    beside: Callable[[Step], None]
 
     alive = False
 
@@ -83,6 +85,7 @@ class RunState:
         self.shadow: Step | None = None  #: while re-recording: the old branch's step, whose numbers may differ
         self.replaces: tuple[Step, Step] | None = None
         self.symbols: dict = {}
+        self.sizing: Any = None  #: while recording a path with Sizes: a `flame.capture.sizes.Sizing`
         self.begin(root, thread)
 
     def begin(self, root: Step, thread: int) -> None:

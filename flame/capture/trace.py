@@ -100,6 +100,9 @@ class Macro:
     last: Step
     outs: tuple
     single: bool
+    #: with Sizes inside: the bindings under which its operations were checked one by one. A composite makes its numbers from its
+    #: arguments alone, so that they are what they were then
+    checked: set[tuple] | None = None
 
 
 class Step:
@@ -107,8 +110,8 @@ class Step:
 
     __slots__ = (
         "kind", "primitive", "operands", "params", "exact_params", "grad", "outs", "children", "note", "source", "key", "inner",
-        "guards", "options", "successor", "plan", "view", "items", "tape",
-        "parent", "macros", "numpy", "depth", "plain", "paths",
+        "guards", "options", "successor", "plan", "plans", "view", "items", "tape",
+        "parent", "macros", "numpy", "depth", "plain", "paths", "sized", "binds", "facts",
     )  # fmt: skip
 
     def __init__(self, kind: str, primitive: Primitive | None = None):
@@ -127,7 +130,8 @@ class Step:
         self.guards: tuple = ()
         self.options: Any = None  #: gradient: what the call was
         self.successor: Step | None = None  #: end of a break: the root of what follows
-        self.plan: Any = None  #: end: what was compiled for the path that ends here
+        self.plan: Any = None  #: end: what was compiled for the path that ends here, and ran last
+        self.plans: list | None = None  #: all that was, each for other facts about sizes
         self.view = False
         self.parent: Any = None
         self.macros: list[Macro] | None = None  #: the composites that were seen to begin after this step
@@ -137,6 +141,11 @@ class Step:
         self.numpy: Any = None  #: input: the NumPy dtype
         self.tape: Any = None  #: end: the tape that eager would have, by the edges asked for
         self.items: tuple = ()  #: params as items, for view chains
+        self.sized = False  #: its params (an input: its shape) hold Sizes, or it rests on facts about some
+        self.binds: tuple[
+            tuple[int, int, Any], ...
+        ] = ()  #: whole numbers that it names first: (slot, least, value when recorded)
+        self.facts: tuple = ()  #: what has to hold of the Sizes on the path
 
     def __repr__(self) -> str:
         what = self.primitive.name if self.primitive else self.key or self.options or ""
@@ -153,6 +162,7 @@ class InputKey:
     leaf: bool
     alias: int | None  #: the value whose memory it is, where another tensor of the same memory came before
     volatile: bool
+    contiguous: bool = True  #: row-major and dense: strides follow from the shape
 
 
 #: the keys of inputs that stand alone (no alias of others, not volatile), each once, so that they are compared by identity

@@ -1,7 +1,7 @@
 """A graph or program whose sizes are symbolic, at sizes that are known: what can be run.
 
-    graph_at(graph, values)        every size a number
-    program_at(program, values)    the same kernels, bound to numbers, with memory planned for them
+graph_at(graph, values)        every size a number
+program_at(program, values)    the same kernels, bound to numbers, with memory planned for them
 """
 
 from __future__ import annotations

@@ -15,12 +15,13 @@ Sizes are at least 2: 0 and 1 mean something else to broadcasting, so that they 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from flame.compiler.index_math import E, ZERO, Bounds, Symbols, evaluate, ex, implied, names, nonneg, simplify, subst, var
+from flame.compiler.index_math import ZERO, Bounds, E, Symbols, evaluate, ex, implied, names, nonneg, simplify, subst, var
 from flame.ops.access import Cond
 from flame.symbol import Symbolic
 
@@ -239,7 +240,7 @@ class Dim:
         return self if self >= 0 else -self
 
     def __truediv__(self, other: Any) -> Any:
-        return self.number / (other.number if type(other) is Dim else other)
+        return operator.truediv(self.number, other.number if type(other) is Dim else other)
 
     def __rtruediv__(self, other: Any) -> Any:
         return other / self.number
@@ -247,7 +248,7 @@ class Dim:
     def __pow__(self, other: Any) -> Any:
         if type(other) is int and 0 <= other <= 8:
             return math.prod([self] * other)
-        return self.number ** (other.number if type(other) is Dim else other)
+        return operator.pow(self.number, other.number if type(other) is Dim else other)
 
     def __divmod__(self, other: Any) -> tuple[Any, Any]:
         return self // other, self % other

@@ -185,7 +185,10 @@ class _Fusion:
         for h in groups.above(g):
             shared[h] = (True, sum(hint(x.spec.nbytes) for r in g.roots for x in groups.reads[r] if groups.of.get(x) is h))
         for h in groups.below(g):
-            shared[h] = (True, sum(hint(r.spec.nbytes) for r in g.roots if any(groups.of[q] is h for q in groups.readers.get(r, ()))))
+            shared[h] = (
+                True,
+                sum(hint(r.spec.nbytes) for r in g.roots if any(groups.of[q] is h for q in groups.readers.get(r, ()))),
+            )
         for x in dict.fromkeys(x for r in g.roots for x in sorted(groups.reads[r], key=lambda v: v.name)):
             if hint(x.spec.nbytes) < _WORTH_SHARING:
                 continue

@@ -158,7 +158,9 @@ def infer_specs(primitive: Primitive, operands: list[Spec | Number], params: dic
     try:
         got = primitive.infer(*operands, **params)
     except (RuntimeError, ValueError, IndexError):
-        space = next((s for s in map(space_in, (*(o.shape for o in operands if isinstance(o, Spec)), *params.values())) if s), None)
+        space = next(
+            (s for s in map(space_in, (*(o.shape for o in operands if isinstance(o, Spec)), *params.values())) if s), None
+        )
         if space is None:
             raise
         with space.granting():

@@ -363,7 +363,7 @@ def nonneg(e: E, bounds: Bounds) -> bool:
     lowest = extreme(e, -1, bounds)
     if _at_least_0(lowest, bounds):
         return True
-    if not bounds.facts or lowest is None or names(lowest).isdisjoint(*map(names, bounds.facts)):
+    if not bounds.facts or lowest is None or names(lowest).isdisjoint(frozenset().union(*map(names, bounds.facts))):
         return False
     plain = Bounds(bounds.axes, bounds.symbols, bounds.values)
     return _implied(lowest, list(bounds.facts), plain, 2)
