@@ -23,7 +23,7 @@ from flame.compiler.program import Decision, Program
 from flame.knobs import knobs
 from flame.reasons import NOT_COMPILED
 from flame.runtime import cpu
-from flame.runtime.executable import Executable
+from flame.runtime.executable import Backend, Executable
 
 NO_SIZES: Mapping[str, int] = {}
 #: sets of sizes for which a program is kept ready to run
@@ -46,7 +46,7 @@ class Compiled:
         self.space = space_of(graph)
         self.symbols = () if self.space is None else tuple(self.space.values)
         self._at: dict[tuple[int, ...], Callable] = {}  #: by the values of the symbols
-        self._backend: Any = "interpret" if capture.options.backend == "interpret" else "llvm"
+        self._backend: Backend = "interpret" if capture.options.backend == "interpret" else "llvm"
         backend = capture.options.backend
         if knobs.log:
             say("graph", f"captured, {role}:\n{graph}")

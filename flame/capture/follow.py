@@ -19,7 +19,6 @@ from flame.primitive import Primitive, force
 from flame.reasons import OTHER_TENSOR, OVERLAPPING_READ
 from flame.tensor import Tensor
 
-
 MOST_SIZES = 1024  #: sets of sizes that one composite is remembered for
 
 
@@ -187,8 +186,8 @@ class Follower(RunState):
             ):
                 spec = self._sized_spec(step, beside, spec)
             contiguous = a.flags.c_contiguous
-            key = InputKey(spec, a.strides, e is not None, leaf, alias, volatile, contiguous)
-            step.key = key if step.sized else interned(key)
+            like = InputKey(spec, a.strides, e is not None, leaf, alias, volatile, contiguous)
+            step.key = like if step.sized else interned(like)
             value = self.capture.new_id() if window is None else window.current
             step.outs = (self.capture.ref(value, None if e is None else self.capture.new_id(), spec),)
             step.source = user_source()
