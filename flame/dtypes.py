@@ -15,6 +15,8 @@ from typing import Final
 import ml_dtypes
 import numpy as np
 
+from flame.changes import changes
+
 _CATEGORY: Final = {"b": 0, "u": 1, "i": 1, "f": 2}
 
 
@@ -101,6 +103,7 @@ def set_default_dtype(d: dtype) -> None:
     if not isinstance(d, dtype) or not d.is_floating_point:
         raise TypeError(f"set_default_dtype: expected a floating-point dtype, got {d!r}")
     _default_float = d
+    changes.note()
 
 
 def from_numpy_dtype(d: object) -> dtype:

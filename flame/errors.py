@@ -35,5 +35,9 @@ class RecompileError(RuntimeError):
     """A compiled function would have to be compiled anew while the stance is "fail_on_recompile"."""
 
 
+class ReplayError(RuntimeError):
+    """An audit of `mode="replay"` ran a function's Python and met something else than was replayed; the message says what."""
+
+
 class MissingTargetError(RuntimeError):
     """A device, driver or optional package that the call needs is not there; the message says what to install."""

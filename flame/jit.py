@@ -15,8 +15,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from flame.capture.arguments import MISS
 from flame.capture.compiled import Compiled, say
 from flame.capture.control import RECOMPILE_LIMIT, STANCES, Options, control, demands
+from flame.capture.replaying import Replays
 from flame.capture.run import Run
 from flame.capture.trace import Capture
 from flame.compiler.graph import Graph
@@ -24,9 +26,9 @@ from flame.errors import MissingTargetError, RecompileError
 from flame.kernels import DEFAULT_GPU, Inventory, KernelHandle
 from flame.knobs import knobs
 from flame.primitive import force
-from flame.reasons import DISABLED, GENERATOR, OTHER_THREAD, RECOMPILE_FORBIDDEN, REPLAY
+from flame.reasons import DISABLED, GENERATOR, OTHER_THREAD, RECOMPILE_FORBIDDEN
 
-MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs", "replay")
 BACKENDS = ("auto", "triton", "llvm", "interpret", "eager")
 
 
@@ -61,10 +63,16 @@ class CompiledFunction:
         self._options = options
         self._capture = Capture(_name(fn), options)
         self._inventory = Inventory(self._capture)
+        self._replays = Replays(fn, self._capture, self._alone) if options.mode == "replay" else None
         functools.update_wrapper(self, fn, updated=())
         _all.add(self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        replays = self._replays
+        if replays is not None and force.interpreter is None and not control.eager and not knobs.disable:
+            result = replays.attempt(args, kwargs)
+            if result is not MISS:
+                return result
         c = self._capture
         if force.interpreter is not None or c.given_up or control.eager or knobs.disable:
             return self._fn(*args, **kwargs)
@@ -84,6 +92,7 @@ class CompiledFunction:
             s = c.stats
             s.calls += 1
             before = (s.followed, s.recorded, s.flushed) if knobs.log else None
+            looking = None if replays is None else replays.begin(args, kwargs)
             run: Any = c.spare
             if run is None:
                 run = Run(c, c.root, thread)
@@ -91,6 +100,8 @@ class CompiledFunction:
                 c.spare = None
                 run.begin(c.root, thread)
             first = force.interpreter = run
+            if looking is not None:
+                run.observer = looking
             try:
                 result = self._fn(*args, **kwargs)
             except BaseException:
@@ -99,10 +110,14 @@ class CompiledFunction:
                     run.end("deopt")
                 raise
             run = force.interpreter
+            if looking is not None:
+                looking.result = result
             if run is not None:  # None: capture raised, and the function caught it and went on eagerly
                 run.end("return")
                 if run is first and run.following:
                     run.rest()
+            if looking is not None and replays is not None:
+                replays.settle(looking, "" if run is not None and run.root is c.root else "it has breaks")
             if before is not None:
                 followed, recorded, flushed = s.followed - before[0], s.recorded - before[1], s.flushed - before[2]
                 text = f"{followed} steps followed, {recorded} recorded; {flushed} segments ran as kernels"
@@ -110,6 +125,20 @@ class CompiledFunction:
             return result
         finally:
             force.interpreter = _Region.capture = None
+            lock.release()
+
+    @contextmanager
+    def _alone(self) -> Iterator[bool]:
+        """Whether this thread may open a region here; it has it meanwhile."""
+        lock = _Region.lock
+        if not lock.acquire(blocking=False):
+            yield False
+            return
+        try:
+            _Region.thread, _Region.capture = threading.get_ident(), self._capture
+            yield True
+        finally:
+            _Region.capture = None
             lock.release()
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
@@ -121,6 +150,8 @@ class CompiledFunction:
     @property
     def stats(self) -> Any:
         """Counts of calls, followed and recorded steps, breaks, divergences, compilations, fallbacks."""
+        if self._replays is not None:
+            self._replays.report()
         return self._capture.stats
 
     @property
@@ -157,6 +188,8 @@ class CompiledFunction:
         """Forget all that was captured and compiled."""
         self._capture = Capture(self._capture.name, self._options)
         self._inventory = Inventory(self._capture)
+        if self._replays is not None:
+            self._replays = Replays(self._fn, self._capture, self._alone)
 
 
 def compile(
@@ -177,7 +210,9 @@ def compile(
     `__call__` is compiled, and the class returned. What is compiled already is returned, unless other options are asked for.
 
     fullgraph: raise GraphBreakError where capture has to stop, instead of going on after it.
-    mode: "default"; "reduce-overhead" and "max-autotune" are taken, and on a CPU do what "default" does.
+    mode: "default"; "replay" also skips the Python of calls that it proved to be like earlier ones (see docs/graph-breaks.md for
+        what that takes, and raises ReplayError where an audit disagrees); "reduce-overhead" and "max-autotune" are taken, and on a
+        CPU do what "default" does.
     backend: see `BACKENDS`; "interpret" runs kernels in NumPy, "eager" runs primitives one by one.
     dynamic: taken for PyTorch's sake. Numbers that vary become run-time numbers by themselves; each set of shapes is a path.
     options: "recompile_limit": how many paths are captured before the function is handed over to eager.
@@ -210,8 +245,6 @@ def compile(
 
 
 def _options(fullgraph: bool, dynamic: bool | None, backend: str, mode: str | None, options: dict | None) -> Options:
-    if mode == "replay":
-        raise ValueError(f"{REPLAY.text(mode)}. {REPLAY.remedy}")
     if mode is not None and mode not in MODES:
         raise ValueError(f"Unrecognized mode={mode}, should be one of: {', '.join(MODES)}")
     if backend not in BACKENDS:

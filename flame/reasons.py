@@ -4,6 +4,7 @@
     FL2xxx  a call took another path than those that are known; the new one is recorded
     FL3xxx  something runs eagerly, or op by op, that was to run compiled
     FL4xxx  `flame.compile` refuses what it is given
+    FL5xxx  mode="replay" runs the Python that it would skip
 
 `REASONS` is the table. Whoever raises or records one names its row here, and gives what its text leaves open. The page
 docs/graph-breaks.md shows a program and a way out for each code.
@@ -211,4 +212,92 @@ GENERATOR = _reason(
     "{} is a {}, whose body does not run in one go",
     "Compile the function that computes one item, and call it from there.",
 )
-REPLAY = _reason("FL4002", "mode not there", "mode={!r} does not exist yet", 'Use mode="default".')
+
+# ---- Python runs although mode="replay" would skip it
+
+_KEEP = "Nothing is lost but time: the call is followed as in the default mode."
+REPLAY_BROKEN = _reason(
+    "FL5001",
+    "not one graph",
+    "replay: the call was not one followed graph ({})",
+    f"Remove the breaks (FL1001 to FL1016), or the branches that make each call take another path. {_KEEP}",
+)
+REPLAY_OUTSIDE = _reason(
+    "FL5002",
+    "unknown outside tensor",
+    "replay: a tensor of {} is used that was not found among arguments, modules, closures and globals",
+    "Pass it as an argument, or register it as a buffer of a module. Make constants with full() or arange(), not from lists.",
+)
+REPLAY_WRITES = _reason(
+    "FL5003",
+    "outside memory written",
+    "replay: memory of {} is written, which is no argument, parameter or buffer",
+    "Pass the tensor as an argument, or register it as a buffer.",
+)
+REPLAY_HOOKS = _reason(
+    "FL5004",
+    "hooks",
+    "replay: {} has hooks, which are Python",
+    "Remove the hooks, or do what they do in the function itself.",
+)
+REPLAY_RANDOM = _reason(
+    "FL5005",
+    "another random stream",
+    "replay: random numbers are drawn from a generator of its own, or the stream is set in the function",
+    "Draw from the default generator, and call manual_seed() outside.",
+)
+REPLAY_NUMBER = _reason(
+    "FL5006",
+    "number from elsewhere",
+    "replay: a Python number was {} and is {} now, although all that was seen to lead to it is the same",
+    "Pass what changes as a tensor; a clock, a counter or a random number of Python's can't be replayed.",
+)
+REPLAY_VIEW = _reason(
+    "FL5007",
+    "view of an input returned",
+    "replay: a result shares the memory of a tensor from outside ({})",
+    "Return a copy: clone() it.",
+)
+REPLAY_RESULT = _reason(
+    "FL5008",
+    "result that may differ",
+    "replay: the result holds {}",
+    "Return tensors, and numbers and strings that are the same at each call, in tuples, lists and dicts.",
+)
+REPLAY_STATE = _reason(
+    "FL5009",
+    "Python state is written",
+    "replay: the call changes what its Python can see ({})",
+    "Keep counters and caches out of the function, or in tensors that are buffers of a module.",
+)
+REPLAY_OPAQUE = _reason(
+    "FL5010",
+    "can't be looked into",
+    "replay: the function can see {}, whose changes can't be told",
+    "Keep what the function reads in numbers, strings, lists, dicts, modules and plain objects.",
+)
+REPLAY_KEPT = _reason(
+    "FL5011",
+    "tensor kept elsewhere",
+    "replay: {} outlives the call without being returned",
+    "Return the tensor, or write it into a buffer.",
+)
+REPLAY_ALIAS = _reason(
+    "FL5012",
+    "one memory under two names",
+    "replay: {} is reached in two ways",
+    "Pass each tensor once, and nothing as an argument that the function sees anyway.",
+)
+REPLAY_VARIES = _reason(
+    "FL5013",
+    "too many arguments to replay",
+    "replay: more than {} combinations of shapes and numbers were seen",
+    "Pass numbers that vary as tensors, and pad batches to a few sizes.",
+)
+REPLAY_WRONG = _reason(
+    "FL5014",
+    "replay disagrees",
+    "an audit of mode='replay' ran the Python of {} and met a difference: {}",
+    "Results since the audit before this one may be wrong. What differs depends on something that replay can't see: pass it as "
+    "an argument, or compile with mode='default'.",
+)

@@ -16,6 +16,7 @@ PACKAGE = ROOT / "flame"
 #: the layers, lowest first. A module belongs to the longest name that is its own or a package around it.
 LAYERS = (
     "flame.knobs",
+    "flame.changes",
     "flame.errors",
     "flame.reasons",
     "flame.dtypes",

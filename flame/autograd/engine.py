@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from flame.autograd.tape import AccumulateGrad, Edge, edge, full, requires_grad
+from flame.changes import changes
 from flame.primitive import force, registered
 from flame.reasons import DATA_ASSIGNED, DETACHED_IN_PLACE, GRAD_FN_READ, HOOK_REGISTERED, REQUIRES_GRAD_CHANGED
 from flame.tensor import Tensor
@@ -326,6 +327,7 @@ def register_hook(self: Tensor, hook: Callable) -> RemovableHandle:
     node.hooks = [*(node.hooks or ()), entry]
     if isinstance(node, AccumulateGrad):
         self._hooks = node
+    changes.note()
 
     def remove() -> None:
         node.hooks = [h for h in node.hooks or () if h is not entry] or None
@@ -345,6 +347,7 @@ def register_post_accumulate_grad_hook(self: Tensor, hook: Callable) -> Removabl
     key = object()
     node.post_hooks = {**(node.post_hooks or {}), key: hook}
     self._hooks = node
+    changes.note()
 
     def remove() -> None:
         node.post_hooks = {k: v for k, v in (node.post_hooks or {}).items() if k is not key} or None
@@ -392,6 +395,7 @@ def detach_(self: Tensor) -> Tensor:
         raise RuntimeError("Can't detach views in-place. Use detach() instead.")
     self._node = None
     self._requires_grad = False
+    changes.note()
     return self
 
 
@@ -412,6 +416,7 @@ def requires_grad_(self: Tensor, requires_grad: bool = True) -> Tensor:
         run.leave(REQUIRES_GRAD_CHANGED)
     self._requires_grad = bool(requires_grad)
     self._accumulator = None
+    changes.note()
     return self
 
 
@@ -476,6 +481,7 @@ def _set_data(self: Tensor, value: Tensor) -> None:
     self._known = None
     self._storage = value.storage_of()
     self._view = None
+    changes.note()
 
 
 def _get_requires(self: Tensor) -> bool:

@@ -204,6 +204,7 @@ class Follower(RunState):
             snapshot._ref = ref
             self.track(snapshot)
             self.snapshots[ref] = snapshot
+            self.originals[len(self.externals)] = t
             self.externals.append((snapshot, ref, None))
         else:
             if window is None:

@@ -104,6 +104,8 @@ class Run(Follower, Recorder, Effects, Gradients):
                     self.fall_back()
                 elif leaf is not None:
                     segment.flush(self, leaf)
+                    if self.observer is not None:
+                        self.observer(self, leaf)
                 else:
                     self.diverge(OTHER_END)
             if leaf is None:
@@ -141,9 +143,9 @@ class Run(Follower, Recorder, Effects, Gradients):
 
     def rest(self) -> None:
         """Hold nothing until another call begins."""
-        self.survivors = None
+        self.survivors = self.observer = None
         self.externals.clear()
-        for kept in (self.tracked, self.edges, self.bindings, self.snapshots, self.written):
+        for kept in (self.tracked, self.edges, self.bindings, self.snapshots, self.originals, self.written):
             if kept:
                 kept.clear()
         self.capture.spare = self

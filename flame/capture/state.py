@@ -79,6 +79,8 @@ class RunState:
         self.bindings: list = []
         self.survivors: list[Tensor] | None = None  #: at the end of a segment: those that are alive
         self.snapshots: dict[Ref, Tensor] = {}
+        self.originals: dict[int, Tensor] = {}  #: place among the externals -> the tensor that a snapshot was taken of
+        self.observer: Any = None  #: asked when a followed segment has been computed and its tensors still have their refs
         self.written: list[Window] = []
         self.inner: list[Step] | None = None
         self.guards: list = []

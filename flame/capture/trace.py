@@ -196,6 +196,7 @@ class Statistics:
     """What a compiled function did. Breaks, divergences and fallbacks are counted by (user line, reason)."""
 
     calls: int = 0
+    replayed: int = 0  #: calls whose Python was skipped (mode="replay")
     followed: int = 0
     recorded: int = 0
     flushed: int = 0

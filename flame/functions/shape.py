@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flame.autograd.tape import reshape as RESHAPE
+from flame.changes import changes
 from flame.dtypes import dtype as DType
 from flame.functions.elementwise import PUBLIC, public
 from flame.functions.promotion import number, tensor_operand
@@ -242,6 +243,7 @@ def _in_shape(name: str, f: Any) -> None:
         got = f(self, *args)
         self._array, self._view, self._node = got._array, got._view, got._node
         self._known = None
+        changes.note()
         return self
 
     setattr(Tensor, name + "_", in_place)

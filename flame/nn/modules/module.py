@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from flame.autograd import no_grad
 from flame.autograd.engine import RemovableHandle
+from flame.changes import Noted, changes
 from flame.dtypes import dtype as DType
 from flame.jit import compile as compile_function
 from flame.nn.modules.hooks import around_backward
@@ -28,7 +29,7 @@ Self = TypeVar("Self", bound="Module")
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
-class Module(StateDict):
+class Module(StateDict, Noted):
     """Base of all layers and models. Subclasses call `super().__init__()` first and define `forward`."""
 
     training: bool
@@ -106,9 +107,11 @@ class Module(StateDict):
         hooks[key] = (hook, with_kwargs, always)
         hooks.update(before)
         self.__dict__["_hooked"] = True
+        changes.note()
 
         def remove() -> None:
             hooks.pop(key, None)
+            changes.note()
             self.__dict__["_hooked"] = any(self.__dict__[h] for h in _HOOKS)
 
         return RemovableHandle(remove)
@@ -136,6 +139,7 @@ class Module(StateDict):
     def compile(self, **options: Any) -> None:
         """Compile this module's call in place; `options` are those of `flame.compile`."""
         self.__dict__["_compiled_call"] = compile_function(self._as_function(), **options)
+        changes.note()
 
     def _as_function(self) -> Callable:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -204,6 +208,8 @@ class Module(StateDict):
             d[name].clear()
             d[name].update(entries)
             return
+        if d.get(name, d) is not value:
+            changes.note()
         object.__setattr__(self, name, value)
 
     @staticmethod
@@ -222,6 +228,7 @@ class Module(StateDict):
                 del registry[name]
                 self._non_persistent_buffers_set.discard(name)
                 return
+        changes.note()
         object.__delattr__(self, name)
 
     def __dir__(self) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from flame.changes import changes
+
 REGISTRIES = ("_parameters", "_buffers", "_modules")
 
 
@@ -21,10 +23,12 @@ class Registry(dict):
         self.update(entries)
 
     def __setitem__(self, name: str, value: Any) -> None:
+        changes.note()
         dict.__setitem__(self, name, value)
         self._owner[name] = value
 
     def __delitem__(self, name: str) -> None:
+        changes.note()
         dict.__delitem__(self, name)
         self._owner.pop(name, None)
 
@@ -33,11 +37,13 @@ class Registry(dict):
             self[name] = value
 
     def pop(self, name: str, *default: Any) -> Any:
+        changes.note()
         if name in self:
             self._owner.pop(name, None)
         return dict.pop(self, name, *default)
 
     def popitem(self) -> tuple[str, Any]:
+        changes.note()
         name, value = dict.popitem(self)
         self._owner.pop(name, None)
         return name, value
@@ -48,6 +54,7 @@ class Registry(dict):
         return self[name]
 
     def clear(self) -> None:
+        changes.note()
         for name in self:
             self._owner.pop(name, None)
         dict.clear(self)

@@ -1,0 +1,457 @@
+"""`mode="replay"`: calls that skip the user's Python, where that was proved to make no difference.
+
+    call 1      recorded
+    call 2, 3   followed; what they did is written down as a recipe (`flame.capture.recipe`), with all that Python could see
+                (`flame.capture.watching`)
+    call 4 on   if both recipes are one, and arguments and all that was seen are as they were: inputs are gathered, the plan runs
+
+An Entry is one recipe. `entry.call(args, kwargs)` gives the result, or MISS where anything is not as it was. Its calls number 2,
+4, 8, ... are audits: Python runs after all, and what it does is compared with the recipe; a difference raises ReplayError.
+
+Entries whose results carry no gradient and which write nothing call the plan directly, and any number of threads may do so at
+once. Others put a Run together that stands where the followed one stood (`thoroughly`) and end it as that one was
+ended, one thread at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from threading import get_ident
+from typing import Any
+
+from flame import dtypes
+from flame.autograd.tape import AccumulateGrad, edge
+from flame.capture import segment
+from flame.capture.arguments import MISS, Arguments, matcher
+from flame.capture.recipe import Before, Recipe, Source, observe
+from flame.capture.run import Run
+from flame.capture.segment import Plan, check_positions, scalar_array
+from flame.capture.state import weak
+from flame.capture.trace import Capture, Step, Trace, Window
+from flame.capture.watching import Unprovable, Watch
+from flame.changes import changes
+from flame.errors import ReplayError
+from flame.functions.random import default_generator
+from flame.primitive import force
+from flame.reasons import REPLAY_BROKEN, REPLAY_STATE, REPLAY_VARIES, REPLAY_WRONG
+from flame.symbol import evaluate
+from flame.tensor import Storage, Tensor
+
+import numpy as np  # isort: skip
+
+MOST_ENTRIES = 8
+MOST_CANDIDATES = 64
+_new: Any = object.__new__
+#: asks for the one region of the process; gives whether it was free
+Alone = Callable[[], "AbstractContextManager[bool]"]
+
+
+class Entry:
+    """One recipe, ready to be done again: `call(args, kwargs)` gives the result, or MISS."""
+
+    def __init__(self, capture: Capture, key: tuple, watch: Watch, recipe: Recipe, args: tuple, kwargs: dict, alone: Alone):
+        self.capture = capture
+        self.key = key
+        self.watch = watch
+        self.recipe = recipe
+        self.alone = alone
+        self.grad, self.inference = force.grad, force.inference
+        self.calls = self.reported = 0
+        self.audit_at = 2
+        self.plan: Plan | None = recipe.leaf.plan
+        self.plain = self._is_plain()
+        names = {"entry": self, "watch": watch, "force": force, "changes": changes, "new": _new, "Tensor": Tensor}
+        if self.plain:
+            names |= self._prepare()
+        self.call: Callable[[tuple, dict], Any] = matcher(args, kwargs, self._ending, names)
+
+    @property
+    def due(self) -> bool:
+        """Whether the next call is an audit."""
+        return self.calls + 1 >= self.audit_at
+
+    def _ending(self, tensors: list[str], arrays: list[str]) -> list[str]:
+        """What a call does once its arguments are known to fit."""
+        lines = [f"if force.grad is not {self.grad} or force.inference is not {self.inference}: return MISS"]
+        if self.watch.loose:
+            lines.append("if not (watch.holds() if watch.token is changes.now else watch.still()): return MISS")
+        else:
+            lines.append("if watch.token is not changes.now and not watch.still(): return MISS")
+        lines += ["n = entry.calls + 1", "if n >= entry.audit_at: return MISS"]
+        held = ", ".join(tensors) + ("," if tensors else "")
+        if not self.plain or self._special:
+            how = "plainly" if self.plain else "thoroughly"
+            lines += [f"result = entry.{how}(({held}))", "if result is not MISS: entry.calls = n"]
+            return [*lines, "return result"]
+        inputs = [arrays[s[1]] if s[0] == "argument" else f"held{n}" for n, s in enumerate(self._sources)]
+        inputs += [f"number{n}" for n in range(len(self._scalars))]
+        lines += [f"results = forward([{', '.join(inputs)}])", "entry.calls = n"]
+        for i, n in enumerate(self._outputs):
+            lines += [f"t{i} = new(Tensor)", f"t{i}._array = results[{n}]"]
+        if self._one:
+            return [*lines, "return t0"]
+        made = ", ".join(f"t{i}" for i in range(len(self._outputs)))
+        return [*lines, f"return entry.build(result, [{made}], ({held}))"]
+
+    # ---- without gradients and writes
+
+    def _is_plain(self) -> bool:
+        r, plan = self.recipe, self.plan
+        if plan is None or plan.flags or plan.backward is not None or r.writes or r.gradients or r.without:
+            return False
+        if any(s[0] == "gradient" for s in r.sources):
+            return False
+        if any(m.window is not None or m.ref.edge is not None for m in r.made):
+            return False
+        values = [plan.place[m.ref.value] for m in r.made]
+        executable = plan.forward.executable
+        slots = values if executable is None else [executable.program.outputs[v] for v in values]
+        return len(set(slots)) == len(slots)
+
+    def _prepare(self) -> dict[str, Any]:
+        """What a plain call reads, as names for its code."""
+        r, plan = self.recipe, self.plan
+        assert plan is not None
+        self._forward = plan.forward.executable or plan.forward
+        self._outputs = [plan.place[m.ref.value] for m in r.made]
+        self._sources = [r.sources[i] for i in plan.arrays]
+        held = {n: self.watch.held[s[1]][0] for n, s in enumerate(self._sources) if s[0] == "held"}
+        self._held = {n: t._array for n, t in held.items()}
+        #: held tensors that in-place operations could give a history, which the results would then carry on
+        self._without_history = [t for t in held.values() if not t._requires_grad and t._node is None] if self.grad else []
+        self._scalars = plan.scalars
+        self._special = bool(r.random or plan.positions or self._without_history)
+        self._one = r.result == ("made", 0) and len(r.made) == 1
+        numbers = self._numbers()
+        arrays = {f"held{n}": a for n, a in self._held.items()} | {f"number{n}": a for n, a in enumerate(numbers)}
+        return {**arrays, "forward": self._forward, "result": r.result}
+
+    def _numbers(self) -> list[Any]:
+        bindings = self._bindings()
+        return [scalar_array(value_of(expr, bindings), d) for expr, d in self._scalars]
+
+    def plainly(self, tensors: tuple) -> Any:
+        """A plain call with random numbers, indices to check, or buffers that could have been given a history."""
+        for t in self._without_history:
+            if t._node is not None:
+                return MISS
+        inputs = [tensors[s[1]]._array if s[0] == "argument" else self._held[n] for n, s in enumerate(self._sources)]
+        inputs += self._numbers()
+        for number, least, size, what in self.plan.positions:  # type: ignore[union-attr]
+            check_positions(inputs[number], least, size, what)
+        default_generator.offset += self.recipe.drawn
+        results = self._forward(inputs)
+        made = []
+        for n in self._outputs:
+            t = _new(Tensor)
+            t._array = results[n]
+            made.append(t)
+        return self.build(self.recipe.result, made, tensors)
+
+    def inputs_differ(self, run: Any) -> bool:
+        """Whether the arrays that would be read are not those of a run of the same path."""
+        if not self.plain:
+            return False
+        arrays = [run.externals[i][0] for i in self.plan.arrays]  # type: ignore[union-attr]
+        return any(arrays[n]._array is not a for n, a in self._held.items())
+
+    # ---- with them
+
+    def thoroughly(self, tensors: tuple) -> Any:
+        with self.alone() as mine:
+            return self._stand_in(tensors) if mine else MISS
+
+    def _stand_in(self, tensors: tuple) -> Any:
+        """Stand where the run stood that was observed, with today's tensors, and end it."""
+        found = self._fitting(tensors)
+        if found is None:
+            return MISS
+        outside, edges = found
+        r = self.recipe
+        run: Any = Run(self.capture, self.capture.root, get_ident())
+        run.at, run.following, run.bindings, run.edges = r.leaf.parent, True, self._bindings(), edges
+        force.interpreter = run
+        try:
+            for t, step in zip(outside, r.inputs, strict=True):
+                self._enter(run, t, step)
+            for w in r.writes:
+                t = outside[w.external]
+                window = run.externals[w.external][2]
+                window.current, window.version, window.mutations = w.current, w.version, w.mutations
+                window.storage.pending = run
+                t._ref = w.ref
+                run.written.append(window)
+            made = self._pending(run)
+            for s, i in r.gradients:
+                self.find(s, tensors)._grad = None if i is None else made[i]
+            force.interpreter = None
+            segment.flush(run, r.leaf)
+        finally:
+            force.interpreter = None
+            run.close()
+        default_generator.offset += r.drawn
+        return self.build(r.result, made, tensors)
+
+    def _fitting(self, tensors: Sequence) -> tuple[list[Tensor], dict[int, Any]] | None:
+        """The tensors from outside and their gradient edges, if all are what the path's input steps ask for."""
+        r = self.recipe
+        outside = [self.find(s, tensors) for s in r.sources]
+        if any(t is None or t._array is None for t in outside):
+            return None
+        if r.writes and len({id(t.storage_of()) for t in outside}) < len(outside):  # one memory under two names
+            return None
+        if any((self.find(s, tensors)._grad is None) is not empty for s, empty in r.without):
+            return None
+        edges: dict[int, Any] = {}
+        for t, step in zip(outside, r.inputs, strict=True):
+            k, volatile = step.key, t._handed_out()  # (before the array has a name here: it counts who holds it)
+            e, a = edge(t), t._array
+            same = a.shape == k.spec.shape and a.dtype is step.numpy and a.strides == k.strides
+            if not same or volatile is not k.volatile or (e is not None) is not k.differentiable:
+                return None
+            if e is not None:
+                node, leaf = e[0], type(e[0]) is AccumulateGrad
+                if leaf is not k.leaf or node.hooks or (leaf and node.post_hooks):
+                    return None
+                edges[step.outs[0].edge] = e  # type: ignore[index]
+        if any(not outside[w.external]._array.flags.writeable for w in r.writes):
+            return None
+        return outside, edges
+
+    def audits(self, key: tuple, tensors: Sequence) -> bool:
+        """Whether a call of this kind is one that would have been replayed."""
+        return self.key == key and self.watch.still() and self._fitting(tensors) is not None
+
+    def _enter(self, run: Any, t: Tensor, step: Step) -> None:
+        """An outside tensor, as its first use would make it known."""
+        ref = step.outs[0]
+        if step.key.volatile:
+            snapshot: Tensor = _new(Tensor)
+            snapshot._array = np.array(t._array, order="K")
+            snapshot._node = run.edges.get(ref.edge)
+            snapshot._ref = ref
+            run.track(snapshot)
+            run.externals.append((snapshot, ref, None))
+            return
+        window = Window(t, ref.value, ref.spec, t.storage_of())
+        window.next, window.storage.window = window.storage.window, window
+        window.members.append(weak(t))
+        run.externals.append((t, ref, window))
+        t._ref = ref
+        t._trace = Trace(window, (), None)
+
+    def _pending(self, run: Any) -> list[Tensor]:
+        made: list[Tensor] = [_new(Tensor) for _ in self.recipe.made]
+        windows: dict[int, Window] = {}
+        for t, m in zip(made, self.recipe.made, strict=True):
+            t._ref = m.ref
+            if m.window is not None:
+                w = windows.get(m.window)
+                if w is None:
+                    w = windows[m.window] = Window(None, m.current, m.ref.spec, Storage())
+                    w.version = m.version
+                t._storage = w.storage
+                t._trace = Trace(w, m.chain, None if m.root is None else made[m.root])
+            run.track(t)
+        return made
+
+    # ---- both
+
+    def find(self, source: Source, tensors: Sequence) -> Any:
+        match source:
+            case ("argument", i):
+                return tensors[i]
+            case ("held", k):
+                return self.watch.held[k][0]
+            case (_, of):
+                return self.find(of, tensors)._grad
+
+    def _bindings(self) -> list:
+        r = self.recipe
+        taken = {i for seed, at, _ in r.random for i in (seed, at)}
+        plain = iter(r.numbers)
+        bindings = [None if i in taken else next(plain) for i in range(len(r.numbers) + len(taken))]
+        for seed, at, before in r.random:
+            bindings[seed] = default_generator.seed_value
+            bindings[at] = default_generator.offset + before
+        return bindings
+
+    def build(self, result: tuple, made: list[Tensor], tensors: tuple) -> Any:
+        match result:
+            case ("made", i):
+                return made[i]
+            case ("constant", c):
+                return c
+            case ("source", s):
+                return self.find(s, tensors)
+            case ("tuple", t, parts):
+                items = [self.build(p, made, tensors) for p in parts]
+                return tuple(items) if t is tuple else t._make(items)
+            case ("list", parts):
+                return [self.build(p, made, tensors) for p in parts]
+            case (_, keys, parts):
+                return dict(zip(keys, (self.build(p, made, tensors) for p in parts), strict=True))
+
+
+def value_of(expr: tuple, bindings: list) -> Any:
+    """A run-time number of a plan."""
+    return bindings[expr[1]] if expr[0] == "slot" else evaluate(expr, bindings)
+
+
+class Candidate:
+    """What may become an entry: arguments of one kind, and what the last call with them did."""
+
+    def __init__(self, key: tuple, watch: Watch):
+        self.key = key
+        self.watch = watch
+        self.recipe: Recipe | None = None
+
+
+class Observation:
+    """One call whose Python runs while replay looks on. `result` is set before the call's segment ends."""
+
+    def __init__(
+        self, replays: Replays, key: tuple, args: tuple, kwargs: dict, tensors: list, seen: Any, audited: Entry | None
+    ):
+        self.replays = replays
+        self.key = key
+        self.args, self.kwargs = args, kwargs
+        self.audited = audited
+        self.candidate: Candidate = seen
+        self.watch: Watch = seen.watch
+        self.before = Before.now(tensors, self.watch)
+        self.recipe: Recipe | None = None
+        self.problem: Unprovable | None = None
+        self.result: Any = None
+        self.recorded = False
+
+    def __call__(self, run: Any, leaf: Step) -> None:
+        """The run's segment has been computed, and its tensors still have their refs."""
+        if leaf.key != "return" or run.root is not run.capture.root or not run.following:
+            return
+        try:
+            self.recipe = observe(run, leaf, self.result, self.watch, self.before)
+            if self.audited is not None and self.audited.inputs_differ(run):
+                self.problem = Unprovable(REPLAY_BROKEN, "a parameter or buffer has other memory, and nothing told of it")
+        except Unprovable as e:
+            self.problem = e
+        finally:
+            self.result = None
+
+
+class Replays:
+    """The entries of one compiled function."""
+
+    def __init__(self, fn: Callable, capture: Capture, alone: Alone):
+        self._fn = fn
+        self._alone = alone
+        self._capture = capture
+        self.entries: list[Entry] = []
+        self._candidates: dict[tuple, list[Candidate]] = {}
+        self._watch: Watch | None = None  #: the last one made for arguments without objects
+        self._skip = self._refusals = 0
+        self._stopped = False
+
+    def attempt(self, args: tuple, kwargs: dict) -> Any:
+        """The result of a call by an entry, or MISS."""
+        for e in self.entries:
+            got = e.call(args, kwargs)
+            if got is not MISS:
+                return got
+        return MISS
+
+    def report(self) -> None:
+        """Bring the statistics up to date, which calls leave to those who read them."""
+        for e in self.entries:
+            self._capture.stats.replayed += e.calls - e.reported
+            self._capture.stats.calls += e.calls - e.reported
+            e.reported = e.calls
+
+    def begin(self, args: tuple, kwargs: dict) -> Observation | None:
+        """Look on at a call whose Python is about to run; None where there is nothing to learn."""
+        due = [e for e in self.entries if e.due]
+        if self._stopped or (self._skip > 0 and not due):
+            self._skip -= self._skip > 0
+            return None
+        try:
+            given = Arguments(args, kwargs)
+            key = (force.grad, force.inference, dtypes.get_default_dtype(), given.key)
+            for e in due:
+                if e.key == key and e.watch.token is changes.now and e.watch.holds() and (name := e.watch.difference()):
+                    self._stop(Unprovable(REPLAY_STATE, f"{name}, of which nothing told"))
+                if e.audits(key, given.tensors):
+                    return Observation(self, key, args, kwargs, given.tensors, e, e)
+            if key not in self._candidates:  # to look around is worth its time for what comes again
+                self._candidates[key] = []
+                if len(self._candidates) > MOST_CANDIDATES:
+                    self._candidates.clear()
+                    raise Unprovable(REPLAY_VARIES, MOST_CANDIDATES)
+                return None
+            candidates = self._candidates[key]
+            seen = next((c for c in candidates if c.watch.still()), None)
+            if seen is None:
+                seen = Candidate(key, self._look_around(given.others))
+                candidates[:] = [seen, *candidates[:1]]  # (two: a module in training, and the same in evaluation)
+            return Observation(self, key, args, kwargs, given.tensors, seen, None)
+        except Unprovable as e:
+            self._refuse(e)
+            return None
+
+    def _look_around(self, others: list) -> Watch:
+        if not others and self._watch is not None and self._watch.still():
+            return self._watch
+        roots = [(getattr(self._fn, "__name__", "the function"), self._fn), *(("an argument", x) for x in others)]
+        watch = Watch(roots)
+        if not others:
+            self._watch = watch
+        return watch
+
+    def settle(self, o: Observation, breaks: str) -> None:
+        """A call that was looked on at is over. `breaks` says what kept it from being one followed segment, if anything did.
+
+        Raises ReplayError where an audit met a difference.
+        """
+        problem = o.problem
+        if problem is None and o.recipe is None:
+            if o.audited is None and not breaks:
+                return  # recorded, or compiled in the background: not yet
+            problem = Unprovable(REPLAY_BROKEN, breaks or "it took another path than before")
+        if problem is None and (name := o.watch.difference()):
+            problem = Unprovable(REPLAY_STATE, name)
+        if o.audited is not None:
+            e = o.audited
+            problem = problem or e.recipe.difference(o.recipe)  # type: ignore[arg-type]
+            e.audit_at = 2 * e.audit_at
+            if problem is not None:
+                self._stop(problem)
+            return
+        before, o.candidate.recipe = o.candidate.recipe, o.recipe
+        if problem is None and before is not None:
+            assert o.recipe is not None
+            problem = before.difference(o.recipe)
+            if problem is None:
+                entry = Entry(self._capture, o.key, o.watch, o.recipe, o.args, o.kwargs, self._alone)
+                self.entries = [entry, *(e for e in self.entries if not e.watch.swapped())][:MOST_ENTRIES]
+                self._candidates[o.key].remove(o.candidate)
+                self._refusals = 0
+        if problem is not None:
+            self._refuse(problem)
+
+    def _stop(self, problem: Unprovable) -> None:
+        """Never replay again, and say why."""
+        self.entries, self._candidates, self._watch, self._stopped = [], {}, None, True
+        self._count(problem)
+        text = REPLAY_WRONG.text(self._capture.name, problem.text)
+        where = f"{problem.source}: " if problem.source else ""
+        raise ReplayError(f"{where}{text}. {REPLAY_WRONG.remedy} (docs/graph-breaks.md)")
+
+    def _refuse(self, problem: Unprovable) -> None:
+        """Count why, and look on again only after a while, each time a longer one."""
+        self._count(problem)
+        self._refusals += 1
+        self._skip = 2 ** min(self._refusals, 12)
+
+    def _count(self, problem: Unprovable) -> None:
+        stats = self._capture.stats
+        stats.count(stats.fallbacks, problem.source, problem.text)
