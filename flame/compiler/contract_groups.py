@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from flame.compiler.index_math import E, simplify, subst, var
 from flame.compiler.kernel import Contract, IndexOf, Kernel, Load, Statement, Store
-from flame.compiler.llvm_rows import product, size, unit_axes
+from flame.compiler.llvm_axes import product, size, unit_axes
 from flame.compiler.nests import Nest
 from flame.compiler.target_cpu import CpuTarget
 from flame.ops.access import Cond

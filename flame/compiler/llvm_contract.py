@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from flame.compiler.contract_groups import BATCH, Groups, K, M, N, grouped
 from flame.compiler.index_math import E, ex
 from flame.compiler.kernel import Kernel, Store
+from flame.compiler.llvm_axes import size, unit_axes
 from flame.compiler.llvm_machine import LlvmMachine, Value
 from flame.compiler.llvm_point import Linear, Point
-from flame.compiler.llvm_rows import begin, size, unit_axes
+from flame.compiler.llvm_rows import begin
 from flame.compiler.llvm_text import Function, Int, element, existing_lanes, suffix, transpose, wide
 from flame.compiler.nests import Nest, loads_of
 from flame.compiler.schedule_cpu import CpuSchedule

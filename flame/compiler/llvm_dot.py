@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from flame.compiler.index_math import E
 from flame.compiler.kernel import Contract, Kernel, Load
+from flame.compiler.llvm_axes import product, size, unit_axes
 from flame.compiler.llvm_point import Linear
 from flame.compiler.llvm_reduce import Accumulator, State
-from flame.compiler.llvm_rows import Entry, RowWriter, carried, packed, product, size, unit_axes, unpacked
+from flame.compiler.llvm_rows import Entry, RowWriter, carried, packed, unpacked
 from flame.compiler.llvm_text import Int, existing_lanes
 from flame.compiler.nests import Nest, loads_of
 from flame.compiler.schedule_cpu import CpuSchedule

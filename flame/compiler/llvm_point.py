@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from flame.compiler.index_math import Div, E, Mod, Val, extreme, nonneg, simplify
+from flame.compiler.index_math import Bounds, Div, E, Mod, Val, ex, extreme, names, nonneg, simplify, subst, var
 from flame.compiler.kernel import Const, IndexOf, Kernel, Load, Op, Store, flat
 from flame.compiler.llvm_machine import LlvmMachine, Value
 from flame.compiler.llvm_text import Function, Int, Lines, element, literal, memory_element, repeat, suffix, vector, wide
@@ -72,6 +72,7 @@ class Point:
         self.axes: dict[str, tuple[Linear, int]] = {s: (Linear(v), 0) for s, v in symbols.items()}
         self.integer = index_type(kernel)
         self.tail: str | None = None  #: a mask of the lanes that exist, at a loop's end
+        self.within: dict[str, tuple[int, int]] = {}  #: axes known to lie in [first, last) here, for dropping masks
         self.special: Callable[[str], Value | None] = lambda name: None
         self.prefix = prefix  #: of the names of its globals
         self.constants: dict[str, str] = {}  #: globals by name, for the module
@@ -325,6 +326,12 @@ class Point:
         depth_same = depth_each = 0
         f = self.function
         for c in mask:
+            known = self._known(c)
+            if known is not None:  # here, where its axes are what they are
+                depth_same = max(depth_same, *(self.axes[a][1] for a in names(c.expr) if a in self.axes))
+                if known:
+                    continue
+                return "false", None, max(depth_same, depth_each)
             at, depth = self.linear(c.expr)
             predicate = "sge" if c.kind == "ge" else "eq"
             if at.uniform:
@@ -339,6 +346,34 @@ class Point:
                     t = wide("i1", self.lanes)
                     each = holds if each is None else f.emit(f"and {t} {each}, {holds}")
         return same, each, max(depth_same, depth_each)
+
+    def _known(self, c: Cond) -> bool | None:
+        """Whether a condition holds for all lanes here, or for none, as far as numbers and ranges that axes are bound to tell."""
+        env: dict[str, E | int] = {}
+        ranges = dict(self.kernel.axes)
+        for a in names(c.expr):
+            if a in self.within:
+                first, last = self.within[a]
+            elif a in self.axes and self.axes[a][0].vector is None and isinstance(self.axes[a][0].scalar, int):
+                at = self.axes[a][0]
+                first = last = int(at.scalar)
+                if at.stride not in (0, 1):
+                    continue
+                n = self.kernel.axes[a].const if a in self.kernel.axes else None
+                last = first + (self.lanes if at.stride else 1)
+                last = last if n is None or not at.stride else min(last, n)
+            else:
+                continue
+            env[a] = first if last == first + 1 else var(a) + first
+            ranges[a] = ex(last - first)
+        if not env:
+            return None
+        e, bounds = subst(c.expr, env), Bounds(ranges, self.kernel.symbols, self.kernel.values)
+        if c.kind == "ge":
+            return True if nonneg(e, bounds) else False if nonneg(-e - 1, bounds) else None
+        if e.const is not None:
+            return e.const == 0
+        return False if nonneg(e - 1, bounds) or nonneg(-e - 1, bounds) else None
 
     def both(self, same: str | None, each: str | None) -> str | None:
         """One mask of lanes."""
@@ -419,6 +454,12 @@ class Point:
             start = f.address(pointer, 1 - n, t)
             back = f.load(wide(t, n), start, align)
             return self._from_memory(Value(f.shuffle(t, n, back, back, range(n - 1, -1, -1)), d, n))
+        if rest.stride == 2 and rest.vector is None and mask is None:
+            start = self._or_constant(same, pointer, t, other, 2 * n)
+            low = f.load(wide(t, n), start, align)
+            high = f.load(wide(t, n), f.address(start, n - 1, t), align)  # ends with the last element that is wanted
+            order = [2 * i if 2 * i < n else 2 * i + 1 for i in range(n)]
+            return self._from_memory(Value(f.shuffle(t, n, low, high, order), d, n))
         pointers = self._pointers(pointer, rest, t)
         guard = self.both(same, mask)
         if guard is not None:
@@ -455,10 +496,10 @@ class Point:
         return self.function.emit(f"select i1 {guard}, ptr {pointer}, ptr {self._constant(t, other, count)}")
 
     def globals(self) -> list[str]:
-        """The constants that loads outside their masks read, each as long as a vector."""
+        """The constants that loads outside their masks read, each as long as two vectors."""
         return [
-            f"{name} = private unnamed_addr constant [{self.lanes} x {key.split()[0]}] "
-            f"[{', '.join([key] * self.lanes)}], align 64"
+            f"{name} = private unnamed_addr constant [{2 * self.lanes} x {key.split()[0]}] "
+            f"[{', '.join([key] * (2 * self.lanes))}], align 64"
             for key, name in self.constants.items()
         ]
 

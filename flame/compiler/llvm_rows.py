@@ -14,32 +14,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from flame.compiler.cpu_cost import EXPENSIVE, cone, microseconds, op_cost, statement_cost
-from flame.compiler.index_math import E, evaluate, ex, var
-from flame.compiler.kernel import Kernel, Load, Op, Reduce, Store, domain_of, typical
+from flame.compiler.index_math import E, ex, var
+from flame.compiler.kernel import Kernel, Load, Op, Reduce, Store
+from flame.compiler.llvm_axes import inside, lanes_for, product, size, vector_axis
 from flame.compiler.llvm_machine import LlvmMachine, Value
-from flame.compiler.llvm_point import Linear, Point, address
+from flame.compiler.llvm_point import Linear, Point
 from flame.compiler.llvm_reduce import JOIN, Accumulator, State, identity
 from flame.compiler.llvm_text import Function, Int, element, existing_lanes, vector, wide
-from flame.compiler.nests import PART, Nest, Sweep, loads_of, part_of, sinks_of, walked
+from flame.compiler.nests import PART, Nest, Sweep, part_of, sinks_of, walked
 from flame.compiler.schedule_cpu import CpuSchedule
 from flame.compiler.target_cpu import CpuTarget, Phase
 
 PARTS = 16  #: chunks of a nest that reductions run across, each with accumulators of its own in memory
 SUM_ROUNDS = 256  #: additions in a row to one accumulator, before it is added to another: long sums stay accurate
+TAPS = 600  #: instructions that a window's points may be written out to
 KEEP_BYTES = 64 << 10  #: of stack memory for what later sweeps of a row read again
-
-
-def product(kernel: Kernel, axes: tuple[str, ...]) -> E:
-    """How many points some axes have."""
-    out = ex(1)
-    for a in axes:
-        out = out * kernel.axes[a]
-    return out
-
-
-def size(kernel: Kernel, e: E) -> int:
-    """An extent for heuristics: symbols at a typical value."""
-    return int(evaluate(e, typical(kernel)))
 
 
 @dataclass
@@ -67,44 +56,6 @@ def begin(name: str, kernel: Kernel, places: dict[str, E], target: CpuTarget, ex
         for b, offset in places.items():
             buffers[b] = f.address(workspace, at.integer_of(offset), "i8")
     return Entry(f, machine, buffers, symbols)
-
-
-def lanes_for(kernel: Kernel, nest: Nest, target: CpuTarget) -> int:
-    """The width of vectors: a register of the widest floating type computed with, or of the widest type if there is none."""
-    names = {v for s in [*nest.reduces, *nest.stores] for v in cone(kernel, s)} | {r.name for r in nest.reduces}
-    kinds = [kernel.definitions[v].dtype for v in names]
-    floats = [max(4, d.itemsize) for d in kinds if d.kind == "f"]
-    widest = max(floats or [d.itemsize for d in kinds] or [4])
-    return max(2, target.vector_bytes // widest)
-
-
-def vector_axis(kernel: Kernel, nest: Nest, lanes: int) -> str:
-    """The axis along which most bytes are moved with stride 1; "" if there is no axis worth it."""
-    score: dict[str, float] = {}
-    sinks = [*nest.reduces, *nest.stores]
-    moved: dict[int, Load | Store] = {id(t): t for s in sinks for t in loads_of(kernel, s)}
-    moved |= {id(t): t for t in nest.stores}
-    for t in moved.values():
-        touched = domain_of(kernel, t.index)
-        points = 1.0
-        for a in touched:
-            points *= size(kernel, kernel.axes[a])
-        weight = points * kernel.buffers[t.buffer].dtype.itemsize * (1.5 if isinstance(t, Store) else 1.0)
-        unit = unit_axes(kernel, t)
-        for a in touched:
-            n = size(kernel, kernel.axes[a])
-            score[a] = score.get(a, 0.0) + (4 * weight * min(1.0, n / lanes) if a in unit else -weight)
-    candidates = [a for a in kernel.axes if any(a in walked(kernel, s) for s in sinks)]
-    if not candidates:
-        return ""
-    # an axis that nothing is addressed by (a broadcast result) moves nothing; the last axis wins among equals
-    return max(candidates, key=lambda a: (score.get(a, 0.0), list(kernel.axes).index(a)))
-
-
-def unit_axes(kernel: Kernel, t: Load | Store) -> set[str]:
-    """The axes along which an address moves by one element."""
-    e = address(kernel, t)
-    return {m[0] for m, c in e.terms if c == 1 and len(m) == 1 and isinstance(m[0], str) and m[0] in kernel.axes}
 
 
 class RowWriter:
@@ -137,6 +88,7 @@ class RowWriter:
         for s in self.nest.sweeps:
             values = dict.fromkeys(v for t in sinks_of(s) for v in cone(self.kernel, t))
             heaviest = max(heaviest, sum(statement_cost(self.kernel, v) for v in values))
+        self.heaviest = heaviest
         if self.outer_lane and self.nest.reduces and self.target.registers >= 16 and heaviest <= 12:
             return 2 * self.schedule.unroll
         return self.schedule.unroll if heaviest <= 60 else max(1, self.schedule.unroll // 2) if heaviest <= 150 else 1
@@ -354,6 +306,32 @@ class RowWriter:
     # -- lanes along an outer axis
 
     def _strips(self, first: Int, last: Int) -> None:
+        free = inside(self.kernel, self.outer_lane, [*self.nest.stores, *self.nest.reduces], self.lanes)
+        if free is None:
+            self._full_strips(first, last)
+            return
+        f, (low, high) = self.function, free
+        begin, end = f.most(first, low), f.least(last, high)
+        self._single_strips(first, f.least(begin, last), last)
+        self.point.within = {self.outer_lane: free}
+        self._full_strips(begin, f.most(end, begin), exact=True)
+        self.point.within = {}
+        self._single_strips(f.most(end, begin), last, last)
+
+    def _single_strips(self, first: Int, until: Int, last: Int) -> None:
+        """One vector after the other."""
+        n = self.lanes
+        if isinstance(first, int) and isinstance(until, int):
+            if until - first <= 2 * n:
+                for i in range(first, until, n):
+                    with self.point.scope():
+                        self._strip(i, 1, None if i + n <= until else last)
+                return
+        with self.point.scope():
+            self.function.loop(first, until, n, [], lambda i, _: self._strip(i, 1, last))
+
+    def _full_strips(self, first: Int, last: Int, exact: bool = False) -> None:
+        """Strips in [first, last); `exact`: no lane is beyond the end."""
         f, step = self.function, self.lanes * self.unroll
         full = f.sub(last, f.rem(f.sub(last, first), step))
         if not isinstance(full, int) or not isinstance(first, int) or full > first:
@@ -363,12 +341,12 @@ class RowWriter:
             return
 
         def remainder(i: str, _: list[str]) -> list[str]:
-            return self._strip(i, 1, last)
+            return self._strip(i, 1, None if exact else last)
 
         with self.point.scope():
             f.loop(full, last, self.lanes, [], remainder)
 
-    def _strip(self, start: str, copies: int, last: Int | None) -> list[str]:
+    def _strip(self, start: Int, copies: int, last: Int | None) -> list[str]:
         """`copies` vectors side by side from `start`; lanes at `last` and beyond do not exist."""
         f = self.function
         points = []
@@ -395,6 +373,8 @@ class RowWriter:
         if not axes:
             return [self._take(p, sweep, accumulators, s, masked=False) for p, s in zip(points, states, strict=True)]
         n = points[0].integer_of(self.kernel.axes[axes[0]])
+        if isinstance(n, int) and len(points) * size(self.kernel, product(self.kernel, tuple(axes))) <= self._taps():
+            return self._unrolled(points, sweep, accumulators, axes, n, states)
 
         def one(i: str, names: list[str]) -> list[str]:
             inner = unpacked(accumulators, names, len(points))
@@ -408,6 +388,30 @@ class RowWriter:
         states = self._sums(0, n, 1, accumulators, states, one)
         for p, axes_before in zip(points, before, strict=True):
             p.close(axes_before)
+        return states
+
+    def _taps(self) -> int:
+        """Points of inner axes that are written one by one, vectors side by side counted: few where one is many instructions."""
+        return TAPS // max(4, self.heaviest)
+
+    def _unrolled(
+        self,
+        points: list[Point],
+        sweep: Sweep,
+        accumulators: list[Accumulator],
+        axes: list[str],
+        n: int,
+        states: list[list[State]],
+    ) -> list[list[State]]:
+        """The loop over a short inner axis, written out: indices and most masks are known at each of its points."""
+        for i in range(n):
+            before = [dict(p.axes) for p in points]
+            for p in points:
+                p.open()
+                p.bind(axes[0], Linear(i))
+            states = self._down(points, sweep, accumulators, axes[1:], states)
+            for p, axes_before in zip(points, before, strict=True):
+                p.close(axes_before)
         return states
 
     # -- lanes along an inner axis
@@ -463,7 +467,14 @@ class RowWriter:
         p, f, n, copies = self.point, self.function, self.lanes, len(states)
         extent = p.integer_of(self.kernel.axes[lane])
         step = n * copies
-        full = f.sub(extent, f.rem(extent, step))
+        free = inside(self.kernel, lane, sinks_of(sweep), n)
+        first = 0
+        full: Int
+        if free is not None:
+            first, end = free
+            full = end - (end - first) % step
+        else:
+            full = f.sub(extent, f.rem(extent, step))
 
         def at(i: Int, state: list[State], tail: str | None) -> list[State]:
             with p.scope():
@@ -475,12 +486,16 @@ class RowWriter:
             inner = unpacked(accumulators, names, copies)
             return packed([at(f.add(i, n * u), s, None) for u, s in enumerate(inner)])
 
-        if full != 0:
+        if full != first:
             with p.scope():
-                states = self._sums(0, full, step, accumulators, states, many)
+                if free is not None:
+                    p.within = p.within | {lane: free}
+                states = self._sums(first, full, step, accumulators, states, many)
+                if free is not None:
+                    p.within = {a: r for a, r in p.within.items() if a != lane}
         if isinstance(full, int) and isinstance(extent, int):
-            left = list(range(full, extent, n))
-            if len(left) < 4 or copies > len(left):
+            left = [*range(0, first, n), *range(full, extent, n)]
+            if len(left) < 4 or copies > len(left) or free is not None:
                 for u, i in enumerate(left):
                     tail = None if extent - i >= n else vector([int(j < extent - i) for j in range(n)], "i1")
                     states[u % copies] = at(i, states[u % copies], tail)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from flame.compiler.index_math import E
 from flame.compiler.kernel import Kernel, Load
+from flame.compiler.llvm_axes import product, unit_axes
 from flame.compiler.llvm_machine import Value
 from flame.compiler.llvm_point import Linear
-from flame.compiler.llvm_rows import Entry, RowWriter, product, unit_axes
+from flame.compiler.llvm_rows import Entry, RowWriter
 from flame.compiler.llvm_text import Int, element, transpose
 from flame.compiler.nests import Nest, loads_of
 from flame.compiler.schedule_cpu import CpuSchedule

@@ -13,9 +13,10 @@ from flame.compiler.cpu_cost import cone, statement_cost
 from flame.compiler.graph import identifier
 from flame.compiler.index_math import E, ex, var
 from flame.compiler.kernel import Buffer, Contract, Kernel, Load, Reduce, Statement, Store
+from flame.compiler.llvm_axes import lanes_for, vector_axis
 from flame.compiler.llvm_contract import ContractWriter
 from flame.compiler.llvm_dot import DotWriter, dot_axis
-from flame.compiler.llvm_rows import PARTS, RowWriter, begin, lanes_for, vector_axis
+from flame.compiler.llvm_rows import PARTS, RowWriter, begin
 from flame.compiler.llvm_text import Function, module
 from flame.compiler.llvm_turn import TurnWriter, turned_loads
 from flame.compiler.nests import PART, Nest, Sink, Sweep, in_stages, needed, part_of, plan, points
