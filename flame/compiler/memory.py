@@ -107,14 +107,21 @@ def in_place(program: Program) -> Program:
     """
     live = lifetimes(program)
     same: dict[int, int] = {}  # a slot that is gone -> the slot whose memory it has
+    pairs: dict[Kernel, list[tuple[str, str]]] = {}  # equal layers share their kernels, before and after
+    joined: dict[tuple[Kernel, str, str], Kernel] = {}
     steps: list[Step] = []
     for k, step in enumerate(program.steps):
         if isinstance(step, KernelStep) and step.library is None:
-            for old, new in pairs_in_place(step.kernel):
+            if step.kernel not in pairs:
+                pairs[step.kernel] = pairs_in_place(step.kernel)
+            for old, new in pairs[step.kernel]:
                 i, j = same.get(step.buffers[old], step.buffers[old]), step.buffers[new]
                 if program.slots[i].kind == program.slots[j].kind == "temp" and live[i][1] == k and live[j][0] == k:
                     buffers = {b: s for b, s in step.buffers.items() if b != new}
-                    step = replace(step, kernel=_joined(step.kernel, old, new), buffers=buffers)
+                    which = step.kernel, old, new
+                    if which not in joined:
+                        joined[which] = _joined(*which)
+                    step = replace(step, kernel=joined[which], buffers=buffers)
                     same[j] = i
                     live[i] = live[i][0], live[j][1]
         steps.append(step)

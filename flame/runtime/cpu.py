@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from flame.compiler.index_math import E, evaluate, ex, show, var
 from flame.compiler.kernel import Kernel, canonical, text, verify
@@ -131,6 +132,18 @@ class NativeKernel:
         return llvm_jit.assembly(s.text, self.cpu, passes=s.passes, codegen=s.codegen, what=self.kernel.name)
 
 
+_names: Final[WeakKeyDictionary[Kernel, tuple[Kernel, str]]] = WeakKeyDictionary()
+
+
+def _named(kernel: Kernel) -> tuple[Kernel, str]:
+    """A kernel under canonical names, and its digest; made once, as equal layers are one kernel in many steps."""
+    got = _names.get(kernel)
+    if got is None:
+        plain = canonical(kernel)[0]
+        got = _names[kernel] = plain, hashlib.sha256(text(plain, notes=False).encode()).hexdigest()
+    return got
+
+
 _loaded: dict[tuple[str, CpuSchedule, CpuTarget], NativeKernel] = {}
 _lock: Final = Lock()
 
@@ -144,9 +157,9 @@ def load(
     is made of nothing that is not proved to stay in its buffers, because what it wrote beyond them would be anybody's memory.
     """
     cpu = cpu or host()
-    plain = canonical(kernel)[0]
+    plain, what = _named(kernel)
     schedule = schedule or choose_cpu(plain, cpu)
-    known = (hashlib.sha256(text(plain, notes=False).encode()).hexdigest(), schedule, cpu)  # its digest, from names made once
+    known = (what, schedule, cpu)
     with _lock:
         got = _loaded.get(known)
         if got is None:
