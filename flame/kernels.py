@@ -200,8 +200,8 @@ class Inventory:
 
 def _runs(c: Compiled) -> Callable[[int, KernelStep], str]:
     """By what a compiled graph runs its steps."""
-    native = {} if c.executable is None else c.executable.kernels
-    return lambda i, step: "native" if i in native else "interpreted" if step.library is None else "library"
+    runs = () if c.executable is None else c.executable.recipe.runs
+    return lambda i, step: runs[i] if i < len(runs) else "interpreted"
 
 
 def collect(

@@ -1,28 +1,33 @@
 """Graphs of a capture turned into things that run, and the record of what was turned into what.
 
 Equal graphs of one function (a path whose set of results grew back, the same segment after another break) share their programs by
-their printed text.
+their text, and so do equal graphs of other processes: what was compiled once is found on disk (`flame.runtime.index`).
 """
 
 from __future__ import annotations
 
+import functools
 import gc
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from flame.compiler.autodiff import differentiate
 from flame.compiler.concrete import graph_at, program_at
-from flame.compiler.dims import space_of
+from flame.compiler.dims import Space, space_of
 from flame.compiler.graph import Graph, Value
+from flame.compiler.partition import Joint, Residual
 from flame.compiler.pipeline import compile_graph
 from flame.compiler.program import Decision, Program
+from flame.compiler.spelling import Unspellable, lines, spelled
+from flame.errors import MissingTargetError
 from flame.knobs import knobs
 from flame.reasons import NOT_COMPILED
-from flame.runtime import cpu
+from flame.runtime import cpu, index
 from flame.runtime.executable import Backend, Executable
 
 NO_SIZES: Mapping[str, int] = {}
@@ -34,43 +39,76 @@ class Compiled:
     """A graph, its program, and the executable; where compiling failed, the reason, and the primitives run one by one.
 
     `updates` are pairs (input, result) by number: the result may come back in the input's own memory, unless one of the results
-    `guards` is true: then all others are undefined.
+    `guards` is true: then all others are undefined. What was found on disk brings its executable along, `ready` (and has no
+    symbols); its graph and its program are then made when somebody looks at them.
     """
 
-    def __init__(self, capture: Any, graph: Graph, role: str, updates: Sequence = (), guards: Sequence[int] = ()):
-        self.graph = graph
+    def __init__(
+        self,
+        capture: Any,
+        graph: Callable[[], Graph],
+        role: str,
+        updates: Sequence = (),
+        guards: Sequence[int] = (),
+        ready: Executable | None = None,
+    ):
+        self._graph = graph
         self.role = role
-        self.program: Program | None = None
-        self.executable: Any = None
+        self.executable: Any = ready
         self.failure = ""
-        self.space = space_of(graph)
-        self.symbols = () if self.space is None else tuple(self.space.values)
+        self._asked = updates, guards
         self._at: dict[tuple[int, ...], Callable] = {}  #: by the values of the symbols
         self._backend: Backend = "interpret" if capture.options.backend == "interpret" else "llvm"
-        backend = capture.options.backend
+        self._target = None
+        self.space: Space | None = None
+        self.symbols: tuple[str, ...] = ()
+        if ready is not None:
+            self._target = cpu.target()
+        else:
+            self._compile(capture)
+        #: whether no two results share memory
+        self.distinct = self.executable is None or self.executable.distinct
+
+    def _compile(self, capture: Any) -> None:
+        graph = self.graph
+        self.space = space_of(graph)
+        if self.space is not None:
+            self.symbols = tuple(self.space.values)
         if knobs.log:
-            say("graph", f"captured, {role}:\n{graph}")
+            say("graph", f"captured, {self.role}:\n{graph}")
         try:
-            if backend == "eager":
+            if capture.options.backend == "eager":
                 raise _Unwanted("backend='eager' was asked for")
-            log = say if knobs.log else None
-            self.program = compile_graph(graph, cpu.target(), updates=updates, guards=guards, log=log, verify=knobs.verify)
+            program = self._made
             if self.symbols:
                 assert self.space is not None
                 self._at[tuple(self.space.values[n] for n in self.symbols)] = self._bound(self.space.values)
             else:
-                self.executable = Executable(self.program, backend=self._backend)
+                self.executable = Executable(program, backend=self._backend)
         except _Unwanted as e:
             self.failure = str(e)
         except Exception as e:  # whatever a pass trips over must not stop a program that runs eagerly: it is recorded and shown
             if knobs.verify:
                 raise
-            self.program = None
-            self.failure = NOT_COMPILED.text(f"{graph.name} ({role})", f"{type(e).__name__}: {e}")
+            self.failure = NOT_COMPILED.text(f"{graph.name} ({self.role})", f"{type(e).__name__}: {e}")
             capture.stats.count(capture.stats.fallbacks, graph.name, self.failure)
             print(f"flame: {self.failure}", file=sys.stderr)
-        #: whether no two results share memory
-        self.distinct = self.executable is None or self.executable.distinct
+
+    @functools.cached_property
+    def graph(self) -> Graph:
+        return self._graph()
+
+    @functools.cached_property
+    def _made(self) -> Program:
+        updates, guards = self._asked
+        log = say if knobs.log else None
+        target = self._target or cpu.target()
+        return compile_graph(self.graph, target, updates=updates, guards=guards, log=log, verify=knobs.verify)
+
+    @property
+    def program(self) -> Program | None:
+        """What the graph was compiled to; None where that failed or was not wanted."""
+        return None if self.failure else self._made
 
     def __call__(self, arrays: list[np.ndarray], sizes: Mapping[str, int] = NO_SIZES) -> list[np.ndarray]:
         """Run it, for these values of the graph's symbols."""
@@ -86,16 +124,18 @@ class Compiled:
 
     def _bound(self, sizes: dict[str, int]) -> Callable[[list[np.ndarray]], list[np.ndarray]]:
         """What runs at these sizes: the same kernels, with memory planned anew."""
-        if self.program is None:
+        program = self.program
+        if program is None:
             graph = graph_at(self.graph, sizes)
             return lambda arrays: interpret_graph(graph, arrays)
-        executable = Executable(program_at(self.program, sizes), backend=self._backend)
+        executable = Executable(program_at(program, sizes), backend=self._backend)
         self.executable = self.executable or executable
         return executable
 
     @property
     def decisions(self) -> list[Decision]:
-        mine = [] if self.program is None else list(self.program.decisions)
+        program = self.program
+        mine = [] if program is None else list(program.decisions)
         return mine + (list(self.executable.decisions) if self.executable is not None else [])
 
 
@@ -104,7 +144,7 @@ class _Unwanted(Exception):
 
 
 @contextmanager
-def _collector_paused() -> Iterator[None]:
+def collector_paused() -> Iterator[None]:
     """No cyclic garbage collection meanwhile: a compilation makes very many small objects, most of which live until its end,
     and walking them again and again took a tenth of its time."""
     was_on = gc.isenabled()
@@ -138,25 +178,78 @@ def interpret_graph(graph: Graph, arrays: Sequence[np.ndarray]) -> list[np.ndarr
 def compile_segment(
     capture: Any, graph: Graph, updates: Sequence[tuple[int, int]] = (), guards: Sequence[int] = ()
 ) -> Compiled:
-    space = space_of(graph)
-    of_sizes = "" if space is None else f"{space.least} {[*map(str, space.facts)]}"
-    key = str(graph), of_sizes, tuple(updates), tuple(guards)
+    about = Identity.of(graph, f"{updates} {guards}")
+    key = (about.name, about.lines) if about.name else _printed(graph, updates, guards)
     got = capture.programs.get(key)
     if got is None:
-        got = capture.programs[key] = Compiled(capture, graph, "forward", updates, guards)
+        found = about.look_up(capture, [graph.name])
+        ready = found.executables[0] if found is not None else None
+        got = capture.programs[key] = Compiled(capture, lambda: graph, "forward", updates, guards, ready)
+        if ready is None:
+            about.keep(capture, None, [got])
     return got
+
+
+def _printed(graph: Graph, updates: Sequence[tuple[int, int]], guards: Sequence[int]) -> tuple:
+    """What tells a graph apart that has no place on disk."""
+    space = space_of(graph)
+    of_sizes = "" if space is None else f"{space.least} {[*map(str, space.facts)]}"
+    return str(graph), of_sizes, tuple(updates), tuple(guards)
 
 
 def compile_pair(
     capture: Any, graph: Graph, wrt: Sequence[int], of: Sequence[int], blocked: Sequence[Value]
 ) -> tuple[Compiled, Compiled, tuple, tuple]:
     """Forward with residuals, backward, where the residuals come from, where the gradients are."""
-    joint = differentiate(graph, list(wrt), list(of), blocked=set(blocked))
-    joint.forward.name = graph.name
-    joint.backward.name = f"{graph.name}_backward"
-    return (
-        Compiled(capture, joint.forward, "forward"),
-        Compiled(capture, joint.backward, "backward"),
-        joint.residuals,
-        joint.gradients,
-    )
+
+    @functools.cache
+    def joint() -> Joint:
+        made = differentiate(graph, list(wrt), list(of), blocked=set(blocked))
+        made.forward.name, made.backward.name = names
+        return made
+
+    names = graph.name, f"{graph.name}_backward"
+    about = Identity.of(graph, f"{list(wrt)} {list(of)}", blocked)
+    found = about.look_up(capture, names)
+    ready = found.executables if found is not None else (None, None)
+    forward = Compiled(capture, lambda: joint().forward, "forward", ready=ready[0])
+    backward = Compiled(capture, lambda: joint().backward, "backward", ready=ready[1])
+    if found is not None:
+        residuals, gradients = found.facts
+        return forward, backward, tuple(Residual(*r) for r in residuals), tuple(gradients)
+    about.keep(capture, [[[r.source, r.index] for r in joint().residuals], joint().gradients], [forward, backward])
+    return forward, backward, joint().residuals, joint().gradients
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a graph is known by among programs on disk. No `name`: it has a parameter that only this process knows, or sizes
+    that are not numbers, whose program comes with facts about them."""
+
+    name: str
+    lines: str
+
+    @classmethod
+    def of(cls, graph: Graph, facts: str, marked: Sequence[Value] = ()) -> Identity:
+        if space_of(graph) is not None:
+            return cls("", "")
+        try:
+            return cls(index.name(spelled(graph, marked), facts), lines(graph))
+        except (Unspellable, MissingTargetError):
+            return cls("", "")
+
+    def usable(self, capture: Any) -> bool:
+        """Programs are looked for and kept where native code is made, and not where every pass is to be verified or shown."""
+        native = capture.options.backend not in ("eager", "interpret")
+        return bool(self.name) and native and not knobs.verify and knobs.log.isdisjoint(PASSES)
+
+    def look_up(self, capture: Any, names: Sequence[str]) -> index.Found | None:
+        return index.look_up(self.name, self.lines, names) if self.usable(capture) else None
+
+    def keep(self, capture: Any, facts: Any, made: Sequence[Compiled]) -> None:
+        if self.usable(capture) and all(c.executable is not None for c in made):
+            index.enter(self.name, self.lines, facts, [c.executable for c in made])
+
+
+#: topics of FLAME_LOG that show what the passes do
+PASSES = frozenset({"graph", "fusion", "kernels", "passes"})

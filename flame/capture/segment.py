@@ -17,7 +17,7 @@ import numpy as np
 
 from flame.autograd.engine import run_engine
 from flame.capture import replay
-from flame.capture.compiled import Compiled, compile_pair, compile_segment, say
+from flame.capture.compiled import Compiled, collector_paused, compile_pair, compile_segment, say
 from flame.capture.control import control
 from flame.capture.sizes import Size, SizedSpec, compiled, condition
 from flame.capture.tape_model import FREED, TapeModel, model, op_steps
@@ -431,7 +431,8 @@ def _plan(run: Any, leaf: Step, alive: list[Tensor]) -> tuple[Plan, bool, TapeMo
             values |= set(plan.values)
             edges |= set(plan.edges)
         started = time.perf_counter()
-        plan = Plan(run, frozenset(values), frozenset(edges))
+        with collector_paused():
+            plan = Plan(run, frozenset(values), frozenset(edges))
         plans[at : at + 1] = [plan]
         run.capture.stats.compiled += 1
         run.capture.stats.compile_seconds += time.perf_counter() - started

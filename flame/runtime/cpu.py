@@ -111,6 +111,7 @@ class NativeKernel:
     workspace_bytes: E
     seconds: float  #: that it took to make it ready
     from_disk: bool
+    stored: str = ""  #: its name in the store, by which `recall` finds its phases
 
     def workspace(self, symbols: Mapping[str, int]) -> int:
         return int(evaluate(self.workspace_bytes, symbols))
@@ -164,6 +165,23 @@ def load(
         got = _loaded.get(known)
         if got is None:
             got = _loaded[known] = _load(plain, kernel, cpu, schedule, known[0], store or cache.shared())
+            _recalled[got.stored] = got.phases
+    return got
+
+
+_recalled: dict[str, tuple[NativePhase, ...]] = {}
+
+
+def recall(stored: str) -> tuple[NativePhase, ...]:
+    """The phases of a kernel that was stored under that name, by this process or another; empty if it is not there any more."""
+    with _lock:
+        got = _recalled.get(stored)
+        if got is None:
+            entry = cache.shared().get(stored)
+            made = _decoded(entry) if entry is not None else None
+            got = () if made is None else _linked(made, f"kernel {stored[:12]}")
+            if got:
+                _recalled[stored] = got
     return got
 
 
@@ -190,10 +208,14 @@ def _load(kernel: Kernel, given: Kernel, cpu: CpuTarget, schedule: CpuSchedule, 
         phases = [(p.entry, p.chunks, p.microseconds) for p in source.phases]
         made = _Made(phases, source.workspace_bytes, list(source.externals), obj)
         store.put(name, _encoded(made))
-    code = llvm_jit.link(made.obj, [p[0] for p in made.phases], externals=made.externals, what=f"kernel {called}")
-    functions = tuple(NativePhase(code[entry], chunks, us) for entry, chunks, us in made.phases)
+    functions = _linked(made, f"kernel {called}")
     seconds = time.perf_counter() - begin
-    return NativeKernel(kernel, cpu, schedule, functions, made.workspace, seconds, found is not None)
+    return NativeKernel(kernel, cpu, schedule, functions, made.workspace, seconds, found is not None, name)
+
+
+def _linked(made: _Made, what: str) -> tuple[NativePhase, ...]:
+    code = llvm_jit.link(made.obj, [p[0] for p in made.phases], externals=made.externals, what=what)
+    return tuple(NativePhase(code[entry], chunks, us) for entry, chunks, us in made.phases)
 
 
 def _encoded(made: _Made) -> bytes:
@@ -247,9 +269,14 @@ def _expression(written: str) -> E:
 
 @functools.cache
 def _compiler_fingerprint() -> str:
-    """A hash of the source files that decide what code a kernel becomes; without such files, of nothing seen before."""
+    """A hash of the source files that decide what code a kernel becomes."""
+    return source_fingerprint()
+
+
+def source_fingerprint(*more: str) -> str:
+    """A hash of the compiler's own source files, and of `more` by their patterns; without such files, of nothing seen before."""
     root = Path(cache.__file__).parent.parent
-    files = sorted([*root.glob("dtypes.py"), *root.glob("primitive.py"), *root.glob("ops/*.py"), *root.glob("compiler/*.py")])
+    files = sorted({f for p in ("dtypes.py", "primitive.py", "ops/*.py", "compiler/*.py", *more) for f in root.glob(p)})
     h = hashlib.sha256(b"" if files else os.urandom(32))
     for path in files:
         h.update(path.name.encode())

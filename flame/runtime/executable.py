@@ -29,6 +29,7 @@ from flame.runtime import cpu, llvm_jit, memory, threads
 from flame.runtime.cpu import PARALLEL_MICROSECONDS, NativeKernel
 from flame.runtime.entry import NativeStep, Plan, entry
 from flame.runtime.memory import ALIGNMENT, Block
+from flame.runtime.recipe import CallUse, GuardUse, InterpretedUse, NativeUse, Place, Recipe, Use, View
 
 Backend = Literal["llvm", "interpret"]
 BACKENDS: tuple[Backend, ...] = ("llvm", "interpret")
@@ -41,7 +42,8 @@ class Executable:
 
     `backend` "llvm" compiles kernels, "interpret" evaluates them in NumPy and needs nothing installed. `library` says whether
     kernel steps that a library may run instead are run so. `decisions` are what was decided here and why; `kernels` the
-    compiled kernels, by step. Raises CompileError, naming the kernel and the user's line, where one cannot be compiled.
+    compiled kernels, by step; `recipe` says it all as data, from which `Executable.of` makes the same again, in another process
+    as well. Raises CompileError, naming the kernel and the user's line, where one cannot be compiled.
     """
 
     def __init__(self, program: Program, *, backend: Backend = "llvm", library: bool = True, target: CpuTarget | None = None):
@@ -49,26 +51,35 @@ class Executable:
             raise ValueError(f"backend {backend!r}: expected one of {', '.join(BACKENDS)}")
         if backend == "llvm":
             llvm_jit.require()
-        self.program = program
+        writer = _Writer(program, backend, library, target)
+        self._set_up(writer.recipe(), backend, writer.kernels)
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Executable | None:
+        """The executable of a recipe whose kernels were compiled before; None where the disk has lost one of them."""
+        llvm_jit.require()
+        if not all(cpu.recall(k) for k in recipe.kernels):
+            return None
+        made = cls.__new__(cls)
+        made._set_up(recipe, "llvm", {})
+        return made
+
+    def _set_up(self, recipe: Recipe, backend: Backend, kernels: dict[int, NativeKernel]) -> None:
+        self.recipe = recipe
+        self.name = recipe.name
         self.backend = backend
-        self.decisions: list[Decision] = []
-        self.kernels: dict[int, NativeKernel] = {}
-        slots = program.slots
-        self._inputs = [slots[s].spec for s in program.inputs]
-        owned = [s for s in program.output_slots if slots[s].kind == "output"]
-        self._arrays = [*self._inputs, *(slots[s].spec for s in owned)]
-        #: slot -> its place among the call's arrays, for slots that are not temps
-        self._place = {s: i for i, s in reversed([*enumerate([*program.inputs, *owned])])}
-        self._makers = [memory.shared.maker(slots[s].spec.shape, slots[s].spec.dtype.numpy) for s in owned]
-        #: where each result is: (its place, whether it is an input, whose array stays the caller's)
-        n = len(self._inputs)
-        self._results = [(self._place[s], self._place[s] < n and s not in program.updated) for s in program.outputs]
-        self._updated = [self._place[s] for s in program.updated]
-        self._simple = self._results == [(n + i, False) for i in range(len(owned))]
+        self.decisions: list[Decision] = list(recipe.decisions)
+        self.kernels = kernels
+        self._inputs = recipe.inputs
+        arrays = [*recipe.inputs, *recipe.owned]
+        self._makers = [memory.shared.maker(s.shape, s.dtype.numpy) for s in recipe.owned]
+        self._results = recipe.results
+        self._updated = recipe.updated
+        n = len(recipe.inputs)
+        self._simple = recipe.results == tuple((n + i, False) for i in range(len(recipe.owned)))
         #: whether no two results are one array
-        self.distinct = len(set(program.outputs)) == len(program.outputs)
-        self._scratch = -(-program.arena_bytes // ALIGNMENT) * ALIGNMENT
-        self._arena_bytes = self._scratch
+        self.distinct = len({k for k, _ in recipe.results}) == len(recipe.results)
+        self._arena_bytes = recipe.arena_bytes
 
         self._stages: list[Stage] = []
         self._stops: dict[int, list[int]] = {}  #: a stage -> arrays after it, none of which may be true for the next to run
@@ -77,21 +88,24 @@ class Executable:
 
         def finish_native() -> None:
             if pending:
-                plans.append(Plan(self._arrays, pending))
+                plans.append(Plan(arrays, pending))
                 self._stages.append(self._native_stage(plans[-1]))
                 pending.clear()
 
-        for i, step in enumerate(program.steps):
-            how = self._how(i, step, library, target)
-            if isinstance(how, list):
-                pending += how
-            else:
-                finish_native()
-                self._stages.append(how)
-            for s in step.writes:
-                if s in program.guards:
-                    pending.append(NativeStep(0, (self._where(s),), 1, microseconds=0.01))
-                    self._stops.setdefault(len(self._stages), []).append(self._place[s])
+        for use in recipe.uses:
+            match use:
+                case NativeUse():
+                    function = cpu.recall(use.kernel)[use.phase].function
+                    pending.append(NativeStep(function, use.places, use.chunks, use.parallel, use.symbols, use.microseconds))
+                case GuardUse():
+                    pending.append(NativeStep(0, (use.at,), 1, microseconds=0.01))
+                    self._stops.setdefault(len(self._stages), []).append(use.at)
+                case CallUse():
+                    finish_native()
+                    self._stages.append(self._call_stage(use))
+                case InterpretedUse():
+                    finish_native()
+                    self._stages.append(_interpreted_stage(use))
         finish_native()
         self._parallel = any(p.parallel for p in plans)
         self._enter = entry().enter if plans else None
@@ -106,7 +120,7 @@ class Executable:
         Raises TypeError or RuntimeError where an input is not what the program was compiled for.
         """
         if len(arrays) != len(self._inputs):
-            raise TypeError(f"{self.program.name} takes {len(self._inputs)} arrays, got {len(arrays)}")
+            raise TypeError(f"{self.name} takes {len(self._inputs)} arrays, got {len(arrays)}")
         outputs = [make() for make in self._makers]
         if self._parallel and threads.shared.wanting:
             threads.shared.start()
@@ -126,13 +140,13 @@ class Executable:
         return [all_arrays[i].copy() if given else all_arrays[i] for i, given in self._results]
 
     def __repr__(self) -> str:
-        return f"Executable({self.program.name}, {len(self._stages)} stages on {self.backend!r})"
+        return f"Executable({self.name}, {len(self._stages)} stages on {self.backend!r})"
 
     def _run(self, arrays: Arrays) -> Arrays:
         """All stages, on arrays that may need to be made fit first."""
         given = arrays[: len(self._inputs)]
         for i, spec in enumerate(self._inputs):
-            arrays[i] = fitted(arrays[i], spec, f"{self.program.name}: input {i}")
+            arrays[i] = fitted(arrays[i], spec, f"{self.name}: input {i}")
         block = memory.shared.take_arena(max(self._arena_bytes, 1))
         try:
             for i, stage in enumerate(self._stages):
@@ -147,51 +161,7 @@ class Executable:
                 arrays[i] = given[i]
         return arrays
 
-    # ---- how steps become stages
-
-    def _how(self, index: int, step: Step, library: bool, target: CpuTarget | None) -> list[NativeStep] | Stage:
-        if isinstance(step, CallStep):
-            return self._call_stage(step)
-        if step.library is not None and library:
-            self._decide("library", step, "a large contraction on plain operands is run by NumPy's BLAS")
-            return self._call_stage(step.library)
-        if self.backend == "interpret":
-            return self._interpreted_stage(step)
-        try:
-            kernel = self.kernels[index] = cpu.load(step.kernel, target)
-        except Refused as reason:
-            self._decide("interpreted", step, f"it was refused by the native backend: {reason}")
-            return self._interpreted_stage(step)
-        except CompileError as error:
-            raise CompileError(f"{error} (from {', '.join(step.notes) or 'no known line'})") from error
-        return self._native_steps(step, kernel)
-
-    def _decide(self, verdict: str, step: KernelStep, reason: str) -> None:
-        self.decisions.append(Decision(verdict, step.kernel.name, reason))
-
-    def _native_steps(self, step: KernelStep, kernel: NativeKernel) -> list[NativeStep]:
-        """A kernel's phases. The values of its symbols stand in its own order, under its own (not the canonical) names."""
-        values = tuple(step.symbols[name] for name in step.kernel.symbols)
-        if any(v < least for v, least in zip(values, step.kernel.symbols.values())):
-            raise CompileError(f"kernel {step.kernel.name} was made for {step.kernel.symbols} and more, not for {step.symbols}")
-        plain = dict(zip(kernel.kernel.symbols, values))
-        places = [self._where(step.buffers[b]) for b in step.kernel.buffers]
-        workspace = kernel.workspace(plain)
-        if workspace:
-            places.append(-1 - self._scratch)
-            self._arena_bytes = max(self._arena_bytes, self._scratch + workspace)
-        found = []
-        for phase in kernel.phases:
-            chunks = phase.count(plain)
-            # With symbols the estimate is that of the least sizes: the number of chunks says more.
-            parallel = chunks > 1 and (bool(values) or phase.microseconds >= PARALLEL_MICROSECONDS)
-            estimate = 0.0 if values else phase.microseconds
-            found.append(NativeStep(phase.function, tuple(places), chunks, parallel, values, estimate))
-        return found
-
-    def _where(self, slot: int) -> int:
-        s = self.program.slots[slot]
-        return -1 - s.offset if s.kind == "temp" else self._place[slot]
+    # ---- stages
 
     def _native_stage(self, plan: Plan) -> Stage:
         code = entry()
@@ -199,35 +169,17 @@ class Executable:
         def run(arrays: Arrays, block: Block) -> None:
             if code.enter is not None:
                 wrong = code.enter(plan.address, block.address, *arrays)
-                assert wrong is None, f"{self.program.name}: array {wrong} does not fit its plan"
+                assert wrong is None, f"{self.name}: array {wrong} does not fit its plan"
             else:
                 pointers = (ctypes.c_void_p * max(len(arrays), 1))(*(a.ctypes.data for a in arrays))
                 code.run(plan.address, block.address, ctypes.addressof(pointers))
 
         return run
 
-    def _reader(self, slot: int) -> Callable[[Arrays, Block], np.ndarray]:
-        """How a stage finds a slot's array."""
-        s = self.program.slots[slot]
-        if s.kind != "temp":
-            place = self._place[slot]
-            return lambda arrays, block: arrays[place]
-        shape, dtype, offset = s.spec.shape, s.spec.dtype.numpy, s.offset
-        return lambda arrays, block: np.ndarray(shape, dtype, block.bytes, offset)
-
-    def _interpreted_stage(self, step: KernelStep) -> Stage:
-        readers = {b: self._reader(s) for b, s in step.buffers.items()}
-
-        def run(arrays: Arrays, block: Block) -> None:
-            interpret(step.kernel, {b: read(arrays, block) for b, read in readers.items()}, step.symbols)
-
-        return run
-
-    def _call_stage(self, step: CallStep) -> Stage:
-        primitive, params = step.node.primitive, step.node.params
-        operands = [self._operand(a) for a in step.arguments]
-        results = [None if s < 0 else self._reader(s) for s in step.outputs]
-        specs = [v.spec for v in step.node.outputs]
+    def _call_stage(self, use: CallUse) -> Stage:
+        primitive, params, specs = use.primitive, use.params, use.specs
+        operands = [_operand(a) for a in use.arguments]
+        results = [None if r is None else _reader(r) for r in use.results]
         blas = primitive.name == "matmul" and not params and specs[0].dtype.name in ("float32", "float64")
 
         def run(arrays: Arrays, block: Block) -> None:
@@ -239,7 +191,7 @@ class Executable:
                 with np.errstate(all="ignore"):
                     made = primitive.eager(*given, **params)
             except Exception as error:
-                error.add_note(f"in {self.program.name}: {step}" + (f"  # {step.node.source}" if step.node.source else ""))
+                error.add_note(f"in {self.name}: {use.told}" + (f"  # {use.source}" if use.source else ""))
                 raise
             for spec, result, array in zip(specs, results, made if isinstance(made, tuple) else (made,)):
                 array = np.asarray(array)
@@ -251,20 +203,139 @@ class Executable:
 
         return run
 
-    def _operand(self, argument: Argument | Number) -> Callable[[Arrays, Block], Any]:
-        if not isinstance(argument, Argument):
-            return lambda arrays, block: argument
-        read = self._reader(argument.slot)
-        if not argument.views:
-            return read
 
-        def viewed(arrays: Arrays, block: Block) -> np.ndarray:
-            array = read(arrays, block)
-            for primitive, params in argument.views:
-                array = primitive.eager(array, **params)
-            return array
+def _reader(p: Place) -> Callable[[Arrays, Block], np.ndarray]:
+    """How a stage finds an array."""
+    at = p.at
+    if at >= 0:
+        return lambda arrays, block: arrays[at]
+    shape, dtype = p.spec.shape, p.spec.dtype.numpy
+    return lambda arrays, block: np.ndarray(shape, dtype, block.bytes, -1 - at)
 
-        return viewed
+
+def _operand(argument: View | Number) -> Callable[[Arrays, Block], Any]:
+    if not isinstance(argument, View):
+        return lambda arrays, block: argument
+    read = _reader(argument.place)
+    if not argument.views:
+        return read
+
+    def viewed(arrays: Arrays, block: Block) -> np.ndarray:
+        array = read(arrays, block)
+        for primitive, params in argument.views:
+            array = primitive.eager(array, **params)
+        return array
+
+    return viewed
+
+
+def _interpreted_stage(use: InterpretedUse) -> Stage:
+    readers = {b: _reader(p) for b, p in use.places.items()}
+
+    def run(arrays: Arrays, block: Block) -> None:
+        use.run({b: read(arrays, block) for b, read in readers.items()})
+
+    return run
+
+
+class _Writer:
+    """Writes the recipe of a program, and compiles its kernels on the way."""
+
+    def __init__(self, program: Program, backend: Backend, library: bool, target: CpuTarget | None):
+        self.program, self.backend, self.library, self.target = program, backend, library, target
+        self.kernels: dict[int, NativeKernel] = {}
+        slots = program.slots
+        owned = [s for s in program.output_slots if slots[s].kind == "output"]
+        self.owned = tuple(slots[s].spec for s in owned)
+        #: slot -> its place among the call's arrays, for slots that are not temps
+        self.number = {s: i for i, s in reversed([*enumerate([*program.inputs, *owned])])}
+        self._decisions: list[Decision] = []
+        self._runs: list[str] = []
+        self._scratch = -(-program.arena_bytes // ALIGNMENT) * ALIGNMENT
+        self._arena_bytes = self._scratch
+
+    def recipe(self) -> Recipe:
+        program = self.program
+        uses: list[Use] = []
+        for i, step in enumerate(program.steps):
+            uses += self._uses(i, step)
+            uses += [GuardUse(self.number[s]) for s in step.writes if s in program.guards]
+        n = len(program.inputs)
+        return Recipe(
+            program.name,
+            tuple(program.slots[s].spec for s in program.inputs),
+            self.owned,
+            tuple((self.number[s], self.number[s] < n and s not in program.updated) for s in program.outputs),
+            tuple(self.number[s] for s in program.updated),
+            self._arena_bytes,
+            tuple(uses),
+            tuple(self._runs),
+            tuple(self._decisions),
+        )
+
+    def _uses(self, index: int, step: Step) -> list[Use]:
+        if isinstance(step, CallStep):
+            self._runs.append("call")
+            return [self._call(step)]
+        if step.library is not None and self.library:
+            self._decide("library", step, "a large contraction on plain operands is run by NumPy's BLAS")
+            self._runs.append("library")
+            return [self._call(step.library)]
+        if self.backend == "interpret":
+            self._runs.append("interpreted")
+            return [self._interpreted(step)]
+        try:
+            kernel = self.kernels[index] = cpu.load(step.kernel, self.target)
+        except Refused as reason:
+            self._decide("interpreted", step, f"it was refused by the native backend: {reason}")
+            self._runs.append("interpreted")
+            return [self._interpreted(step)]
+        except CompileError as error:
+            raise CompileError(f"{error} (from {', '.join(step.notes) or 'no known line'})") from error
+        self._runs.append("native")
+        return self._native(step, kernel)
+
+    def _decide(self, verdict: str, step: KernelStep, reason: str) -> None:
+        self._decisions.append(Decision(verdict, step.kernel.name, reason))
+
+    def _native(self, step: KernelStep, kernel: NativeKernel) -> list[Use]:
+        """A kernel's phases. The values of its symbols stand in its own order, under its own (not the canonical) names."""
+        values = tuple(step.symbols[name] for name in step.kernel.symbols)
+        if any(v < least for v, least in zip(values, step.kernel.symbols.values())):
+            raise CompileError(f"kernel {step.kernel.name} was made for {step.kernel.symbols} and more, not for {step.symbols}")
+        plain = dict(zip(kernel.kernel.symbols, values))
+        places = [self._place(step.buffers[b]).at for b in step.kernel.buffers]
+        workspace = kernel.workspace(plain)
+        if workspace:
+            places.append(-1 - self._scratch)
+            self._arena_bytes = max(self._arena_bytes, self._scratch + workspace)
+        found: list[Use] = []
+        for i, phase in enumerate(kernel.phases):
+            chunks = phase.count(plain)
+            # With symbols the estimate is that of the least sizes: the number of chunks says more.
+            parallel = chunks > 1 and (bool(values) or phase.microseconds >= PARALLEL_MICROSECONDS)
+            estimate = 0.0 if values else phase.microseconds
+            found.append(NativeUse(kernel.stored, i, tuple(places), chunks, parallel, values, estimate))
+        return found
+
+    def _place(self, slot: int) -> Place:
+        s = self.program.slots[slot]
+        return Place(-1 - s.offset if s.kind == "temp" else self.number[slot], s.spec)
+
+    def _interpreted(self, step: KernelStep) -> Use:
+        places = {b: self._place(s) for b, s in step.buffers.items()}
+        return InterpretedUse(lambda arrays: interpret(step.kernel, arrays, step.symbols), places)
+
+    def _call(self, step: CallStep) -> Use:
+        return CallUse(
+            step.node.primitive,
+            step.node.params,
+            tuple(View(self._place(a.slot), a.views) if isinstance(a, Argument) else a for a in step.arguments),
+            tuple(None if s < 0 else self._place(s) for s in step.outputs),
+            tuple(v.spec for v in step.node.outputs),
+            str(step),
+            step.node.source,
+        )
 
 
 def fitted(array: Any, spec: Spec, what: str) -> np.ndarray:
