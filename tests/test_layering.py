@@ -35,6 +35,7 @@ LAYERS = (
     "flame.optim",
     "flame.serialization",
     "flame.special",
+    "flame.utils",
     "flame.cuda",
     "flame.drawing",
     "flame.snapshot",
