@@ -49,13 +49,14 @@ class Size(tuple):
 class Storage:
     """Memory that tensors share."""
 
-    __slots__ = ("version", "pending", "volatile", "window", "__weakref__")
+    __slots__ = ("version", "pending", "volatile", "window", "keepers", "__weakref__")
 
     def __init__(self) -> None:
         self.version = 0
         self.pending: Any = None
         self.volatile: bool | str = False
         self.window: Any = None  #: capture's first window of this memory, while a run tracks it
+        self.keepers: list | None = None  #: weakly, what wants to be told before this memory is written (`keep_copies`)
 
 
 class View(NamedTuple):

@@ -19,11 +19,14 @@ from flame.tensor import Tensor
 add, copy = registered("add"), registered("copy")
 
 
-def topological(roots: Sequence[Any], barrier: Collection[Edge] = ()) -> list:
-    """The nodes that the roots reach, not going through the edges of `barrier`, each before those it sends cotangents to."""
+def topological(roots: Sequence[Edge], barrier: Collection[Edge] = ()) -> list:
+    """The nodes that the roots reach, not going through the edges of `barrier`, each before those it sends cotangents to.
+
+    Of a captured segment only what the reached results depend on is gone through; it is told which results these are.
+    """
     order: list = []
     seen: set = set()
-    for root in roots:
+    for root, _ in roots:
         if root in seen:
             continue
         seen.add(root)
@@ -39,7 +42,23 @@ def topological(roots: Sequence[Any], barrier: Collection[Edge] = ()) -> list:
                 order.append(node)
                 stack.pop()
     order.reverse()
-    return order
+    if not any(hasattr(node, "reaching") for node in order):
+        return order
+    reached: dict[Any, set[int]] = {}
+    for node, i in roots:
+        reached.setdefault(node, set()).add(i)
+    for node in order:
+        results = reached.get(node)
+        if results is None:
+            continue
+        edges = node.edges
+        if hasattr(node, "reaching"):
+            node.visit(results)
+            edges = [e for i in results for e in node.reaching(i)]
+        for e in edges:
+            if e is not None and e not in barrier:
+                reached.setdefault(e[0], set()).add(e[1])
+    return [node for node in order if node in reached]
 
 
 def run_engine(
@@ -49,14 +68,16 @@ def run_engine(
     retain_graph: bool = False,
     create_graph: bool = False,
     wanted: Sequence[Edge] | None = None,
-    barrier: bool = False,
+    barrier: Collection[Edge] = (),
 ) -> dict[Edge, Any]:
     """Propagate; accumulate into leaves if `wanted` is None, else collect (and return) the cotangents of `wanted` edges.
 
-    With `barrier` nothing flows on beyond the wanted edges.
+    Nothing flows on beyond the edges of `barrier`, which are among the wanted ones. A node may stand for a whole captured segment
+    (it has `reaching`): where a hook or a wanted edge lies inside of what it stands for, it is asked to go through its operations
+    one by one.
     """
-    stop = frozenset(wanted) if barrier and wanted is not None else frozenset()
-    order = topological([r[0] for r in roots if r not in stop], stop)
+    stop = frozenset(barrier)
+    order = topological([r for r in roots if r not in stop], stop)
     pending: dict[Any, dict[int, Any]] = {}
     before = force.grad
     force.grad = create_graph
@@ -75,7 +96,7 @@ def run_engine(
         needed = set()
         for node in reversed(order):
             if hasattr(node, "reaching"):
-                on = [i for i in range(len(node.outputs)) if (node, i) in targets or any(map(leads, node.reaching(i)))]
+                on = [i for i in range(len(node.outputs)) if _on_the_way(node, i, targets) or any(map(leads, node.reaching(i)))]
                 partly.update((node, i) for i in on)
                 if on:
                     needed.add(node)
@@ -91,36 +112,38 @@ def run_engine(
             gs = pending.pop(node, None)
             if gs is None or (needed is not None and node not in needed):
                 continue
+            segment = hasattr(node, "reaching")
+            if segment and needed is not None:
+                gs = {i: g for i, g in gs.items() if _on_the_way(node, i, targets) or any(map(leads, node.reaching(i)))}
+                if not gs:
+                    continue
+            aims = () if needed is None else [i for i in range(len(node.outputs)) if (node, i) in targets]
+            if segment and (node.hooks or aims) and _inside(node, gs, aims):
+                got, found = node.open([gs.get(i) for i in range(len(node.outputs))], aims)
+                collected.update({(node, i): g for i, g in found.items()})
+                _spread(pending, collected, stop, node, got)
+                continue
             if node.hooks:
                 for i, hook in list(node.hooks):
                     if gs.get(i) is not None:
                         got = hook(gs[i])
                         if got is not None:
                             gs[i] = got
-            if wanted is not None and not stop:
-                for i, g in gs.items():
-                    if (node, i) in targets:
-                        collected[(node, i)] = g
+            for i in aims:
+                if i in gs:
+                    collected[(node, i)] = gs[i]
             if isinstance(node, AccumulateGrad):
                 if wanted is None:
                     accumulate_into(node, gs[0], create_graph)
                 continue
-            if needed is not None and hasattr(node, "reaching"):
-                node.visit(gs)
+            if needed is not None and segment:
                 gs = {i: g for i, g in gs.items() if any(map(leads, node.reaching(i)))}
                 if not gs:
                     continue
             elif needed is not None and not any(map(leads, node.edges)):
                 continue
-            n = len(node.outputs)
-            got = node.apply([gs.get(i) for i in range(n)])
-            for e, g in zip(node.edges, got, strict=True):
-                if e is None or g is None:
-                    continue
-                if e in stop:
-                    collected[e] = add(collected[e], g) if e in collected else g
-                else:
-                    _accumulate(pending, e[0], e[1], g)
+            got = node.apply([gs.get(i) for i in range(len(node.outputs))])
+            _spread(pending, collected, stop, node, got)
     finally:
         force.grad = before
     if not retain_graph:
@@ -128,6 +151,28 @@ def run_engine(
             if not isinstance(node, AccumulateGrad):
                 node.release()
     return collected
+
+
+def _on_the_way(segment: Any, i: int, targets: set) -> bool:
+    """Whether a wanted edge is a result of a segment, or lies between it and the segment's operands."""
+    return (segment, i) in targets or any((segment, j) in targets for j in segment.passing(i))
+
+
+def _inside(segment: Any, gs: dict, aims: Collection[int]) -> bool:
+    """Whether gradient of some result flows through another one of the segment that has a hook or is wanted."""
+    watched = {i for i, _ in segment.hooks or ()}.union(aims)
+    return any(not watched.isdisjoint(segment.passing(j)) for j, g in gs.items() if g is not None)
+
+
+def _spread(pending: dict, collected: dict, stop: Collection[Edge], node: Any, got: Sequence[Any]) -> None:
+    """Hand the cotangents of a node's operands on."""
+    for e, g in zip(node.edges, got, strict=True):
+        if e is None or g is None:
+            continue
+        if e in stop:
+            collected[e] = add(collected[e], g) if e in collected else g
+        else:
+            _accumulate(pending, e[0], e[1], g)
 
 
 def _accumulate(pending: dict, node: Any, i: int, g: Any) -> None:

@@ -25,7 +25,7 @@ from flame.ops.strided import shows_an_element_twice
 from flame.primitive import Primitive, force, install_base_interpreter, registered
 from flame.runtime.eager_kernels import eager_kernels
 from flame.symbol import Symbolic
-from flame.tensor import Tensor, View, wrap
+from flame.tensor import Storage, Tensor, View, wrap
 
 Edge = tuple  # (Node, index)
 
@@ -158,6 +158,7 @@ class AccumulateGrad:
     __slots__ = ("tensor", "hooks", "post_hooks", "segment", "__weakref__")
     edges: tuple = ()
     next_functions: tuple = ()
+    outputs: tuple = (None,)
     released = False
 
     def __init__(self, tensor: Tensor):
@@ -382,6 +383,17 @@ def assign(target: Tensor, value: Tensor) -> Tensor:
     return eager_assign(target, value)
 
 
+def about_to_write(storage: Storage) -> None:
+    """Memory is overwritten next: whoever may have to run again on what it holds makes a copy now."""
+    keepers = storage.keepers
+    if keepers is not None:
+        storage.keepers = None
+        for w in keepers:
+            keeper = w()
+            if keeper is not None:
+                keeper.keep_copies(storage)
+
+
 def eager_assign(target: Tensor, value: Tensor) -> Tensor:
     check_writable(target)
     value_edge = edge(value) if force.grad else None
@@ -391,8 +403,9 @@ def eager_assign(target: Tensor, value: Tensor) -> Tensor:
     base_new = None
     if base is not None and force.grad and (value_edge is not None or edge(base) is not None):
         base_new = write_through(base, v.chain, value)  # type: ignore[union-attr]
-    np.copyto(target._array, value._data())
-    storage = target.storage_of()
+    new, storage = value._data(), target.storage_of()
+    about_to_write(storage)
+    np.copyto(target._array, new)
     storage.version += 1
     if base_new is not None:
         base._node = base_new._node  # type: ignore[union-attr]

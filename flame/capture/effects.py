@@ -201,8 +201,9 @@ class Effects(RunState):
         if root is None:
             self._suspended(lambda: eager_assign(target, value))
             return
-        np.copyto(target._array, value._array)
         storage = target.storage_of()
+        tape.about_to_write(storage)
+        np.copyto(target._array, value._array)
         storage.version += 1
         if force.grad:
             target._node = value._node if value._node is not None else (edge(value) if value._requires_grad else None)

@@ -111,7 +111,7 @@ class Gradients(RunState):
         roots: list[Any] = [edge(y) for y in ys]
         if any(e is None for e in roots):
             start(ys, given, "backward")  # says what is wrong
-        nodes = topological([e[0] for e in roots])  # type: ignore[index]
+        nodes = topological(roots)
         known = {e: k for k, e in self.outside_edges().items()}
         leaves: list[tuple[int, Any]] = []
         for n in nodes:
@@ -152,7 +152,7 @@ class Gradients(RunState):
         step.facts = tuple(dict.fromkeys(f for s in inner for f in s.facts))
         step.source = self._gradient_source
         step.outs = tuple(None if g is None else self._ref_or_input(g) for g in results)
-        step.key = tuple(k for k, _ in leaves) if xs is None else ()
+        step.key = tuple(k for k, _ in leaves)
         self.guards = []
         self.add(step)
         if xs is None:

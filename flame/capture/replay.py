@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from flame.autograd.engine import topological
-from flame.autograd.tape import AccumulateGrad, eager, eager_assign
+from flame.autograd.tape import AccumulateGrad, about_to_write, eager, eager_assign
 from flame.capture.sizes import params_at
 from flame.capture.trace import Expr, Ref, Slot, Step
 from flame.primitive import force
@@ -39,7 +39,11 @@ def run_path(
     bindings: Sequence[Any],
     made: Callable[[Tensor, Ref, Any], None] | None = None,
 ) -> tuple[dict[int, Tensor], dict[int, Any]]:
-    """Values (as tensors) and tape edges of everything on the path. `made(tensor, ref, node)` is told of each result."""
+    """Values (as tensors) and tape edges of everything on the path. `made(tensor, ref, node)` is told of each result.
+
+    A write makes a new value, and is counted as a version of the memory that it overwrites: what the tape saved of the old value
+    is refused from then on, as if it had been written.
+    """
     values: dict[int, Tensor] = {}
     tape: dict[int, Any] = dict(edges)
     for t, ref, _ in externals:
@@ -71,18 +75,29 @@ def run_path(
             if made is not None:
                 made(t, r, node)
 
+    def write(step: Step) -> None:
+        target, value, whole = step.operands
+        storage = values[target.value].storage_of()
+        storage.version += 1
+        for r in (value, whole):
+            t = _new(Tensor)
+            t._array, t._storage = values[r.value]._array, storage
+            values[r.value] = t
+
     before = force.grad, force.interpreter
     force.interpreter = None
     try:
         for step in path:
             if step.kind == "op":
                 run(step)
+            elif step.kind == "write":
+                write(step)
             elif step.kind == "gradient":
                 for s in step.inner:
                     run(s)
                 n_y, _, _, retain, _ = step.options
                 if not retain:
-                    for node in topological([tape[r.edge][0] for r in step.operands[:n_y]]):
+                    for node in topological([tape[r.edge] for r in step.operands[:n_y]]):
                         if not isinstance(node, AccumulateGrad):
                             node.release()
     finally:
@@ -107,12 +122,21 @@ def materialise(run: Any) -> None:
     alive = run.live()
     keep: list = []
     values, tape = run_path(run.path, run.externals, run.outside_edges(), run.bindings, made)
-    fill(run, alive, lambda v: np.array(values[v]._data(), order="C"), lambda e: tape[e])
+    for t in alive:  # what the tape saved and what the user holds is one memory: a write to one is seen at the other
+        if t._array is not None:
+            continue
+        if t._trace is None:
+            t._storage = values[t._ref.value].storage_of()
+        elif t._trace.window.external is None:
+            t._trace.window.storage = values[t._trace.window.current].storage_of()
+    fill(run, alive, lambda v: np.array(values[v]._data(), order="C"), lambda e: tape[e], counted=True)
 
 
-def fill(run: Any, alive: Sequence[Tensor], array_of: Callable[[int], Any], edge_of: Callable[[int], Any]) -> None:
+def fill(
+    run: Any, alive: Sequence[Tensor], array_of: Callable[[int], Any], edge_of: Callable[[int], Any], counted: bool = False
+) -> None:
     """Give pending tensors arrays and edges. `array_of(value)` must be fresh memory at every call, but may be the memory that is
-    to be written with the value."""
+    to be written with the value. `counted`: versions of memory tell of the path's writes already."""
     before = force.grad, force.interpreter
     force.interpreter = None
     try:
@@ -122,17 +146,18 @@ def fill(run: Any, alive: Sequence[Tensor], array_of: Callable[[int], Any], edge
             if t is None:
                 continue
             w.storage.pending = None
+            versions = 0 if counted else max(w.mutations, 1)
             if t._view is None and t._ref.edge == originals[id(t)].edge:  # data alone: most parameters of a training step
                 a = array_of(w.current)
                 if a is not t._array:  # (else it was computed there)
+                    about_to_write(w.storage)
                     np.copyto(t._array, a)
-                w.storage.version += max(w.mutations, 1)
+                w.storage.version += versions
                 if run.following is False:
                     w.storage.pending = run
                 continue
             value = _new(Tensor)
             value._array = array_of(w.current)
-            mutations = w.mutations
             e = t._ref.edge
             changed = e != originals[id(t)].edge
             if changed and e is not None:
@@ -140,9 +165,14 @@ def fill(run: Any, alive: Sequence[Tensor], array_of: Callable[[int], Any], edge
             force.grad = changed
             version = t._version
             eager_assign(t, value)
-            t._storage.version = version + max(mutations, 1)
+            t._storage.version = version + versions
             if run.following is False:
                 w.storage.pending = run
+        for t, ref, w in run.externals if run.written else ():
+            e = t._ref.edge
+            if w is None and e != ref.edge:  # written where another tensor shows the same memory: that one took the data
+                t._node = None if e is None else edge_of(e)
+                t._requires_grad = t._requires_grad and e is None
         force.grad = before[0]
         waiting = [t for t in alive if t._array is None]
         for t in waiting:

@@ -10,27 +10,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from flame.autograd.engine import run_engine
+from flame.autograd.tape import about_to_write
 from flame.capture import replay
 from flame.capture.compiled import Compiled, collector_paused, compile_pair, compile_segment, say
 from flame.capture.control import control
+from flame.capture.segment_node import SegmentNode, TroubledNode
 from flame.capture.sizes import Size, SizedSpec, compiled, condition
-from flame.capture.tape_model import FREED, TapeModel, model, op_steps
+from flame.capture.tape_model import TapeModel, model, op_steps
 from flame.capture.trace import Expr, Ref, Slot, Step
-from flame.compiler.concrete import spec_at
 from flame.compiler.dims import Dim, Space, as_tuple
 from flame.compiler.graph import Builder, Graph, Value
 from flame.dtypes import dtype, int64
 from flame.knobs import knobs
 from flame.ops.declare import as_operand
-from flame.primitive import Spec, force, registered
+from flame.primitive import Spec, registered
 from flame.symbol import evaluate
-from flame.tensor import Storage, Tensor, wrap
+from flame.tensor import Tensor
 
 #: programs for one path, each for other facts about its sizes; beyond them it runs step by step
 MOST_PLANS = 4
@@ -206,45 +206,6 @@ def number_dtype(step: Step) -> dtype:
     return specs[0].dtype if specs else step.outs[0].spec.dtype
 
 
-class TroubledNode:
-    """The tape's record of a result that can't be differentiated any more: what it depends on was freed or overwritten."""
-
-    edges: tuple = ()
-    next_functions: tuple = ()
-    hooks: Any = None
-    segment: Any = None
-    released = True
-    outputs: tuple = (None,)
-
-    def __init__(self, name: str, kind: str, step: Step):
-        self._name = name
-        self._kind = kind
-        self._step = step
-
-    def name(self) -> str:
-        return f"Compiled<{self._name}>Backward"
-
-    def apply(self, cotangents: list) -> list:
-        if self._kind == FREED:
-            raise RuntimeError(SECOND_TIME)
-        spec = self._step.outs[0].spec
-        assert self._step.primitive is not None
-        raise RuntimeError(
-            "one of the variables needed for gradient computation has been modified by an inplace operation: an operand or the "
-            f"result of {self._step.primitive.name} ({spec}) at {self._step.source} was written after it was used."
-        )
-
-    def release(self) -> None:
-        pass
-
-
-SECOND_TIME = (
-    "Trying to backward through the graph a second time (or directly access saved tensors after they have already been freed). "
-    "Saved intermediate values of the graph are freed when you call .backward() or autograd.grad(). Specify retain_graph=True if "
-    "you need to backward through the graph a second time or if you need to access saved tensors after calling backward."
-)
-
-
 def position_checks(
     path: list[Step], made: dict[int, Value], builder: Builder, number: Callable[[Any, dtype], Any]
 ) -> tuple[list, list]:
@@ -307,7 +268,7 @@ def flush(run: Any, leaf: Step) -> None:
     """End a followed segment: compute what is alive, fill it in, write what was written."""
     run.capture.stats.flushed += 1
     alive = run.survive()
-    signature, plain = _signature(alive, run.written)
+    signature, plain = _signature(run, alive)
     plan = leaf.plan
     if plan is not None and plan.signature == signature and plan.fits(run.bindings):
         differentiated, tape = plan.asked
@@ -324,6 +285,9 @@ def flush(run: Any, leaf: Step) -> None:
             least, size = least(run.bindings) if callable(least) else least, size(run.bindings)
         check_positions(inputs[number], least, size, what)
     node = SegmentNode(run, plan, tape) if differentiated and tape is not None else None
+    for w in run.written:  # kernels may compute a new value where the old one lies
+        if w.storage.keepers is not None:
+            about_to_write(w.storage)
     results = plan.forward(inputs) if plan.space is None else plan.forward(inputs, plan.sizes(run.bindings))
     for number, what in plan.flags:
         if results[number]:
@@ -334,7 +298,7 @@ def flush(run: Any, leaf: Step) -> None:
             t._array = results[place[t._ref.value]]
         return
     if node is not None:
-        node.keep(inputs, results, alive)
+        node.keep(inputs, results, run, alive)
     given: set[int] = set()
 
     def array_of(v: int) -> np.ndarray:
@@ -348,7 +312,8 @@ def flush(run: Any, leaf: Step) -> None:
         if e in run.edges:
             return run.edge_of(e)
         if tape is not None and e in tape.trouble:
-            return (TroubledNode(run.capture.name, *tape.trouble[e]), 0)
+            leads = tuple(run.edge_of(k) for k in tape.reaches[e])
+            return (TroubledNode(run.capture.name, leads, *tape.trouble[e]), 0)
         assert node is not None
         return (node, node.index[e])
 
@@ -357,10 +322,10 @@ def flush(run: Any, leaf: Step) -> None:
         node.settled()
 
 
-def _signature(alive: list[Tensor], written: list) -> tuple[list, bool]:
+def _signature(run: Any, alive: list[Tensor]) -> tuple[list, bool]:
     """What tells which values and edges are asked for; and whether all are results of operations that nobody saw views of."""
     signature: list = []
-    plain = not written
+    plain = not run.written
     for t in alive:
         signature.append(t._ref)
         trace = t._trace
@@ -371,10 +336,9 @@ def _signature(alive: list[Tensor], written: list) -> tuple[list, bool]:
                 signature.append(w.current)
             else:
                 signature.append("delivered" if t._array is not None else "outside")
-    for w in written:
-        if w.external is not None:
-            signature.append(w.current)
-            signature.append(w.external._ref)
+    if run.written:
+        signature += [w.current for w in run.written if w.external is not None]
+        signature += [t._ref for t, _, _ in run.externals]
     return signature, plain
 
 
@@ -398,10 +362,11 @@ def _plan(run: Any, leaf: Step, alive: list[Tensor]) -> tuple[Plan, bool, TapeMo
     for w in run.written:
         if w.external is not None:
             values.add(w.current)
-            e = w.external._ref.edge
-            if e is not None and e not in run.edges:
-                edges.add(e)
-                values.add(e)
+    for t, ref, _ in run.externals if run.written else ():
+        e = t._ref.edge
+        if e is not None and e != ref.edge and e not in run.edges:
+            edges.add(e)
+            values.add(e)
     if not values:  # nothing to compute; views of memory from outside still want to be made
         replay.fill(run, alive, _absent, run.outside_edges().__getitem__)
         return None
@@ -447,185 +412,3 @@ def _plan(run: Any, leaf: Step, alive: list[Tensor]) -> tuple[Plan, bool, TapeMo
 
 def _absent(value: int) -> Any:
     raise AssertionError(f"value {value} was not asked for")
-
-
-class SegmentNode:
-    """The tape's record of a compiled segment whose results carry gradient."""
-
-    def __init__(self, run: Any, plan: Plan, tape: TapeModel):
-        self.plan = plan
-        self.tape = tape
-        self.guarded = frozenset().union(*(tape.saved[e] for e in plan.differentiated if e in tape.saved))
-        self.path = plan.path
-        self.externals = list(run.externals)
-        self.external_edges = dict(run.outside_edges())
-        self.bindings = list(run.bindings)
-        self.index = {e: i for i, e in enumerate(plan.differentiated)}
-        self.sizes = plan.sizes(run.bindings)
-        self.outputs = tuple(spec_at(s, self.sizes) for s in plan.differentiated_specs)
-        self.inner_edges = [e for _, e in plan.input_edges]
-        if plan.replayed:
-            self.inner_edges = list(run.edges)
-        self.edges = tuple(run.edges[e] for e in self.inner_edges)
-        self.hooks: list | None = None
-        self.segment: Any = None
-        self.freed: set[int] = set()  #: operations of the path whose saved values were let go
-        self.visited: set[int] = set()  #: edges that backward came through since
-        self.saved: list[np.ndarray] = []
-        self.versions: list[tuple[Storage, int, Any, int]] = []
-        self._held: set[int] = set()
-        self._read: set[int] = set()  #: values that backward reads in memory that others see
-        self._done = False
-        self.inputs_at: list[tuple[Storage, int, Any, int]] = []  #: outside memory as it was, for a re-execution
-        self.name_of = run.capture.name
-
-    def name(self) -> str:
-        return f"Compiled<{self.name_of}>Backward"
-
-    @property
-    def next_functions(self) -> tuple:
-        return self.edges
-
-    def keep(self, inputs: list, results: list, alive: list[Tensor]) -> None:
-        """Hold what backward reads. Memory that the tape would guard against writes is shared and guarded, other is copied."""
-        arrays = self.plan.arrays
-        for r in self.plan.residuals:
-            if r.source == "output":
-                self.saved.append(results[r.index])
-                self._held.add(id(results[r.index]))
-                continue
-            a = inputs[r.index]
-            if r.index < len(arrays):
-                _, ref, w = self.externals[arrays[r.index]]
-                self._read.add(ref.value)
-                if ref.value not in self.guarded or (w is not None and w.mutations):
-                    a = a.copy()
-            self.saved.append(a)
-        for i, (t, ref, w) in enumerate(self.externals):
-            if w is None:
-                continue
-            if w.mutations or (self.plan.replayed and ref.value not in self.guarded):
-                # about to be overwritten, or free to be: a re-execution needs what it was
-                before = wrap(np.array(t._array, order="K"))
-                self.externals[i] = (before, ref, None)
-            else:
-                if ref.value not in self.guarded:
-                    self.inputs_at.append((w.storage, w.storage.version, ref.spec, ref.value))
-                else:
-                    self.versions.append((w.storage, w.storage.version, ref.spec, ref.value))
-        for t in alive:
-            if t._ref.value in self.guarded and t._array is None and (t._trace is None or t._trace.window.external is None):
-                self.versions.append((t.storage_of(), -1, t._ref.spec, t._ref.value))
-                at = self.plan.place.get(t._ref.value)
-                if at is not None and id(results[at]) in self._held:
-                    self._read.add(t._ref.value)
-
-    def settled(self) -> None:
-        """Called when results have their memory: from now on a write to guarded memory is an error."""
-        self.versions = [(st, st.version if at < 0 else at, spec, v) for st, at, spec, v in self.versions]
-
-    def holds(self, value: int, a: np.ndarray) -> bool:
-        """Whether a result must be handed out as a copy, because backward reads it and nobody guards it."""
-        return id(a) in self._held and value not in self.guarded
-
-    @property
-    def released(self) -> bool:
-        return bool(self.freed)
-
-    def _check(self, cotangents: list) -> None:
-        needed: set[int] = set()
-        for e, g in zip(self.plan.differentiated, cotangents, strict=True):
-            if g is not None:
-                needed |= self.tape.saved.get(e, frozenset())
-                if not self.freed.isdisjoint(self.tape.holders.get(e, ())):
-                    raise RuntimeError(SECOND_TIME)
-                self.visited.add(e)
-        if self._done and any(self.tape.holders.values()):
-            raise RuntimeError(SECOND_TIME)
-        for st, version, spec, value in self.versions:
-            if st.version != version and value in needed:
-                raise RuntimeError(
-                    "one of the variables needed for gradient computation has been modified by an inplace operation: "
-                    f"[{spec}], which the compiled {self.name_of} reads in its backward, is at version {st.version}; expected "
-                    f"version {version} instead."
-                )
-
-    def reaching(self, i: int) -> list:
-        """The outside edges that gradient of a result flows to."""
-        reached = self.tape.reaches.get(self.plan.differentiated[i], frozenset())
-        return [self.external_edges[k] for k in reached if k in self.external_edges]
-
-    def visit(self, results: Iterable[int]) -> None:
-        """Backward came through here, whether or not these results lead to what it is after."""
-        self.visited.update(self.plan.differentiated[i] for i in results)
-
-    def _spoiled(self) -> bool:
-        """Whether memory was written that backward would read, though the tape would not for the results in question."""
-        return any(st.version != at and v in self._read for st, at, _, v in self.versions)
-
-    def apply(self, cotangents: list) -> list:
-        self._check(cotangents)
-        if self.plan.backward is None or force.grad or self._spoiled():
-            return self._replay(cotangents)
-        arrays = list(self.saved)
-        for g, s in zip(cotangents, self.outputs, strict=True):
-            arrays.append(np.zeros(s.shape, s.dtype.numpy) if g is None else g._data())
-        got = self.plan.backward(arrays, self.sizes)
-        reached: set[int] = set()
-        for e, g in zip(self.plan.differentiated, cotangents, strict=True):
-            if g is not None:
-                reached |= self.tape.reaches.get(e, frozenset())
-        seen: set[int] = set()
-        out: list = []
-        for e, i in zip(self.inner_edges, self.plan.gradients, strict=True):
-            if i is None or e not in reached:
-                out.append(None)
-            else:
-                a = got[i]
-                out.append(wrap(a.copy() if id(a) in seen else a))
-                seen.add(id(a))
-        return out
-
-    def _depend(self, changed: set[int], cotangents: list) -> bool:
-        """Whether what the tape reads to differentiate these results was computed from changed values."""
-        for s in op_steps(self.path):
-            if any(type(o) is Ref and o.value in changed for o in s.operands):
-                changed.update(r.value for r in s.outs)
-        pairs = zip(self.plan.differentiated, cotangents, strict=True)
-        return any(not changed.isdisjoint(self.tape.saved.get(e, ())) for e, g in pairs if g is not None)
-
-    def _replay(self, cotangents: list) -> list:
-        """Differentiable re-execution from the original inputs."""
-        outside = {ref.value for _, ref, _ in self.externals}
-        changed = [g for g in (*self.inputs_at, *self.versions) if g[0].version != g[1] and g[3] in outside]
-        if changed and (force.grad or self._depend({g[3] for g in changed}, cotangents)):
-            st, version, spec, _ = changed[0]
-            raise RuntimeError(
-                f"this gradient has to run the compiled {self.name_of} again, but one of its inputs [{spec}] has been modified by "
-                f"an inplace operation since: it is at version {st.version}; expected version {version} instead."
-            )
-        before, force.grad = force.grad, True
-        try:
-            _, tape = replay.run_path(self.path, self.externals, self.external_edges, self.bindings)
-        finally:
-            force.grad = before
-        roots, gs = [], []
-        for e, g in zip(self.plan.differentiated, cotangents, strict=True):
-            if g is not None:
-                roots.append(tape[e])
-                gs.append(g)
-        wanted = [self.external_edges[e] for e in self.inner_edges]
-        got = run_engine(roots, gs, retain_graph=True, create_graph=force.grad, wanted=wanted, barrier=True)
-        return [got.get(e) for e in wanted]
-
-    def release(self) -> None:
-        """Let go of what backward came through; other results of the segment can still be differentiated."""
-        for e in self.visited:
-            self.freed |= self.tape.holders.get(e, frozenset())
-        self.visited = set()
-        holders = [self.tape.holders.get(e, frozenset()) for e in self.plan.differentiated]
-        if all(h and h <= self.freed for h in holders):
-            self.saved = []
-            self.externals = []
-            self.versions = []
-            self._done = True

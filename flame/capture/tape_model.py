@@ -39,13 +39,19 @@ class _Record:
 @dataclass
 class TapeModel:
     """`trouble` names the edges that can't be differentiated: edge -> (FREED or MODIFIED, the step to blame). `reaches` has for
-    every edge the outside edges that gradient flows to. `saved` are the values that the tape holds at the end, by edge, and
-    `holders` the operations, numbered, that hold them."""
+    every edge the outside edges that gradient flows to. `passes` are those of the given edges that it flows through on its way.
+    `saved` are the pieces of memory that the tape holds at the end, by edge, and `holders` the operations, numbered, that hold
+    them; `memory` names the piece that a value is in (by the first value that was)."""
 
     trouble: dict[int, tuple[str, Step]]
     reaches: dict[int, frozenset[int]]
+    passes: dict[int, frozenset[int]]
     saved: dict[int, frozenset[int]]
     holders: dict[int, frozenset[int]]
+    memory: dict[int, int]
+
+    def home(self, value: int) -> int:
+        return self.memory.get(value, value)
 
 
 def model(path: list[Step], edges: frozenset[int]) -> TapeModel:
@@ -109,6 +115,7 @@ def model(path: list[Step], edges: frozenset[int]) -> TapeModel:
                         record.freed = record.freed or bool(record.saved)
     trouble: dict[int, tuple[str, Step]] = {}
     reaches: dict[int, frozenset[int]] = {}
+    passes: dict[int, frozenset[int]] = {}
     saved: dict[int, frozenset[int]] = {}
     holders: dict[int, frozenset[int]] = {}
     number = {id(record): i for i, record in enumerate(order)}
@@ -116,18 +123,20 @@ def model(path: list[Step], edges: frozenset[int]) -> TapeModel:
         behind = _behind(order, made, {e})
         outside: set[int] = set()
         held: set[int] = set()
+        through: set[int] = set()
         for record in behind:
             outside.update(f for f in record.feeds if f not in made)
-            held.update(v for v, _, _ in record.saved)
+            through.update(f for f in record.feeds if f in edges)
+            held.update(m for _, m, _ in record.saved)
             if e in trouble:
                 continue
             if record.freed:
                 trouble[e] = (FREED, record.step)
             elif any(version.get(m, 0) != at for _, m, at in record.saved):
                 trouble[e] = (MODIFIED, record.step)
-        reaches[e], saved[e] = frozenset(outside), frozenset(held)
+        reaches[e], passes[e], saved[e] = frozenset(outside), frozenset(through), frozenset(held)
         holders[e] = frozenset(number[id(record)] for record in behind if record.saved)
-    return TapeModel(trouble, reaches, saved, holders)
+    return TapeModel(trouble, reaches, passes, saved, holders, memory)
 
 
 def _behind(order: list[_Record], made: dict[int, _Record], edges: set[int | None]) -> list[_Record]:

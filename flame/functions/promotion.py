@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from flame import dtypes
-from flame.autograd.tape import assign, check_memory, requires_grad
+from flame.autograd.tape import about_to_write, assign, check_memory, requires_grad
 from flame.dtypes import dtype, dtype_of_number, promote_types
 from flame.ops.declare import quiet
 from flame.primitive import Primitive, force, registered
@@ -213,6 +213,8 @@ def _write_over(f: np.ufunc, target: Tensor, xs: tuple) -> Tensor:
     """In place without a temporary: nothing is recorded, and the meaning is a ufunc from the target's dtype to itself."""
     a = target._data()
     check_memory(a)
+    storage = target.storage_of()
+    about_to_write(storage)
     quiet.run(f, a, *(x._data() if isinstance(x, Tensor) else x for x in xs[1:]), out=a)
-    target.storage_of().version += 1
+    storage.version += 1
     return target

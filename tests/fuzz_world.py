@@ -1,0 +1,177 @@
+"""What lies outside of the functions that `tests.fuzz_capture` compiles: parameters, buffers, modules, optimizers, containers,
+memory that NumPy shares. A world is made anew for each run, so that the eager and the compiled run can't touch each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+import flame
+from flame import nn
+
+#: how the first dimension changes from call to call, and the number that a call is given: choices of the "batches" and "numbers"
+#: operations, the first of each being what a program without them has
+SIZES = (
+    (4, 4, 4, 4, 5, 6, 4),
+    (4, 4, 4, 4, 4, 4, 4),
+    (0, 1, 2, 3, 2, 1, 0),
+    (3, 0, 3, 1, 1, 0, 3),
+    (2, 3, 4, 5, 6, 7, 8),
+    (1, 1, 1, 2, 2, 1, 2),
+)
+NUMBERS: tuple[tuple[Any, ...], ...] = (
+    (1.0, 1.0, 2.0, 2.5, 2.5, 1.0, 3.0),
+    (1, 1, 2, 2, 3, 1, 4),
+    (1, 1.0, True, 1.0, 1, True, False),
+    (0.0, -0.0, 0.0, 0.0, -0.0, 1.0, -0.0),
+    (0.5, 0.25, 0.5, 2, 2, 0.5, 0.25),
+)
+
+
+def tensor(*shape: int, seed: int, grad: bool = False) -> Any:
+    a = np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
+    return flame.tensor(a, requires_grad=grad)
+
+
+class Halved(flame.autograd.Function):
+    """A custom function that saves its operand and returns half of the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any) -> Any:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, g: Any) -> Any:
+        (x,) = ctx.saved_tensors
+        return g * x
+
+
+class Pair(flame.autograd.Function):
+    """Two operands of which one may need no gradient, two results of which one is not differentiable, and a number."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, w: Any, k: float) -> Any:
+        ctx.save_for_backward(x, w)
+        ctx.k = k
+        sign = (x > 0).float()
+        ctx.mark_non_differentiable(sign)
+        return x * w * k, sign
+
+    @staticmethod
+    def backward(ctx: Any, g: Any, _sign: Any) -> Any:
+        x, w = ctx.saved_tensors
+        gx = g * w * ctx.k if ctx.needs_input_grad[0] else None
+        gw = (g * x * ctx.k).sum(0) if ctx.needs_input_grad[1] else None
+        return gx, gw, None
+
+
+class Refusing(flame.autograd.Function):
+    """Raises in its backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any) -> Any:
+        return x * 2.0
+
+    @staticmethod
+    def backward(ctx: Any, g: Any) -> Any:
+        raise ValueError("no gradient today")
+
+
+@flame.disable
+def aside(x: Any) -> Any:
+    """Never captured."""
+    return x * 0.5 + 1.0
+
+
+class Net(nn.Module):
+    """A linear layer, batch normalisation with its buffers, and a counter of calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        self.norm = nn.BatchNorm1d(3)
+        self.register_buffer("seen", flame.zeros(1))
+        self.calls = 0
+
+    def forward(self, x: Any) -> Any:
+        self.calls += 1
+        self.seen += x.shape[0]
+        return self.norm(self.linear(x)) * (1.0 + 0.1 * self.calls)
+
+
+class World:
+    """Everything that lives outside of the compiled function. `wrap` compiles a function, or in the eager run does not."""
+
+    def __init__(self, wrap: Callable[[Callable], Callable] = lambda f: f) -> None:
+        self.weights = [tensor(3, seed=11, grad=True), tensor(3, 3, seed=12, grad=True), tensor(3, seed=13, grad=True)]
+        self.momenta = [flame.zeros_like(w) for w in self.weights]
+        self.buffer = tensor(4, 3, seed=15)
+        self.window = self.buffer[1:3]
+        self.escaped: list = []
+        self.listed: list = []
+        self.named: dict = {}
+        self.array = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
+        self.shared = flame.from_numpy(self.array)
+        self.scratch = flame.zeros(4, 3)
+        self.losses: list = []
+        self.rate = 0.05
+        # what the features use
+        self.wrap = wrap
+        self.count = 0
+        self.kept: Any = None
+        self.grown: list = []
+        self.table: dict = {}
+        self.noted: list = []
+        self.handles: dict = {}
+        self.copied: Any = None
+        self.net: Any = None
+        self.optimizer: Any = None
+        self.schedule: Any = None
+        self.source: Iterator[Any] | None = None
+        self.generator = flame.Generator().manual_seed(5)
+        self.inner = wrap(lambda t, w: (t * w).tanh() + t)
+
+    def module(self) -> Any:
+        if self.net is None:
+            self.net = Net()
+            for i, p in enumerate(self.net.parameters()):
+                with flame.no_grad():
+                    p.copy_(tensor(*p.shape, seed=30 + i) * 0.5 + 0.1)
+        return self.net
+
+    def trainer(self, kind: float) -> Any:
+        if self.optimizer is None:
+            ps = list(self.module().parameters())
+            match int(kind * 6):
+                case 0:
+                    self.optimizer = flame.optim.SGD(ps, lr=0.05, momentum=0.9, nesterov=True)
+                case 1:
+                    self.optimizer = flame.optim.AdamW(ps, lr=0.01)
+                case 2:
+                    self.optimizer = flame.optim.Adam(ps, lr=0.01, amsgrad=True)
+                case 3:
+                    self.optimizer = flame.optim.RMSprop(ps, lr=0.01, momentum=0.5)
+                case 4:
+                    self.optimizer = flame.optim.RAdam(ps, lr=0.01)
+                case _:
+                    self.optimizer = flame.optim.Adagrad([{"params": ps[:2], "lr": 0.02}, {"params": ps[2:]}], lr=0.01)
+            self.schedule = flame.optim.lr_scheduler.StepLR(self.optimizer, step_size=2, gamma=0.5)
+        return self.optimizer
+
+    def shown(self) -> list:
+        """What an observer sees of it after a call."""
+        net = [] if self.net is None else [list(self.net.parameters()), list(self.net.buffers()), self.net.calls]
+        return [
+            self.buffer, self.window, self.weights, self.escaped[-2:], self.listed, self.named, self.scratch,
+            self.count, self.kept, self.grown[-3:], self.table, self.noted[-6:], self.copied, net,
+        ]  # fmt: skip
+
+    def forget_gradients(self) -> None:
+        """After an error: what hooks and backward did before it depends on the order in which the tape is walked."""
+        for w in [*self.weights, *([] if self.net is None else self.net.parameters())]:
+            w.grad = None
+        self.scratch.zero_()  # which may have been a gradient
+        self.noted.clear()
