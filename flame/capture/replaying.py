@@ -98,7 +98,9 @@ class Entry:
 
     def _is_plain(self) -> bool:
         r, plan = self.recipe, self.plan
-        if plan is None or plan.flags or plan.backward is not None or r.writes or r.gradients or r.without:
+        if plan is None or plan.space is not None or plan.flags or plan.backward is not None:
+            return False
+        if r.writes or r.gradients or r.without:
             return False
         if any(s[0] == "gradient" for s in r.sources):
             return False
@@ -106,7 +108,7 @@ class Entry:
             return False
         values = [plan.place[m.ref.value] for m in r.made]
         executable = plan.forward.executable
-        slots = values if executable is None else [executable.program.outputs[v] for v in values]
+        slots = values if executable is None else [executable.recipe.results[v][0] for v in values]
         return len(set(slots)) == len(slots)
 
     def _prepare(self) -> dict[str, Any]:
