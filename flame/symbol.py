@@ -52,8 +52,8 @@ class Symbolic:
 
 
 def plain(x: Any) -> Any:
-    """Today's value of a number that may be symbolic."""
-    return x.value if type(x) is Symbolic else x
+    """Today's value of a number or a size that may be symbolic, for choices that do not change what is computed."""
+    return x if type(x) is int else getattr(x, "value", x)
 
 
 def log(x: Any) -> Any:

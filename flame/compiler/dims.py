@@ -189,6 +189,10 @@ class Dim:
         return self.space.normal(self._e)
 
     @property
+    def value(self) -> int:
+        return self.space.now(self._e)
+
+    @property
     def number(self) -> Symbolic:
         """It as a number to compute with in floating point."""
         return Symbolic(self.space.now(self._e), as_tuple(self.expression))

@@ -19,6 +19,7 @@ from flame.ops.access import At, Choice, Cond, Contraction, E, Index, Read
 from flame.ops.create import full
 from flame.ops.declare import draw, draws, is_narrow, widened
 from flame.primitive import Number, Primitive, Spec, register
+from flame.symbol import plain
 
 Ints = tuple[int, ...]
 
@@ -94,7 +95,7 @@ def _runs(old: Ints, new: Ints) -> Iterator[tuple[range, range]]:
     while i < len(old) or j < len(new):
         i0, j0, a, b = i, j, 1, 1
         while True:
-            if a <= b and i < len(old):
+            if plain(a) <= plain(b) and i < len(old):
                 a, i = a * old[i], i + 1
             elif j < len(new):
                 b, j = b * new[j], j + 1
