@@ -226,7 +226,10 @@ def two_inputs_that_vary_alike_and_then_do_not(wrap: Wrap) -> list:
 def inputs_that_broadcast_now_and_then(wrap: Wrap) -> list:
     f = wrap(lambda x, y: x * y)
     return calls(
-        f, lambda n, m: tensor(n, 6), lambda n, m: tensor(m, 6), sizes=[(3, 1), (3, 1), (3, 3), (4, 1), (4, 4), (1, 5), (5, 5), (6, 4), (7, 1)]
+        f,
+        lambda n, m: tensor(n, 6),
+        lambda n, m: tensor(m, 6),
+        sizes=[(3, 1), (3, 1), (3, 3), (4, 1), (4, 4), (1, 5), (5, 5), (6, 4), (7, 1)],
     )
 
 
