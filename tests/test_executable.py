@@ -441,6 +441,29 @@ def test_a_graph_whose_kernel_is_wrong_runs_op_by_op_and_says_why(monkeypatch: p
     assert "runs op by op" in capsys.readouterr().err
 
 
+def test_kernels_of_a_program_are_compiled_side_by_side_and_then_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone: list[str] = []
+    batches: list[list[str]] = []
+    one, many = llvm_jit.compile_object, llvm_jit.compile_objects
+    monkeypatch.setattr(llvm_jit, "compile_object", lambda *a, **k: alone.append(k["what"]) or one(*a, **k))
+    monkeypatch.setattr(llvm_jit, "compile_objects", lambda js, *a: batches.append([j.what for j in js]) or many(js, *a))
+    monkeypatch.setattr(cache, "_shared", DiskCache(None))
+    monkeypatch.setattr(threads, "get_num_threads", lambda: 3)
+    kernels = [add_one(n) for n in (601, 602, 603, 604, 601)]
+    wrong = add_one(605)
+    wrong = Kernel("wrong", wrong.buffers, {"i": ex(606)}, {}, wrong.statements)
+    cpu.prepare([*kernels, wrong])
+    assert [len(b) for b in batches] == [4]  # equal kernels once, and not what is wrong
+    loaded = [cpu.load(k) for k in kernels]
+    assert alone == [] and loaded[0] is loaded[-1] and not any(k.from_disk for k in loaded)
+    cpu.prepare(kernels)
+    assert [len(b) for b in batches] == [4, 0]
+    with pytest.raises(VerificationError, match="may leave"):
+        cpu.load(wrong)
+    for n, k in zip((601, 602), loaded, strict=False):
+        assert (Executable(chain(n, 0))([np.zeros(n, np.float32)])[0] == 1).all() and k.phases
+
+
 def test_the_compilers_own_sources_are_part_of_a_kernels_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = DiskCache(tmp_path)
     for fingerprint, hits in (("one", 0), ("one", 1), ("two", 1)):

@@ -237,6 +237,34 @@ def code() -> llvm_jit.Linked:
     return llvm_jit.link(llvm_jit.compile_object(COUNT, llvm_jit.baseline()), ["count", "fill"])
 
 
+@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize("unlocked", [True, False])
+def test_objects_made_side_by_side_are_those_made_one_by_one(
+    workers: int, unlocked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not unlocked:  # an llvmlite that keeps its lock
+        function = type("Locked", (), {})()
+        monkeypatch.setitem(llvm_jit.llvm.ffi.lib._fntab, "LLVMPY_TargetMachineEmitToMemory", function)
+        monkeypatch.setattr(
+            llvm_jit.llvm.TargetMachine, "emit_object", lambda self, module: b"locked" + str(module).encode(), raising=True
+        )
+    texts = [COUNT.replace("count", f"count{i}") for i in range(9)]
+    texts[4] = "define void @f() { ret i32 0 }"
+    jobs = [llvm_jit.Job(t, 0, 1 + i % 2, f"kernel {i}") for i, t in enumerate(texts)]
+    made = llvm_jit.compile_objects(jobs, cpu.host(), workers)
+    for i, (j, obj) in enumerate(zip(jobs, made, strict=True)):
+        if i == 4:
+            assert isinstance(obj, CompileError) and "kernel 4" in str(obj)
+        else:
+            assert isinstance(obj, bytes)
+            if unlocked:
+                assert obj == llvm_jit.compile_object(j.text, cpu.host(), codegen=j.codegen)
+                assert llvm_jit.link(obj, [f"count{i}"])[f"count{i}"]
+            else:
+                assert obj.startswith(b"locked") and f"count{i}".encode() in obj
+    assert llvm_jit.compile_objects([], cpu.host(), workers) == []
+
+
 def test_wrong_text_is_a_compile_error_that_names_its_kernel() -> None:
     with pytest.raises(CompileError, match="kernel softmax.*LLVM refuses"):
         llvm_jit.compile_object("define void @f() { ret i32 0 }", llvm_jit.baseline(), what="kernel softmax")

@@ -143,13 +143,19 @@ def update(program: Program, updates: Sequence[tuple[int, int]], guards: Sequenc
     steps = _guards_first(program.steps, stops)
     raising = [k for k, s in enumerate(steps) if isinstance(s, CallStep) or not set(stops).isdisjoint(s.writes)]
     done = set(program.updated)
+    writers: dict[int, list[int]] = {}
+    readers: dict[int, list[int]] = {}
+    for k, s in enumerate(steps):
+        for slots_of, found in ((s.writes, writers), (s.reads, readers)):
+            for slot in slots_of:
+                found.setdefault(slot, []).append(k)
+    joined: dict[tuple[Kernel, str, str], Kernel | None] = {}  # equal layers share their kernels, before and after
     for i, r in updates:
         old, new = program.inputs[i], program.outputs[r]
         a, b = program.slots[old], program.slots[new]
         if old in done or new in same or b.kind != "output" or a.spec != b.spec or not a.spec.numel:
             continue
-        written = [k for k, s in enumerate(steps) if new in s.writes]
-        read = [k for k, s in enumerate(steps) if old in s.reads]
+        written, read = writers[new], readers.get(old, [])
         first, last = written[0], max(read, default=-1)
         if last > first or (raising and raising[-1] >= first):
             continue
@@ -158,10 +164,14 @@ def update(program: Program, updates: Sequence[tuple[int, int]], guards: Sequenc
             if not isinstance(step, KernelStep) or step.library is not None or len(written) > 1:
                 continue
             x, y = (next(n for n, s in step.buffers.items() if s == slot) for slot in (old, new))
-            if not may_be_one(step.kernel, x, y):
+            which = step.kernel, x, y
+            if which not in joined:
+                joined[which] = _joined(*which) if may_be_one(*which) else None
+            one = joined[which]
+            if one is None:
                 continue
             buffers = {n: s for n, s in step.buffers.items() if n != y}
-            steps[first] = replace(step, kernel=_joined(step.kernel, x, y), buffers=buffers)
+            steps[first] = replace(step, kernel=one, buffers=buffers)
         same[new] = old
         done.add(old)
     if not same:

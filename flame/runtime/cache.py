@@ -71,6 +71,10 @@ class DiskCache:
             self.hits += 1
         return payload
 
+    def holds(self, name: str) -> bool:
+        """Whether there is an entry under a `key`, without looking into it."""
+        return self._usable(create=False) and self._path(name).exists()
+
     def put(self, name: str, payload: bytes) -> None:
         """Store `payload` under a `key`; of several writers of one key, any one's entry stays."""
         if len(payload) > min(self.limit, _LARGEST_ENTRY) or not self._usable(create=True):

@@ -3,6 +3,8 @@
     host()            CpuTarget, what `to_llvm` writes code for
     target()          Target, what fusion and scheduling look at
     load(kernel)      NativeKernel: compiled once in a process and, through the disk cache, once on a machine
+    prepare(kernels)  compiles those of a whole program side by side, for `load` to find
+    recall(name)      what another process stored, by its name
 
 A kernel is known by its `digest`, so kernels that differ in names alone are one. On disk an entry is a line of JSON (phases and
 sizes, as expressions over the kernel's symbols) and the object code. Its key also covers the compiler's own source files, so
@@ -19,7 +21,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +33,7 @@ from flame.compiler.schedule_cpu import CpuSchedule, choose_cpu
 from flame.compiler.target import Target
 from flame.compiler.target_cpu import CpuTarget, LlvmSource
 from flame.compiler.to_llvm import to_llvm
+from flame.errors import CompileError, Refused, VerificationError
 from flame.runtime import cache, llvm_jit, threads
 from flame.runtime.cache import DiskCache
 from flame.runtime.locks import Lock
@@ -195,18 +198,61 @@ class _Made:
     obj: bytes
 
 
+def prepare(kernels: Iterable[Kernel], cpu: CpuTarget | None = None) -> None:
+    """Compile side by side what is not compiled yet: `load` finds it then. What fails is left to `load` to report."""
+    cpu = cpu or host()
+    wanted: dict[str, tuple[LlvmSource, llvm_jit.Job]] = {}
+    store = cache.shared()
+    with _lock:
+        for kernel in dict.fromkeys(kernels):
+            plain, what = _named(kernel)
+            schedule = choose_cpu(plain, cpu)
+            name = _stored_name(what, schedule, cpu)
+            if (what, schedule, cpu) in _loaded or name in wanted or name in _fresh or store.holds(name):
+                continue
+            try:
+                source = _source(plain, kernel, cpu, schedule)
+            except (Refused, CompileError, VerificationError):
+                continue
+            wanted[name] = source, llvm_jit.Job(source.text, source.passes, source.codegen, f"kernel {kernel.name}")
+        objects = llvm_jit.compile_objects([j for _, j in wanted.values()], cpu, threads.get_num_threads())
+        for (name, (source, _)), obj in zip(wanted.items(), objects, strict=True):
+            if isinstance(obj, bytes):
+                made = _fresh[name] = _made(source, obj)
+                store.put(name, _encoded(made))
+
+
+_fresh: dict[str, _Made] = {}  #: compiled by `prepare`, not loaded yet
+
+
+def _stored_name(what: str, schedule: CpuSchedule, cpu: CpuTarget) -> str:
+    """Of the kernel of that digest, in the store."""
+    return cache.key("kernel", what, repr(schedule), llvm_jit.fingerprint(cpu), llvm_jit.version(), _compiler_fingerprint())
+
+
+def _source(kernel: Kernel, given: Kernel, cpu: CpuTarget, schedule: CpuSchedule) -> LlvmSource:
+    verify(given, "before native code")
+    return to_llvm(kernel, schedule, cpu)
+
+
+def _made(source: LlvmSource, obj: bytes) -> _Made:
+    phases = [(p.entry, p.chunks, p.microseconds) for p in source.phases]
+    return _Made(phases, source.workspace_bytes, list(source.externals), obj)
+
+
 def _load(kernel: Kernel, given: Kernel, cpu: CpuTarget, schedule: CpuSchedule, what: str, store: DiskCache) -> NativeKernel:
     begin = time.perf_counter()
-    name = cache.key("kernel", what, repr(schedule), llvm_jit.fingerprint(cpu), llvm_jit.version(), _compiler_fingerprint())
-    entry = store.get(name)
-    found = made = _decoded(entry) if entry is not None else None
+    name = _stored_name(what, schedule, cpu)
+    made = _fresh.pop(name, None)
+    found = None
+    if made is None:
+        entry = store.get(name)
+        found = made = _decoded(entry) if entry is not None else None
     called = given.name
     if made is None:  # (what is on disk was verified when it was made)
-        verify(given, "before native code")
-        source = to_llvm(kernel, schedule, cpu)
+        source = _source(kernel, given, cpu, schedule)
         obj = llvm_jit.compile_object(source.text, cpu, passes=source.passes, codegen=source.codegen, what=f"kernel {called}")
-        phases = [(p.entry, p.chunks, p.microseconds) for p in source.phases]
-        made = _Made(phases, source.workspace_bytes, list(source.externals), obj)
+        made = _made(source, obj)
         store.put(name, _encoded(made))
     functions = _linked(made, f"kernel {called}")
     seconds = time.perf_counter() - begin

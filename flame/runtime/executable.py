@@ -257,6 +257,9 @@ class _Writer:
     def recipe(self) -> Recipe:
         program = self.program
         uses: list[Use] = []
+        if self.backend == "llvm":
+            steps = (s for s in program.steps if isinstance(s, KernelStep) and (s.library is None or not self.library))
+            cpu.prepare((s.kernel for s in steps), self.target)
         for i, step in enumerate(program.steps):
             uses += self._uses(i, step)
             uses += [GuardUse(self.number[s]) for s in step.writes if s in program.guards]

@@ -1,6 +1,7 @@
 """LLVM IR text -> object code -> addresses, in this process.
 
     compile_object(text, cpu)         bytes of a relocatable object
+    compile_objects(jobs, cpu)        those of many, side by side
     cached_object(text, cpu)          the same, from the disk cache where it has it
     link(object, symbols, imports)    Linked: addresses, valid as long as the process lives
 
@@ -11,10 +12,12 @@ one, and a function pointer that outlives its library is a crash without a messa
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import itertools
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -31,7 +34,7 @@ except ImportError:  # the interpreting backend works without
     llvmlite = llvm = None
 
 _lock: Final = Lock()
-_machines: dict[tuple[CpuTarget, int], Any] = {}
+_machines: dict[tuple[CpuTarget, int, int], Any] = {}
 _linker: Any = None
 _kept: list[Any] = []
 _serial: Final = itertools.count()
@@ -73,15 +76,15 @@ def _host_machine() -> Any:
     return llvm.Target.from_default_triple().create_target_machine(reloc="pic", codemodel="small", jit=True)
 
 
-def _machine(cpu: CpuTarget, codegen: int) -> Any:
-    """LLVM's description of the target, made once for each level."""
-    got = _machines.get((cpu, codegen))
+def _machine(cpu: CpuTarget, codegen: int, worker: int) -> Any:
+    """LLVM's description of the target, made once for each level and thread of `compile_objects` (0: whoever has the lock)."""
+    got = _machines.get((cpu, codegen, worker))
     if got is None:
         features = [f"+{f}" for f in sorted(cpu.features)]
         if cpu.name and cpu.triple == llvm.get_default_triple():
             # A CPU's name implies features that a virtual machine may have taken away.
             features += [f"-{f}" for f, has in sorted(_host_features().items()) if not has and f not in cpu.features]
-        got = _machines[cpu, codegen] = llvm.Target.from_triple(cpu.triple).create_target_machine(
+        got = _machines[cpu, codegen, worker] = llvm.Target.from_triple(cpu.triple).create_target_machine(
             cpu=cpu.name, features=",".join(features), opt=codegen, reloc="pic", codemodel="small", jit=True
         )
     return got
@@ -95,6 +98,64 @@ def compile_object(text: str, cpu: CpuTarget, *, passes: int = 0, codegen: int =
     with _lock:
         machine, module = _prepared(text, cpu, passes, codegen, what)
         return machine.emit_object(module)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What `compile_object` takes."""
+
+    text: str
+    passes: int
+    codegen: int
+    what: str
+
+
+def compile_objects(jobs: Sequence[Job], cpu: CpuTarget, workers: int) -> list[bytes | CompileError]:
+    """The object of every job, or why there is none, made by so many threads.
+
+    Every job has an LLVM context of its own, and every thread a target machine, so that they share nothing. llvmlite lets only
+    one thread into LLVM all the same; `_emit` goes around that where nearly all of the time is spent.
+    """
+    if workers < 2 or len(jobs) < 2:
+        return [_attempt(j, cpu, 0) for j in jobs]
+    require()
+    made: list[bytes | CompileError] = [b""] * len(jobs)
+    order = sorted(range(len(jobs)), key=lambda i: -len(jobs[i].text))  # the long ones first: all end at about one time
+    rest = iter(order)
+
+    def work(worker: int) -> None:
+        for i in rest:  # (one step of a list's iterator is atomic)
+            made[i] = _attempt(jobs[i], cpu, worker)
+
+    with ThreadPoolExecutor(min(workers, len(jobs)), "flame-llvm") as pool:
+        for done in [pool.submit(work, k) for k in range(1, min(workers, len(jobs)) + 1)]:
+            done.result()
+    return made
+
+
+def _attempt(j: Job, cpu: CpuTarget, worker: int) -> bytes | CompileError:
+    try:
+        if worker == 0:
+            return compile_object(j.text, cpu, passes=j.passes, codegen=j.codegen, what=j.what)
+        return _emit(*_prepared(j.text, cpu, j.passes, j.codegen, j.what, worker))
+    except CompileError as error:
+        return error
+
+
+def _emit(machine: Any, module: Any) -> bytes:
+    """`machine.emit_object(module)` without llvmlite's lock, under which LLVM would do one thing at a time. Nobody else has
+    this machine or the module's context, which is all that LLVM asks of threads."""
+    unlocked = getattr(llvm.ffi.lib.LLVMPY_TargetMachineEmitToMemory, "_cfn", None)
+    if unlocked is None:  # another llvmlite
+        return machine.emit_object(module)
+    with llvm.ffi.OutputString() as wrong:
+        buffer = unlocked(machine, module, 1, wrong)
+        if not buffer:
+            raise CompileError(f"LLVM makes no object: {wrong}")
+    try:
+        return ctypes.string_at(llvm.ffi.lib.LLVMPY_GetBufferStart(buffer), llvm.ffi.lib.LLVMPY_GetBufferSize(buffer))
+    finally:
+        llvm.ffi.lib.LLVMPY_DisposeMemoryBuffer(buffer)
 
 
 def assembly(text: str, cpu: CpuTarget, *, passes: int = 0, codegen: int = 2, what: str = "module") -> str:
@@ -148,11 +209,12 @@ def fingerprint(cpu: CpuTarget) -> str:
     return " ".join(map(str, facts))
 
 
-def _prepared(text: str, cpu: CpuTarget, passes: int, codegen: int, what: str) -> tuple[Any, Any]:
+def _prepared(text: str, cpu: CpuTarget, passes: int, codegen: int, what: str, worker: int = 0) -> tuple[Any, Any]:
+    """The machine and a verified module, after the passes."""
     require()
-    machine = _machine(cpu, codegen)
+    machine = _machine(cpu, codegen, worker)
     try:
-        module = llvm.parse_assembly(text)
+        module = llvm.parse_assembly(text, llvm.create_context() if worker else None)
         module.triple = cpu.triple
         module.data_layout = str(machine.target_data)
         module.verify()
