@@ -54,6 +54,9 @@ class Space:
         self._known: set[Fact] = set()
         self._lower: list[Cond] = []
         self._same: dict[str, E] = {}  #: symbols that an equation gave another expression
+        self._sizes: dict[E, Any] = {}  #: what `size` answered: equal sizes are one object
+        self._results: dict[tuple, Any] = {}  #: of arithmetic
+        self._unequal: set[E] = set()  #: differences that are never 0 for all that is known
         self._bounds = Bounds(symbols=self.least)
         for f in facts:
             self.learn(f)
@@ -62,6 +65,8 @@ class Space:
         """A new symbol."""
         self.values[symbol] = value
         self.least[symbol] = least
+        self._sizes.clear()
+        self._results.clear()
         self._bounds = Bounds(symbols=self.least)
 
     def symbol(self, name: str) -> Any:
@@ -69,8 +74,16 @@ class Space:
 
     def size(self, e: E) -> Any:
         """A Dim, or the int that it always is."""
-        e = self.normal(e)
-        return Dim(self, e) if e.const is None else e.const
+        got = self._sizes.get(e)
+        if got is None:
+            n = self.normal(e)
+            got = n.const
+            if got is None:
+                got = self._sizes.get(n)
+                if got is None:
+                    got = self._sizes[n] = Dim(self, n)
+            self._sizes[e] = got
+        return got
 
     def normal(self, e: E) -> E:
         if self._same:
@@ -107,6 +120,9 @@ class Space:
             if m[0] in names(rest) or any(k % c for _, k in rest.terms):
                 continue
             other = E({n: -k // c for n, k in rest.terms})
+            self._sizes.clear()
+            self._results.clear()
+            self._unequal.clear()
             self._same = {s: subst(x, {m[0]: other}) for s, x in self._same.items()} | {m[0]: other}
             low = self.least[m[0]]
             if not nonneg(other - low, self._bounds):
@@ -119,9 +135,16 @@ class Space:
         return nonneg(e, self._bounds) or (bool(self._lower) and implied(e, self._lower, self._bounds))
 
     def equal(self, a: E, b: E) -> bool:
-        d = self.normal(a - b)
+        if a is b:
+            return True
+        d = a - b
+        if self.settled and d in self._unequal:
+            return False
+        d = self.normal(d)
         if d.const is not None:
             return d.const == 0
+        if self.settled and not self._same:
+            self._unequal.add(d)
         if self.settled or self.now(d) != 0 or self.positive(d - 1) or self.positive(-d - 1):
             return False
         self.learn(Fact(d, "eq"))
@@ -163,7 +186,12 @@ def _arithmetic(f: Callable[[E, E], E], name: str) -> tuple[Callable, Callable]:
             return getattr(a.number, f"__{name}__")(b)
         if type(b) not in (int, bool, Dim):
             return NotImplemented
-        return a.space.size(f(a.expression, ex(b)))
+        results = a.space._results
+        key = (name, a._e, b._e if type(b) is Dim else b)
+        got = results.get(key)
+        if got is None:
+            got = results[key] = a.space.size(f(a.expression, ex(b)))
+        return got
 
     def backward(a: Dim, b: Any) -> Any:
         if type(b) is float:
@@ -186,7 +214,7 @@ class Dim:
 
     @property
     def expression(self) -> E:
-        return self.space.normal(self._e)
+        return self.space.normal(self._e) if self.space._same else self._e  # (made normal)
 
     @property
     def value(self) -> int:
@@ -218,6 +246,8 @@ class Dim:
         return not self.space.equal(self._e, ZERO)
 
     def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
         if type(other) is Dim or type(other) is int or isinstance(other, E):
             return self.space.equal(self._e, ex(other))
         return NotImplemented
