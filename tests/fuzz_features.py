@@ -385,12 +385,10 @@ def mask_fill(s: Scene, t: Any, b: float, c: float) -> Any:
 
 @inside
 def weak(s: Scene, t: Any, b: float, c: float) -> Any:
+    """(While a segment is followed it may hold what nobody else does: only after the call is everything gone.)"""
     y = t * 2.0
-    r = weakref.ref(y)
-    if c < 0.5:
-        del y
-    s.log.append(r() is None)
-    return None if r() is None else r() + 1.0
+    s.world.weakly.append(weakref.ref(y))
+    return y if c < 0.5 else None
 
 
 @inside
@@ -757,10 +755,12 @@ def checkpointed(s: Scene, t: Any, b: float, c: float) -> Any:
 
 @outside
 def outer_double(world: World, result: list, call: int, c: float) -> None:
-    w0 = world.weights[0]
-    (g,) = flame.autograd.grad(result[0], w0, create_graph=True, allow_unused=True)
-    if g is not None and g.requires_grad:
-        (g * g).sum().backward()
+    """(With respect to all weights: what was written since is refused by a compiled function also where gradient of it is not
+    asked for.)"""
+    got = flame.autograd.grad(result[0], world.weights, create_graph=True, allow_unused=True)
+    squares = [(g * g).sum() for g in got if g is not None and g.requires_grad]
+    if squares:
+        sum(squares[1:], start=squares[0]).backward()
 
 
 @outside
@@ -795,7 +795,7 @@ def outer_hook(world: World, result: list, call: int, c: float) -> None:
 
 @outside
 def outer_inputs(world: World, result: list, call: int, c: float) -> None:
-    result[0].backward(inputs=[world.weights[0]], retain_graph=True)
+    result[0].backward(inputs=world.weights, retain_graph=True)
 
 
 @outside

@@ -75,8 +75,8 @@ class Recorder(RunState):
             got = eager.process(primitive, tuple(values), params)
         finally:
             force.interpreter = self
-            for t in symbolic:
-                t.__class__ = SizedTensor
+            for t in symbolic:  # (some of them are the rules' own, and may live on in the tape of second derivatives)
+                sizing.swap(t)
         outs = got if type(got) is tuple else (got,)
         step = Step("op", primitive)
         step.operands = tuple(want)
