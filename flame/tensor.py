@@ -263,7 +263,8 @@ class Tensor:
     def stride(self, dim: int | None = None) -> Any:
         """Steps in elements between neighbours along each dimension (or one of them)."""
         a = self._layout()
-        s = tuple(x // a.itemsize for x in a.strides)
+        strides = a.strides if a.size else _contiguous_strides(a.shape, a.itemsize)  # (NumPy gives an empty array any)
+        s = tuple(x // a.itemsize for x in strides)
         return s if dim is None else s[dim]
 
     def storage_offset(self) -> int:

@@ -385,10 +385,12 @@ def mask_fill(s: Scene, t: Any, b: float, c: float) -> Any:
 
 @inside
 def weak(s: Scene, t: Any, b: float, c: float) -> Any:
-    """(While a segment is followed it may hold what nobody else does: only after the call is everything gone.)"""
+    """(When what nobody holds is gone is not part of the promise: a segment may hold it until it ends, the tape longer.)"""
     y = t * 2.0
-    s.world.weakly.append(weakref.ref(y))
-    return y if c < 0.5 else None
+    r = weakref.ref(y)
+    y = y + 1.0 if c < 0.5 else r() * 1.5
+    s.log.append(r is not None)
+    return y
 
 
 @inside

@@ -127,7 +127,6 @@ class World:
         self.noted: list = []
         self.handles: dict = {}
         self.copied: Any = None
-        self.weakly: list = []
         self.net: Any = None
         self.optimizer: Any = None
         self.schedule: Any = None
@@ -168,7 +167,6 @@ class World:
         return [
             self.buffer, self.window, self.weights, self.escaped[-2:], self.listed, self.named, self.scratch,
             self.count, self.kept, self.grown[-3:], self.table, self.noted[-6:], self.copied, net,
-            [r() is None for r in self.weakly[:-2]],
         ]  # fmt: skip
 
     def forget_gradients(self) -> None:

@@ -75,7 +75,11 @@ class Gradients(RunState):
         return self._record_gradient(ys, given, xs, refs, options)
 
     def _run_engine(self, ys: list, given: list | None, options: tuple, wanted: list) -> dict:
-        roots, gs = start(ys, given, "backward")
+        if self.sizing is None:
+            roots, gs = start(ys, given, "backward")
+        else:
+            with self.sizing.space.granting():  # shapes that are equal now have to be equal whenever this is followed
+                roots, gs = start(ys, given, "backward")
         return run_engine(roots, gs, retain_graph=options[3], create_graph=options[4], wanted=wanted)
 
     def _hooks_free(self, step: Step) -> bool:
@@ -112,11 +116,11 @@ class Gradients(RunState):
         if any(e is None for e in roots):
             start(ys, given, "backward")  # says what is wrong
         nodes = topological(roots)
-        known = {e: k for k, e in self.outside_edges().items()}
+        numbers = {e: k for k, e in self.outside_edges().items()}
         leaves: list[tuple[int, Any]] = []
         for n in nodes:
             if isinstance(n, AccumulateGrad):
-                k = known.get((n, 0))
+                k = numbers.get((n, 0))
                 if n.hooks or n.post_hooks:
                     self.leave(HOOK_CALLED)
                     return None
@@ -134,6 +138,8 @@ class Gradients(RunState):
         self.inner = []
         self.guards = []
         self._gradient_source = user_source()
+        facts = [] if self.sizing is None else self.sizing.space.facts
+        known = len(facts)
         try:
             if self.sizing is None:
                 got = self._run_engine(ys, given, options, wanted)
@@ -149,7 +155,7 @@ class Gradients(RunState):
         step.options = options
         step.inner = inner
         step.guards = tuple(self.guards)
-        step.facts = tuple(dict.fromkeys(f for s in inner for f in s.facts))
+        step.facts = tuple(facts[known:])  # found by the rules themselves, or by their operations
         step.source = self._gradient_source
         step.outs = tuple(None if g is None else self._ref_or_input(g) for g in results)
         step.key = tuple(k for k, _ in leaves)

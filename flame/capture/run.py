@@ -123,6 +123,7 @@ class Run(Follower, Recorder, Effects, Gradients):
     def close(self) -> None:
         self.alive = False
         self.capture.run = None
+        self.sizing = None  # (it holds this run)
         for t in self.live():
             t._ref = None
             t._trace = None
