@@ -214,7 +214,8 @@ def compile(
         what that takes, and raises ReplayError where an audit disagrees); "reduce-overhead" and "max-autotune" are taken, and on a
         CPU do what "default" does.
     backend: see `BACKENDS`; "interpret" runs kernels in NumPy, "eager" runs primitives one by one.
-    dynamic: taken for PyTorch's sake. Numbers that vary become run-time numbers by themselves; each set of shapes is a path.
+    dynamic: None and True make a size (of 2 and more) symbolic when it is seen to vary, so that one compilation serves all later
+        ones; with False each set of shapes is a path of its own. Other numbers that vary become run-time inputs in any case.
     options: "recompile_limit": how many paths are captured before the function is handed over to eager.
     disable: return `model` as it is.
     Raises ValueError for an unknown mode, backend or option, MissingTargetError for a backend whose device is not there,

@@ -144,13 +144,14 @@ OTHER_OPERANDS = _reason(
     "FL2002",
     "other operands",
     "{} has other operands, numbers or parameters than recorded",
-    "Keep sizes and static parameters the same from call to call. A number that varies is made a run-time number by itself.",
+    "Keep static parameters the same from call to call. A number or size that varies becomes a run-time input by itself.",
 )
 OTHER_TENSOR = _reason(
     "FL2003",
     "another kind of tensor",
     "a tensor of {} is used, where {} was recorded",
-    "Each combination of shape, strides, dtype and requires_grad is a path of its own: pad batches to a few sizes.",
+    "Sizes of 2 and more become symbolic when a second one is seen; each dtype, number of dimensions, size of 0 or 1, memory "
+    "layout and requires_grad is a path of its own: keep these the same from call to call.",
 )
 OTHER_WRITE = _reason(
     "FL2004",

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from flame.autograd.tape import AccumulateGrad, eager, edge, user_source
-from flame.capture.sizes import SizedSpec, holds_sizes, takes, takes_params
+from flame.capture.sizes import SizedSpec, dims_of, holds_sizes, takes, takes_params
 from flame.capture.state import RunState, SegmentEnded, new_object, weak
 from flame.capture.trace import InputKey, Known, Macro, Ref, Slot, Stale, Step, Trace, Window, exact, interned, same_number
 from flame.dtypes import dtype
@@ -182,11 +182,12 @@ class Follower(RunState):
             if (
                 beside is not None
                 and self._alike_but_for_sizes(beside, a)
-                and (self.sizing or beside.key.spec.shape != a.shape)
+                and (self.sizing or beside.key.spec.shape != a.shape or beside.key.strides != a.strides)
             ):
-                spec = self._sized_spec(step, beside, spec)
-            contiguous = a.flags.c_contiguous
-            like = InputKey(spec, a.strides, e is not None, leaf, alias, volatile, contiguous)
+                spec, strides = self._sized_spec(step, beside, spec, a)
+            else:
+                strides = a.strides
+            like = InputKey(spec, strides, e is not None, leaf, alias, volatile, a.flags.c_contiguous)
             step.key = like if step.sized else interned(like)
             value = self.capture.new_id() if window is None else window.current
             step.outs = (self.capture.ref(value, None if e is None else self.capture.new_id(), spec),)
@@ -227,14 +228,10 @@ class Follower(RunState):
     def _has_size(self, step: Step, a: Any) -> bool:
         """Whether an array has the shape that an input step wants, in which there are Sizes."""
         key = step.key
-        dims, n = key.spec.dims, len(self.bindings)
-        if (
-            len(dims) != a.ndim
-            or key.contiguous is not a.flags.c_contiguous
-            or not (key.contiguous or key.strides == a.strides)
-        ):
+        dims, n = dims_of(key.spec), len(self.bindings)
+        if len(dims) != a.ndim or key.contiguous is not a.flags.c_contiguous:
             return False
-        if takes(dims, a.shape, step, self.bindings):
+        if takes(dims, a.shape, step, self.bindings) and (key.contiguous or takes(key.strides, a.strides, step, self.bindings)):
             return True
         del self.bindings[n:]
         return False
@@ -257,19 +254,18 @@ class Follower(RunState):
             self.capture.options.dynamic is not False
             and c.kind == "input"
             and c.numpy is a.dtype
-            and (len(c.key.spec.dims) if c.sized else len(c.key.spec.shape)) == a.ndim
-            and c.key.contiguous
-            and a.flags.c_contiguous
+            and len(dims_of(c.key.spec)) == a.ndim
+            and c.key.contiguous is a.flags.c_contiguous
         )
 
-    def _sized_spec(self, step: Step, beside: Step, spec: Any) -> Any:
-        """The spec of a new input step, with Sizes where it differs from the one beside it."""
-        sizing = self.sized()
-        before = beside.key.spec
-        dims = sizing.dimensions(before.dims if beside.sized else before.shape, spec.shape)
+    def _sized_spec(self, step: Step, beside: Step, spec: Any, a: Any) -> tuple[Any, tuple]:
+        """The spec and strides of a new input step, with Sizes where they differ from those of the one beside it."""
+        sizing, key = self.sized(), beside.key
+        dims = sizing.dimensions(dims_of(key.spec), spec.shape)
+        strides = a.strides if key.contiguous else sizing.parameter(key.strides, a.strides)
         step.binds = sizing.bound()
-        step.sized = holds_sizes(dims)
-        return SizedSpec(self.capture, dims, spec.dtype) if step.sized else spec
+        step.sized = holds_sizes(dims) or holds_sizes(strides)
+        return SizedSpec(self.capture, dims, spec.dtype) if holds_sizes(dims) else spec, strides
 
     def process(self, primitive: Primitive, operands: tuple, params: dict) -> Any:
         """Follow or record one operation."""

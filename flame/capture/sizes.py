@@ -105,6 +105,11 @@ class SizedSpec(Spec):
         return f"{self.dtype.name}[{', '.join(map(str, self.dims))}]"
 
 
+def dims_of(spec: Spec) -> tuple:
+    """A shape, with Sizes where there are any."""
+    return spec.dims if type(spec) is SizedSpec else spec.shape
+
+
 def sized_at(x: Any, bindings: Sequence[Any]) -> Any:
     """A shape or parameter with numbers in place of Sizes."""
     if type(x) is Size:

@@ -157,7 +157,7 @@ class InputKey:
     """What the first use of an outside tensor is told apart by."""
 
     spec: Spec
-    strides: tuple[int, ...]
+    strides: tuple  #: in bytes; Sizes among them as in the shape
     differentiable: bool
     leaf: bool
     alias: int | None  #: the value whose memory it is, where another tensor of the same memory came before
