@@ -173,7 +173,7 @@ def register(
 class Interpreter(Protocol):
     def process(self, primitive: Primitive, operands: tuple, params: dict) -> Any: ...
 
-    def composite(self, f: Callable[..., Any], args: tuple, kwargs: dict) -> Any: ...
+    def composite(self, f: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> Any: ...
 
 
 class _Force(threading.local):
@@ -212,21 +212,22 @@ def interpreting(interpreter: Interpreter | None) -> Iterator[None]:
 
 
 def composite(f: Callable[..., Any]) -> Callable[..., Any]:
-    """Mark a function over primitives by its name: graphs, explanations and generated kernels show it."""
-    name = f.__name__
+    """Mark a function over primitives by its name: graphs, explanations and generated kernels show it; capture knows its calls."""
+    return _known_by_capture(f, f.__name__)
 
+
+def followed(f: Callable[..., Any]) -> Callable[..., Any]:
+    """Have capture know the calls of a function over primitives, which is no more than its operations: it leaves no name."""
+    return _known_by_capture(f, "")
+
+
+def _known_by_capture(f: Callable[..., Any], name: str) -> Callable[..., Any]:
     @functools.wraps(f)
-    def named(*args: Any, **kwargs: Any) -> Any:
-        if force.note:
-            return f(*args, **kwargs)
+    def known(*args: Any, **kwargs: Any) -> Any:
         run = force.interpreter
-        force.note = name
-        try:
-            return f(*args, **kwargs) if run is None else run.composite(f, args, kwargs)
-        finally:
-            force.note = ""
+        return f(*args, **kwargs) if run is None else run.composite(f, name, args, kwargs)
 
-    return named
+    return known
 
 
 def broadcast_shapes(*shapes: tuple[int, ...], op: str = "broadcast_shapes") -> tuple[int, ...]:

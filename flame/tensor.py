@@ -290,6 +290,12 @@ class Tensor:
         if trace is None or not trace.chain:
             return _phantom(self.shape, self.dtype, _contiguous_strides(self.shape, itemsize))
         w = trace.window
+        if w is None:  # a view that capture has not linked to its window yet
+            x = trace.root
+            base = x._layout()
+            for p, params in trace.chain[0 if x._trace is None else len(x._trace.chain) :]:
+                base = p.eager(base, **dict(params))
+            return base
         if w.external is not None:
             base = w.external._array
         else:

@@ -283,7 +283,7 @@ class Eager:
                     t._node = (node, i)
         return outs if type(got) is tuple else outs[0]
 
-    def composite(self, f: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+    def composite(self, f: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> Any:
         """A named function over primitives."""
         return f(*args, **kwargs)
 

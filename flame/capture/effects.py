@@ -50,6 +50,8 @@ class Effects(RunState):
             return force.interpreter.assign(target, value)
         if not self.alive:
             return force.interpreter.assign(target, value)
+        if self.unlinked:
+            self.link()
         self._check_writable(target)
         st = target.storage_of()
         if target._ref is None or target._handed_out() or (st.window is not None and st.window.next is not None):
@@ -93,12 +95,10 @@ class Effects(RunState):
         step = self.next
         if (
             step is None
-            or step.primitive is not primitive
-            or not step.plain
+            or step.plain is not primitive
             or step.grad is not force.grad
             or step.operands[0] is not target._ref
             or not step.children
-            or self.inner is not None
         ):
             return False
         write, out = step.children[0], step.outs[0]
@@ -150,6 +150,8 @@ class Effects(RunState):
 
     def _rebind(self, w: Window, value: int, target: Tensor, root: Tensor | None) -> None:
         """The window holds another value; what its other members knew of it is stale."""
+        if self.unlinked:
+            self.link()
         w.current = value
         w.version += 1
         w.mutations += 1

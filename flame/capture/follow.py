@@ -13,13 +13,10 @@ import numpy as np
 from flame.autograd.tape import AccumulateGrad, eager, edge, user_source
 from flame.capture.sizes import SizedSpec, dims_of, holds_sizes, takes, takes_params
 from flame.capture.state import RunState, SegmentEnded, new_object, weak
-from flame.capture.trace import InputKey, Known, Macro, Ref, Slot, Stale, Step, Trace, Window, exact, interned, same_number
-from flame.dtypes import dtype
+from flame.capture.trace import InputKey, Known, Ref, Slot, Stale, Step, Trace, Window, exact, interned, same_number
 from flame.primitive import Primitive, force
 from flame.reasons import OTHER_TENSOR, OVERLAPPING_READ
 from flame.tensor import Tensor
-
-MOST_SIZES = 1024  #: sets of sizes that one composite is remembered for
 
 
 def memory_key(a: Any) -> tuple:
@@ -92,10 +89,28 @@ class Follower(RunState):
                 w.base = t._array
             w.members.append(weak(t))
             trace = t._trace = Trace(w, (), None)
+        elif trace.window is None:
+            trace.window = w = self.window_of(trace.root)
+            t._storage = w.storage
+            w.members.append(weak(t))
         return trace.window
+
+    def link(self) -> None:
+        """Tell windows of the views that were made since: what is about to be written has to know who sees it."""
+        self.unlinked = False
+        begin, self.linked = self.linked, len(self.made)
+        for t in self.made[begin:]:
+            trace = t._trace
+            if trace is not None and trace.window is None:
+                self.window_of(t)
 
     def _input(self, t: Tensor) -> Ref:
         """The ref of a tensor from outside, which is an input step."""
+        r = self.enter(t)
+        return self._new_input(t) if r is None else r
+
+    def enter(self, t: Tensor) -> Ref | None:
+        """The same for one that comes as it came before, alone and as the next step; None for any other."""
         step, known = self.next, t._known
         if (
             known is not None
@@ -109,29 +124,25 @@ class Follower(RunState):
         ):
             st: Any = known.storage
             if st.window is None and st.pending is None and not st.volatile:  # as it came before, and alone
-                return self._enter(t, step, known)
-        return self._new_input(t)
-
-    def _enter(self, t: Tensor, step: Step, known: Known) -> Ref:
-        ref = step.outs[0]
-        w = known.window
-        w.external = t
-        w.current = ref.value
-        if w.mutations:
-            w.mutations = w.version = 0
-        known.storage.window = w
-        if known.wants:
-            self.edges[ref.edge] = t
-        t._ref = ref
-        t._trace = known.trace
-        self.externals.append((t, ref, w))
-        self.at = step
-        children = step.children
-        if children:
-            self.next = children[0]
-        else:
-            self.run_out()
-        return ref
+                ref = step.outs[0]
+                st.window = w = known.window
+                w.external = t
+                w.current = ref.value
+                if w.mutations:
+                    w.mutations = w.version = 0
+                if known.wants:
+                    self.edges[ref.edge] = t
+                t._ref = ref
+                t._trace = known.trace
+                self.externals.append((t, ref, w))
+                self.at = step
+                children = step.children
+                if children:
+                    self.next = children[0]
+                else:
+                    self.run_out()
+                return ref
+        return None
 
     def _new_input(self, t: Tensor) -> Ref:
         st = t.storage_of()
@@ -270,14 +281,12 @@ class Follower(RunState):
     def process(self, primitive: Primitive, operands: tuple, params: dict) -> Any:
         """Follow or record one operation."""
         step = self.next
-        if step is not None and step.primitive is primitive and step.grad is force.grad and self.inner is None:
+        if step is not None and step.primitive is primitive and step.grad is force.grad:
             bound = len(self.bindings)
             for a, o in zip(step.operands, operands, strict=False):
-                if o.__class__ is float:
-                    if a is not o and not self.takes(a, o):
-                        del self.bindings[bound:]
-                        break
-                elif a is not getattr(o, "_ref", None) and a is not o:
+                if a is o or a is getattr(o, "_ref", None):
+                    continue
+                if not self.takes(a, o):
                     del self.bindings[bound:]
                     break
             else:
@@ -345,103 +354,6 @@ class Follower(RunState):
             self.diverge_at_op(primitive, refs, params)
         return self.record(primitive, operands, refs, params)
 
-    # A composite is a stretch of operations, and everything it computes comes from its arguments: it reads no values, draws no
-    # random numbers and writes nothing, or it is no Macro. Called with what it was called with at this place of the tree before,
-    # it goes to the end of the stretch in one check.
-
-    def composite(self, f: Any, args: tuple, kwargs: dict) -> Any:
-        """Follow a composite that is known here; else run it, and know it from then on."""
-        if self.inner is not None:
-            return f(*args, **kwargs)
-        try:
-            arguments = self._arguments((args, tuple(kwargs.items())) if kwargs else args)
-        except SegmentEnded:
-            arguments = None
-        if arguments is None or not self.alive:
-            return f(*args, **kwargs)
-        name, grad, start = force.note, force.grad, self.at
-        if self.following and start.macros is not None:
-            for m in start.macros:
-                if m.name == name and m.grad is grad and _same_arguments(m.arguments, arguments):
-                    if m.checked is None or tuple(self.bindings) in m.checked:
-                        return self._follow_macro(m)
-                    break
-        bindings = tuple(self.bindings)
-        shadowed = self.shadow is not None
-        got = f(*args, **kwargs)
-        if force.interpreter is self and not shadowed and self.shadow is None:
-            self._learn(name, arguments, grad, start, got, bindings)
-        return got
-
-    def _arguments(self, x: Any) -> tuple | None:
-        """Refs for tensors, everything else as it is; None where something can't be told apart for sure."""
-        out = []
-        for a in x:
-            t = type(a)
-            if a is None or t in (int, float, bool, str) or t is dtype:
-                out.append(a)
-            elif isinstance(a, Tensor):
-                r = a._ref
-                if r.__class__ is not Ref or r.capture is not self.capture:
-                    if r is None and a._handed_out():
-                        return None
-                    r = self.ref_of(a)
-                out.append(r)
-            elif isinstance(a, tuple | list):
-                inner = self._arguments(a)
-                if inner is None:
-                    return None
-                out.append(inner)
-            else:
-                return None
-        return tuple(out)
-
-    def _learn(self, name: str, arguments: tuple, grad: bool, start: Step, got: Any, bindings: tuple) -> None:
-        results = got if type(got) is tuple else (got,)
-        sized = False
-        made: set[Ref] = set()
-        values: set[int] = set()
-        s = self.at
-        while s is not start:
-            if s.kind != "op" or s.primitive is None or s.primitive.kind == "random":
-                return
-            if any(o.__class__ is Slot for o in s.operands) or s.binds:
-                return
-            sized = sized or s.sized
-            made.update(s.outs)
-            values.update(r.value for r in s.outs)
-            s = s.parent
-        if len(values) < 2:
-            return
-        for t in results:
-            if type(t) is not Tensor or t._ref not in made or not t.is_contiguous():
-                return
-            if t._trace is not None and (t._trace.window.external is not None or t._trace.window.current not in values):
-                return
-        if start.macros is None:
-            start.macros = []
-        if sized:
-            for m in start.macros:
-                if m.name == name and m.grad is grad and m.last is self.at and _same_arguments(m.arguments, arguments):
-                    if m.checked is not None and len(m.checked) < MOST_SIZES:
-                        m.checked.add(bindings)
-                    return
-        checked = {bindings} if sized else None
-        outs = tuple(t._ref for t in results)
-        start.macros.append(Macro(name, arguments, grad, self.at, outs, type(got) is not tuple, checked))
-
-    def _follow_macro(self, m: Macro) -> Any:
-        self.advance(m.last)
-        made = []
-        for r in m.outs:
-            t = new_object(Tensor)
-            t._ref = r
-            self.track(t)
-            made.append(t)
-        if not m.last.children:
-            self.run_out()
-        return made[0] if m.single else tuple(made)
-
     def follow(self, step: Step) -> Tensor:
         """Go on to a step that is known to be the next one: the result of a plain operation, pending."""
         self.at = step
@@ -481,11 +393,39 @@ class Follower(RunState):
             return False
         return True
 
-    def takes(self, want: Any, x: float) -> bool:
+    def takes(self, want: Any, x: Any) -> bool:
         """Whether a step's operand is this number, told quickly; binds its slot if it is one."""
+        kind = x.__class__
         if want.__class__ is Slot:
-            return want.type is float and self.bind_slot(want, x)
-        return want.__class__ is float and want == x and x != 0.0  # (equal to the bit, but for zeros)
+            return want.type is kind and self.bind_slot(want, x)
+        if want.__class__ is not kind:
+            return False
+        return want == x and x != 0.0 if kind is float else kind is int and want == x  # (equal to the bit, but for zeros)
+
+    def plain(self, primitive: Primitive, x: Tensor) -> Tensor | None:
+        """The result of an operation on one tensor, where that is a plain next step; else None."""
+        r = x._ref
+        if r is None:
+            r = self.enter(x)
+        step = self.next
+        if step is not None and step.plain is primitive and step.operands[0] is r and step.grad is force.grad:
+            return self.follow(step)
+        return None
+
+    def pair(self, primitive: Primitive, x: Tensor, y: Tensor) -> Tensor | None:
+        """The same for two tensors."""
+        r = x._ref
+        if r is None:
+            r = self.enter(x)
+        o = y._ref
+        if o is None and r is not None:  # (inputs enter in order)
+            o = self.enter(y)
+        step = self.next
+        if step is not None and step.plain is primitive and step.grad is force.grad:
+            want = step.operands
+            if want[0] is r and want[1] is o:
+                return self.follow(step)
+        return None
 
     def bind_slot(self, slot: Slot, value: Any) -> bool:
         b = self.bindings
@@ -497,11 +437,15 @@ class Follower(RunState):
         return True
 
     def _link_view(self, t: Tensor, x: Tensor, step: Step, items: tuple) -> None:
-        w = self.window_of(x)
-        trace = x._trace
-        t._storage = w.storage
-        t._trace = Trace(w, (*trace.chain, (step.primitive, items)), trace.root if trace.root is not None else x)
-        w.members.append(weak(t))
+        trace, link = x._trace, (step.primitive, items)
+        if trace is None:
+            t._trace = Trace(None, (link,), x)
+        else:
+            t._trace = Trace(None, (*trace.chain, link), x if trace.root is None else trace.root)
+        if self.following:
+            self.unlinked = True  # (most are never asked for)
+        else:
+            self.window_of(t)
 
     def _untraced(self, primitive: Primitive, operands: tuple, params: dict) -> Any:
         """A view of memory that NumPy shares is made at once: it is nothing but a description of real memory."""
@@ -510,20 +454,3 @@ class Follower(RunState):
             return eager.process(primitive, operands, params)
         finally:
             force.interpreter = self
-
-
-def _same_arguments(a: tuple, b: tuple) -> bool:
-    """Refs by identity, tuples element by element, everything else by type and bits."""
-    if len(a) != len(b):
-        return False
-    for x, y in zip(a, b, strict=True):
-        if x is y:
-            continue
-        if x.__class__ is Ref or y.__class__ is Ref:
-            return False
-        if type(x) is tuple and type(y) is tuple:
-            if not _same_arguments(x, y):
-                return False
-        elif not exact(x, y):
-            return False
-    return True

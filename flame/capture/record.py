@@ -88,7 +88,8 @@ class Recorder(RunState):
             specs, step.facts = sizing.results(primitive, want, wanted, specs)
             step.binds = sizing.bound()
             step.sized = bool(step.facts) or wanted is not params
-        step.plain = not params and len(outs) == 1 and not primitive.view and len(refs) <= 3 and not step.sized
+        if not params and len(outs) == 1 and not primitive.view and len(refs) <= 3 and not step.sized:
+            step.plain = primitive
         step.grad = grad
         step.note = force.note
         node = next((t._node[0] for t in outs if t._node is not None), None)

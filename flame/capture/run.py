@@ -24,6 +24,7 @@ from flame.capture.control import control, demands
 from flame.capture.effects import Effects
 from flame.capture.follow import Follower
 from flame.capture.gradients import Gradients
+from flame.capture.known import Calls
 from flame.capture.record import Recorder
 from flame.capture.trace import Step
 from flame.errors import GraphBreakError
@@ -33,7 +34,7 @@ from flame.reasons import OTHER_END, VALUE_READ, WRITTEN_VALUE_READ, Reason
 from flame.tensor import Tensor
 
 
-class Run(Follower, Recorder, Effects, Gradients):
+class Run(Follower, Calls, Recorder, Effects, Gradients):
     """One segment of one call."""
 
     def read(self, t: Tensor) -> None:
@@ -42,11 +43,15 @@ class Run(Follower, Recorder, Effects, Gradients):
         if st is not None and st.pending is self:
             return self.break_(WRITTEN_VALUE_READ)
         if t._ref is None:
+            self.reads += 1
             return
         if t._ref.capture is not self.capture:
             raise RuntimeError("this tensor belongs to a compiled call that is still running on another thread")
         trace = t._trace
+        if trace is not None and trace.window is None:
+            self.window_of(t)
         if trace is not None and trace.window.external is not None and not trace.window.mutations and t._array is not None:
+            self.reads += 1
             return
         self.break_(VALUE_READ)
 
@@ -145,6 +150,7 @@ class Run(Follower, Recorder, Effects, Gradients):
     def rest(self) -> None:
         """Hold nothing until another call begins."""
         self.survivors = self.observer = None
+        self.unlinked = False
         self.externals.clear()
         for kept in (self.tracked, self.edges, self.bindings, self.snapshots, self.originals, self.written):
             if kept:

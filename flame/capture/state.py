@@ -56,6 +56,7 @@ class RunState:
     record: Callable[..., Any]
     ref_of: Callable[[Tensor], Ref]
     window_of: Callable[[Tensor], Window]
+    link: Callable[[], None]
     add: Callable[[Step], None]
     diverge: Callable[..., None]
     run_out: Callable[[], None]
@@ -82,6 +83,9 @@ class RunState:
         self.originals: dict[int, Tensor] = {}  #: place among the externals -> the tensor that a snapshot was taken of
         self.observer: Any = None  #: asked when a followed segment has been computed and its tensors still have their refs
         self.written: list[Window] = []
+        self.reads = 0  #: how often a user read values that were there
+        self.unlinked = False  #: whether views were made whose windows do not know of them
+        self.linked = 0  #: that many of `made` were looked at for such views
         self.inner: list[Step] | None = None
         self.guards: list = []
         self.shadow: Step | None = None  #: while re-recording: the old branch's step, whose numbers may differ
@@ -124,7 +128,7 @@ class RunState:
             return self.survivors
         alive = [t for t in [w() for w in self.tracked] if t is not None] if self.tracked else []
         if self.made:
-            held = _held(self.made, _ALONE)
+            held = self._left()
             self.tracked += map(weak, held)
             alive += held
         return alive
@@ -134,9 +138,20 @@ class RunState:
         if self.tracked:
             alive = self.live()
         else:
-            alive = _held(self.made, _ALONE)
+            alive = self._left()
         self.survivors = alive
         return alive
+
+    def _left(self) -> list[Tensor]:
+        held = _held(self.made, _ALONE)
+        self.linked = 0
+        if self.unlinked:
+            self.unlinked = False
+            for t in held:
+                trace = t._trace
+                if trace is not None and trace.window is None:
+                    self.window_of(t)
+        return held
 
     def advance(self, step: Step) -> None:
         self.at = step

@@ -90,21 +90,6 @@ def exact(a: Any, b: Any) -> bool:
     return same_number(a, b) if isinstance(a, int | float) else a == b
 
 
-@dataclass(frozen=True, slots=True)
-class Macro:
-    """A composite whose operations are a stretch of the path: what it was called with, where it ends, what it gives."""
-
-    name: str
-    arguments: tuple  #: refs, and the other arguments as they are
-    grad: bool
-    last: Step
-    outs: tuple
-    single: bool
-    #: with Sizes inside: the bindings under which its operations were checked one by one. A composite makes its numbers from its
-    #: arguments alone, so that they are what they were then
-    checked: set[tuple] | None = None
-
-
 class Step:
     """One node of the tree. `kind` is "root", "input", "op", "write", "gradient" or "end"."""
 
@@ -134,10 +119,10 @@ class Step:
         self.plans: list | None = None  #: all that was, each for other facts about sizes
         self.view = False
         self.parent: Any = None
-        self.macros: list[Macro] | None = None  #: the composites that were seen to begin after this step
+        self.macros: list | None = None  #: the calls that were seen to begin after this step (`flame.capture.known`)
         self.depth = 0
         self.paths = 1  #: root: different ways that were seen to go on from it
-        self.plain = False  #: op: no params, one result, no view: operands alone tell it
+        self.plain: Primitive | None = None  #: op: its primitive, where operands alone tell it: no params, one result, no view
         self.numpy: Any = None  #: input: the NumPy dtype
         self.tape: Any = None  #: end: the tape that eager would have, by the edges asked for
         self.items: tuple = ()  #: params as items, for view chains
@@ -234,8 +219,8 @@ class Trace:
 
     __slots__ = ("window", "chain", "root")
 
-    def __init__(self, window: Window, chain: tuple, root: Any):
-        self.window = window
+    def __init__(self, window: Any, chain: tuple, root: Any):
+        self.window: Any = window  #: None until somebody asks: that of `root` (see `Follower.window_of`)
         self.chain = chain
         self.root = root
 

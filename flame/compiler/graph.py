@@ -197,7 +197,7 @@ class Builder:
         self.graph.nodes.append(node)
         return node
 
-    def composite(self, f: Any, args: tuple, kwargs: dict) -> Any:
+    def composite(self, f: Any, name: str, args: tuple, kwargs: dict) -> Any:
         """A named function over primitives: its nodes are appended one by one."""
         return f(*args, **kwargs)
 

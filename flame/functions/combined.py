@@ -19,11 +19,12 @@ from flame.functions.promotion import (
     tensor_operand,
     to_dtype,
 )
-from flame.primitive import registered
+from flame.primitive import followed, registered
 from flame.tensor import Tensor, method
 
 
 @public()
+@followed
 def where(condition: Tensor, input: Any = None, other: Any = None, *, out: Tensor | None = None) -> Any:
     """input where condition, else other. With the condition alone: the indices of its true elements, as a tuple."""
     if input is None and other is None:
@@ -55,6 +56,7 @@ Tensor.where = _where_method  # type: ignore[attr-defined]
 
 
 @public("clamp", "clip")
+@followed
 def clamp(input: Tensor, min: Any = None, max: Any = None, *, out: Tensor | None = None) -> Tensor:
     """Elements limited to [min, max]; either may be None, a number or a tensor."""
     x = tensor_operand(input, "clamp")
@@ -85,6 +87,7 @@ def clamp_max(input: Tensor, max: Any) -> Tensor:
 
 
 @public()
+@followed
 def lerp(input: Tensor, end: Tensor, weight: Any) -> Tensor:
     """input + weight * (end - input)."""
     return input + (end - input) * weight
@@ -96,6 +99,7 @@ def lerp_(self: Tensor, end: Tensor, weight: Any) -> Tensor:
 
 
 @public()
+@followed
 def addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: Any = 1) -> Tensor:
     """input + value * tensor1 * tensor2."""
     product = tensor1 * tensor2
@@ -108,6 +112,7 @@ def addcmul_(self: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: Any = 1) 
 
 
 @public()
+@followed
 def addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: Any = 1) -> Tensor:
     """input + value * tensor1 / tensor2."""
     quotient = tensor1 / tensor2
@@ -120,6 +125,7 @@ def addcdiv_(self: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: Any = 1) 
 
 
 @public()
+@followed
 def logaddexp(input: Tensor, other: Tensor) -> Tensor:
     """log(exp(input) + exp(other)), without overflow."""
     a, b = as_floating(input, other)
@@ -129,6 +135,7 @@ def logaddexp(input: Tensor, other: Tensor) -> Tensor:
 
 
 @public()
+@followed
 def xlogy(input: Any, other: Any) -> Tensor:
     """input * log(other), and 0 where input is 0 (NaN where other is)."""
     a, b = as_floating(operand(input, "xlogy", "input"), operand(other, "xlogy"))
@@ -139,6 +146,7 @@ def xlogy(input: Any, other: Any) -> Tensor:
 
 
 @public()
+@followed
 def nan_to_num(input: Tensor, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None) -> Tensor:
     """NaN and infinities replaced, by default with 0 and the dtype's largest and smallest number."""
     x = tensor_operand(input, "nan_to_num")
@@ -153,6 +161,7 @@ def nan_to_num(input: Tensor, nan: float = 0.0, posinf: float | None = None, neg
 
 
 @public()
+@followed
 def logit(input: Tensor, eps: float | None = None) -> Tensor:
     """log(x / (1 - x)), x limited to [eps, 1 - eps] first if eps is given."""
     (x,) = as_floating(tensor_operand(input, "logit"))
@@ -162,6 +171,7 @@ def logit(input: Tensor, eps: float | None = None) -> Tensor:
 
 
 @public()
+@followed
 def isclose(input: Tensor, other: Tensor, rtol: float = 1e-05, atol: float = 1e-08, equal_nan: bool = False) -> Tensor:
     """|input - other| <= atol + rtol * |other|, and equal infinities."""
     a, b = tensor_operand(input, "isclose"), tensor_operand(other, "isclose", "other")
@@ -188,6 +198,7 @@ def equal(input: Tensor, other: Tensor) -> bool:
 
 
 @public()
+@followed
 def masked_fill(input: Tensor, mask: Tensor, value: Any) -> Tensor:
     """`value` (a number or 0-d tensor) where `mask`, else the element."""
     if mask.dtype.kind != "b":

@@ -29,7 +29,7 @@ from flame.functions.promotion import (
     with_tensor,
     without_booleans,
 )
-from flame.primitive import REGISTRY, Primitive, Spec, force, registered
+from flame.primitive import REGISTRY, Primitive, Spec, followed, force, registered
 from flame.tensor import Tensor
 
 ADD, SUB, MUL, DIV, NEG, POW, WHERE = map(registered, ("add", "sub", "mul", "div", "neg", "pow", "where"))
@@ -88,6 +88,11 @@ def unary(p: Primitive, name: str) -> None:
     no_booleans = not floats_only and not _takes_booleans(p)
 
     def function(input: Tensor, *, out: Tensor | None = None) -> Tensor:
+        run = force.interpreter
+        if run is not None and run.next is not None and out is None and isinstance(input, Tensor):
+            got = run.plain(p, input)
+            if got is not None:
+                return got
         x = tensor_operand(input, name)
         if floats_only and x.dtype.kind != "f":
             x = cast(x, dtype=dtypes.get_default_dtype())
@@ -164,11 +169,11 @@ def binary(name: str, p: Primitive, *, floating: bool = False, compare: bool = F
     function.__name__ = function.__qualname__ = name
     in_place.__name__ = name + "_"
     function.__doc__ = p.doc or f"{name} of two tensors or numbers, element by element, with broadcasting."
-    PUBLIC[name] = function
-    setattr(Tensor, name, function)
+    PUBLIC[name] = known = followed(function)
+    setattr(Tensor, name, known)
     PUBLIC[name + "_"] = in_place
     setattr(Tensor, name + "_", in_place)
-    return function
+    return known
 
 
 def dunder(name: str, p: Primitive, *, floating: bool = False, swap: bool = False, compare: bool = False) -> None:
@@ -179,14 +184,24 @@ def dunder(name: str, p: Primitive, *, floating: bool = False, swap: bool = Fals
 
     def op(self: Tensor, other: Any) -> Any:
         run = force.interpreter
-        if run is not None:  # the next step of a captured path, with these very operands: nothing else to find out
-            step = run.next
-            if step is not None and step.primitive is p and step.plain and step.grad is force.grad and run.inner is None:
-                want = step.operands
-                if want[first] is self._ref:
-                    it = want[second]
-                    if run.takes(it, other) if other.__class__ is float else it is getattr(other, "_ref", None):
-                        return run.follow(step)
+        if run is not None:
+            if run.next is not None:  # the next step of a captured path, with these very operands: nothing else to find out
+                r = self._ref
+                if r is None:
+                    r = run.enter(self)
+                if isinstance(other, Tensor):
+                    o = other._ref
+                    if o is None and r is not None:  # (inputs enter in order)
+                        o = run.enter(other)
+                else:
+                    o = other
+                step = run.next
+                if step is not None and step.plain is p and step.grad is force.grad:
+                    want = step.operands
+                    if want[first] is r:
+                        it = want[second]
+                        if it is o or run.takes(it, o):
+                            return run.follow(step)
         else:
             x = self._array
             if x is not None and x.dtype.kind == "f":  # two of one floating dtype: nothing to prepare
@@ -239,6 +254,7 @@ for _new, _old in {
 
 
 @public()
+@followed
 def add(input: Any, other: Any, *, alpha: Any = 1, out: Tensor | None = None) -> Tensor:
     """input + alpha * other."""
     a, b = operand(input, "add", "input"), operand(other, "add")
@@ -248,6 +264,7 @@ def add(input: Any, other: Any, *, alpha: Any = 1, out: Tensor | None = None) ->
 
 
 @public("sub", "subtract")
+@followed
 def sub(input: Any, other: Any, *, alpha: Any = 1, out: Tensor | None = None) -> Tensor:
     """input - alpha * other. Raises RuntimeError for boolean tensors."""
     a, b = operand(input, "sub", "input"), operand(other, "sub")
@@ -284,6 +301,7 @@ def rsub(input: Any, other: Any, *, alpha: Any = 1) -> Tensor:
 
 
 @public("div", "divide")
+@followed
 def div(input: Any, other: Any, *, rounding_mode: str | None = None, out: Tensor | None = None) -> Tensor:
     """input / other; `rounding_mode` None (true division), "trunc" or "floor"."""
     a, b = with_tensor(operand(input, "div", "input"), operand(other, "div"), op="div")
@@ -315,6 +333,7 @@ PUBLIC["true_divide"] = Tensor.true_divide = lambda input, other, *, out=None: d
 
 
 @public()
+@followed
 def pow(input: Any, exponent: Any, *, out: Tensor | None = None) -> Tensor:
     """input ** exponent. Raises RuntimeError for an integer tensor to a negative integer number."""
     a, b = with_tensor(operand(input, "pow", "self"), operand(exponent, "pow", "exponent"), op="pow")
@@ -358,6 +377,7 @@ def pow_(self: Tensor, exponent: Any) -> Tensor:
     return assign(self, to_dtype(_pow(registered("copy")(self), to_dtype(b, self.dtype)), self.dtype))
 
 
+@followed
 def _pow_op(self: Tensor, other: Any) -> Any:
     if not isinstance(other, Tensor):
         other = number(other)
@@ -370,6 +390,7 @@ Tensor.__pow__ = _pow_op  # type: ignore[attr-defined]
 
 
 @public()
+@followed
 def float_power(input: Any, exponent: Any) -> Tensor:
     """input ** exponent in float64."""
     a, b = with_tensor(operand(input, "float_power", "input"), operand(exponent, "float_power"), op="float_power")

@@ -18,7 +18,7 @@ from flame.functions.combined import masked_fill
 from flame.functions.elementwise import PUBLIC, public
 from flame.functions.promotion import number, operand, tensor_operand, to_dtype
 from flame.functions.shape import EXPAND, RESHAPE, SLICE, wrap_dim
-from flame.primitive import registered
+from flame.primitive import followed, registered
 from flame.tensor import Tensor, method, wrap
 
 GATHER, SCATTER, SCATTER_ADD, INDEX_SELECT, INDEX_ADD, INDEX_ND, INDEX_PUT = map(
@@ -168,6 +168,7 @@ def _indices(parsed: _Parsed, shape: Sequence[int]) -> tuple[list[Tensor], tuple
 
 
 @method("__getitem__")
+@followed
 def getitem(self: Tensor, key: Any) -> Tensor:
     """PyTorch's indexing: views for slices and ints, copies for tensors and masks."""
     if type(key) is int and self.ndim:  # the commonest, straight
@@ -242,6 +243,7 @@ def _index_operand(index: Any, op: str) -> Tensor:
 
 
 @public()
+@followed
 def gather(input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False) -> Tensor:
     """out[i][j] = input[index[i][j]][j] for dim 0, and so on: one element for each element of `index`."""
     i = _index_operand(index, "gather")
@@ -251,6 +253,7 @@ def gather(input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False)
 
 
 @public()
+@followed
 def take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
     """As gather, with the other dimensions broadcast."""
     if dim is None:
@@ -264,6 +267,7 @@ def take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Te
 
 
 @public()
+@followed
 def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
     """The slices of `dim` that a vector of indices names."""
     i = _index_operand(index, "index_select")
@@ -277,6 +281,7 @@ def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
 
 
 @public()
+@followed
 def take(input: Tensor, index: Tensor) -> Tensor:
     """Elements of the flattened tensor."""
     i = _index_operand(index, "take")
@@ -300,6 +305,7 @@ def _source(input: Tensor, index: Tensor, src: Any, op: str) -> Tensor:
 
 
 @public()
+@followed
 def scatter(input: Tensor, dim: int, index: Tensor, src: Any = None, *, value: Any = None, reduce: str | None = None) -> Tensor:
     """A copy with input[index[i][j]][j] = src[i][j] (dim 0), and so on; `src` a tensor or a number."""
     if reduce is not None:
@@ -310,6 +316,7 @@ def scatter(input: Tensor, dim: int, index: Tensor, src: Any = None, *, value: A
 
 
 @public()
+@followed
 def scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
     """As scatter, adding to what is there."""
     i = _index_operand(index, "scatter_add")
@@ -317,6 +324,7 @@ def scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
 
 
 @public()
+@followed
 def index_add(input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: Any = 1) -> Tensor:
     """A copy with the slices of `source` added to those that `index` names."""
     i = _index_operand(index, "index_add")
@@ -325,6 +333,7 @@ def index_add(input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: 
 
 
 @public()
+@followed
 def index_copy(input: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
     d = wrap_dim(dim, input.ndim, "index_copy")
     i = _index_operand(index, "index_copy")
@@ -334,6 +343,7 @@ def index_copy(input: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor
 
 
 @public()
+@followed
 def index_fill(input: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
     s = list(input.shape)
     s[wrap_dim(dim, input.ndim, "index_fill")] = index.numel()
@@ -341,6 +351,7 @@ def index_fill(input: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
 
 
 @public()
+@followed
 def index_put(input: Tensor, indices: Sequence[Any], values: Tensor, accumulate: bool = False) -> Tensor:
     parsed = _Parsed(input, tuple(slice(None) if i is None else i for i in indices))
     tensors, dims = _indices(parsed, input.shape)

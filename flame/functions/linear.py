@@ -8,7 +8,7 @@ from typing import Any
 from flame.functions.elementwise import PUBLIC, public
 from flame.functions.promotion import deliver, tensor_operand
 from flame.functions.shape import EXPAND, PERMUTE, RESHAPE, wrap_dim
-from flame.primitive import broadcast_shapes, registered
+from flame.primitive import broadcast_shapes, followed, force, registered
 from flame.tensor import Tensor
 
 MATMUL = registered("matmul")
@@ -24,6 +24,7 @@ def _pair(a: Any, b: Any, op: str) -> tuple[Tensor, Tensor]:
 
 
 @public()
+@followed
 def matmul(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tensor:
     """The matrix product of the last two dimensions, the others broadcast; vectors are rows on the left, columns on the right."""
     a, b = _pair(input, other, "matmul")
@@ -61,7 +62,18 @@ def _count(s: tuple[int, ...]) -> int:
     return n
 
 
-Tensor.__matmul__ = lambda self, o: matmul(self, o) if isinstance(o, Tensor) else NotImplemented  # type: ignore[attr-defined]
+def _matmul_op(self: Tensor, other: Any) -> Any:
+    if not isinstance(other, Tensor):
+        return NotImplemented
+    run = force.interpreter
+    if run is not None and run.next is not None:
+        got = run.pair(MATMUL, self, other)
+        if got is not None:
+            return got
+    return matmul(self, other)
+
+
+Tensor.__matmul__ = _matmul_op  # type: ignore[attr-defined]
 
 
 def _checked(name: str, ranks: tuple[int, int]) -> None:
@@ -82,7 +94,7 @@ def _checked(name: str, ranks: tuple[int, int]) -> None:
         return matmul(a, b, out=out)
 
     function.__name__ = function.__qualname__ = name
-    public(name)(function)
+    public(name)(followed(function))
 
 
 for _n, _r in (("mm", (2, 2)), ("bmm", (3, 3)), ("mv", (2, 1)), ("dot", (1, 1)), ("vdot", (1, 1))):
@@ -100,11 +112,12 @@ def _added(name: str, product: Any) -> None:
 
     function.__name__ = function.__qualname__ = name
     function.__doc__ = f"beta * input + alpha * the product ({name[3:]})."
-    public(name)(function)
+    public(name)(followed(function))
     setattr(Tensor, name + "_", in_place)
 
 
 @public("outer", "ger")
+@followed
 def outer(input: Tensor, vec2: Tensor) -> Tensor:
     if input.ndim != 1 or vec2.ndim != 1:
         raise RuntimeError(f"outer: Expected 1-D arguments, but got {input.ndim}-D and {vec2.ndim}-D")
@@ -118,10 +131,12 @@ _added("addr", outer)
 
 
 @public()
+@followed
 def inner(input: Tensor, other: Tensor) -> Tensor:
     return input * other if input.ndim == 0 or other.ndim == 0 else tensordot(input, other, ([-1], [-1]))
 
 
+@followed
 def tensordot(a: Tensor, b: Tensor, dims: Any = 2) -> Tensor:
     """The sum of products over pairs of dimensions: an int (the last of a, the first of b) or two lists."""
     if isinstance(dims, int):
@@ -146,6 +161,7 @@ def tensordot(a: Tensor, b: Tensor, dims: Any = 2) -> Tensor:
 PUBLIC["tensordot"] = tensordot
 
 
+@followed
 def einsum(equation: str, *operands: Any) -> Tensor:
     """Einstein's summation, e.g. einsum("bij,bjk->bik", a, b). Several operands are contracted from left to right."""
     ts = list(operands[0]) if len(operands) == 1 and not isinstance(operands[0], Tensor) else list(operands)
@@ -232,6 +248,7 @@ def _two(a: Tensor, p: str, b: Tensor, q: str, later: set[str]) -> tuple[Tensor,
 PUBLIC["einsum"] = einsum
 
 
+@followed
 def multi_dot(tensors: Any) -> Tensor:
     """The product of a chain of matrices."""
     x, *rest = tensors
@@ -241,6 +258,7 @@ def multi_dot(tensors: Any) -> Tensor:
 
 
 @public()
+@followed
 def kron(input: Tensor, other: Tensor) -> Tensor:
     n = max(input.ndim, other.ndim)
     a, b = (x.reshape(*[1] * (n - x.ndim), *x.shape) for x in (input, other))  # type: ignore[attr-defined]

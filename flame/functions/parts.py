@@ -22,13 +22,14 @@ from flame.functions.shape import (
     wrap_dim,
     wrap_dims,
 )
-from flame.primitive import registered
+from flame.primitive import followed, registered
 from flame.tensor import Tensor, method
 
 FLIP, PAD, CAT, WINDOW, DIAGONAL = map(registered, ("flip", "pad", "cat", "window", "diagonal"))
 
 
 @public()
+@followed
 def split(tensor: Tensor, split_size_or_sections: Any = None, dim: int = 0, *, split_size: Any = None) -> tuple:
     """Parts of a size (the last may be smaller), or of the listed sizes."""
     how = split_size_or_sections if split_size is None else split_size
@@ -56,6 +57,7 @@ PUBLIC["split_with_sizes"] = Tensor.split_with_sizes = split  # type: ignore[att
 
 
 @public()
+@followed
 def chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple:
     """At most `chunks` parts of equal size (the last may be smaller)."""
     if chunks <= 0:
@@ -65,6 +67,7 @@ def chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple:
 
 
 @public()
+@followed
 def tensor_split(
     input: Tensor, indices_or_sections: Any = None, dim: int = 0, *, indices: Any = None, sections: Any = None
 ) -> tuple:
@@ -101,6 +104,7 @@ def tensor_split(
 
 
 @public()
+@followed
 def flip(input: Tensor, *args: Any, dims: Any = None) -> Tensor:
     """Elements in reverse order along `dims`: a copy."""
     given = args if dims is None else (dims,)
@@ -146,6 +150,7 @@ def rot90(input: Tensor, k: int = 1, dims: Sequence[int] = (0, 1)) -> Tensor:
 
 
 @public()
+@followed
 def roll(input: Tensor, shifts: Any, dims: Any = None) -> Tensor:
     """Elements moved along dimensions, those that leave coming back at the other end."""
     if dims is None:
@@ -178,6 +183,7 @@ def _joined(tensors: Any, op: str) -> list[Tensor]:
     return [to_dtype(x, d) for x in ts]
 
 
+@followed
 def cat(tensors: Any, dim: int = 0, *, out: Tensor | None = None) -> Tensor:
     """Tensors end to end along an existing dimension. Raises RuntimeError where other sizes differ."""
     ts = _joined(tensors, "cat")
@@ -192,6 +198,7 @@ for _n in ("cat", "concat", "concatenate"):
     PUBLIC[_n] = cat
 
 
+@followed
 def stack(tensors: Any, dim: int = 0, *, out: Tensor | None = None) -> Tensor:
     """Tensors of equal shape along a new dimension."""
     ts = _joined(tensors, "stack")
@@ -326,6 +333,7 @@ def sum_to_size(input: Tensor, *size: Any) -> Tensor:
 
 
 @method()
+@followed
 def repeat(self: Tensor, *sizes: Any) -> Tensor:
     """The tensor repeated along each dimension (new ones in front)."""
     reps = as_shape(sizes, "repeat")
@@ -347,6 +355,7 @@ def tile(input: Tensor, *dims: Any) -> Tensor:
 
 
 @public()
+@followed
 def repeat_interleave(input: Tensor, repeats: Any = None, dim: int | None = None, *, output_size: int | None = None) -> Tensor:
     """Each element `repeats` times (an int, or a tensor with one count each, which is read)."""
     if repeats is None:
@@ -372,6 +381,7 @@ def repeat_interleave(input: Tensor, repeats: Any = None, dim: int | None = None
 
 
 @method()
+@followed
 def unfold(self: Tensor, dimension: int, size: int, step: int) -> Tensor:
     """All windows of `size` elements along a dimension, `step` apart, the window as a last dimension: a view."""
     d = wrap_dim(dimension, self.ndim, "unfold")
@@ -387,6 +397,7 @@ def unfold(self: Tensor, dimension: int, size: int, step: int) -> Tensor:
     return WINDOW(self, dim=d, size=size, step=step, dilation=1)
 
 
+@followed
 def constant_pad(x: Tensor, pad: Sequence[int], value: float = 0.0) -> Tensor:
     """PyTorch's padding: pairs for the last dimension first; negative amounts cut."""
     if len(pad) % 2 or len(pad) // 2 > x.ndim:
@@ -406,6 +417,7 @@ PUBLIC["constant_pad_nd"] = constant_pad
 
 
 @public()
+@followed
 def diagonal(input: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
     """The elements where the two dimensions' indices differ by `offset`, as a last dimension: a view."""
     n = input.ndim

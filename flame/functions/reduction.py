@@ -10,7 +10,7 @@ from flame.dtypes import dtype as DType
 from flame.functions.elementwise import PUBLIC, public
 from flame.functions.promotion import cast, deliver, tensor_operand, to_dtype
 from flame.functions.shape import RESHAPE, take_slice, wrap_dim, wrap_dims
-from flame.primitive import registered
+from flame.primitive import followed, registered
 from flame.tensor import Tensor
 
 SUM, PROD, AMAX, AMIN, ARGMAX, ARGMIN, ANY, ALL = map(
@@ -35,6 +35,7 @@ def _axis(dim: Any, axis: Any) -> Any:
 
 
 @public()
+@followed
 def sum(
     input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: DType | None = None, out: Tensor | None = None,
     axis: Any = None,
@@ -48,6 +49,7 @@ def sum(
 
 
 @public()
+@followed
 def mean(
     input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: DType | None = None, out: Tensor | None = None,
     axis: Any = None,
@@ -70,6 +72,7 @@ def mean(
 
 
 @public()
+@followed
 def prod(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: DType | None = None) -> Tensor:
     """The product over one dimension, or all."""
     x = tensor_operand(input, "prod")
@@ -110,7 +113,7 @@ def _arg(p: Any, name: str) -> None:
 
     function.__name__ = function.__qualname__ = name
     function.__doc__ = f"The index of the {name[3:]}imum along `dim` (its first place), or in the flattened tensor; int64."
-    public(name)(function)
+    public(name)(followed(function))
 
 
 _arg(ARGMAX, "argmax")
@@ -144,7 +147,7 @@ def _extreme(p: Any, arg: Any, pair: Any, name: str) -> None:
     function.__doc__ = (
         f"The {name}imum of all elements; with `dim` (values, indices) along it; with a tensor the elementwise {name}imum."
     )
-    public(name)(function)
+    public(name)(followed(function))
 
 
 _extreme(AMAX, ARGMAX, "maximum", "max")
@@ -159,7 +162,7 @@ def _reduced(p: Any, name: str) -> None:
         return deliver(_reduce(p, x, dims, keepdim), out, name)
 
     function.__name__ = function.__qualname__ = name
-    public(name)(function)
+    public(name)(followed(function))
 
 
 _reduced(AMAX, "amax")
@@ -167,6 +170,7 @@ _reduced(AMIN, "amin")
 
 
 @public()
+@followed
 def aminmax(input: Tensor, *, dim: Any = None, keepdim: bool = False) -> tuple:
     return PUBLIC["amin"](input, () if dim is None else dim, keepdim), PUBLIC["amax"](
         input, () if dim is None else dim, keepdim
@@ -181,7 +185,7 @@ def _truth(p: Any, name: str) -> None:
         return _reduce(p, x, wrap_dims(_axis(dim, axis), x.ndim, name), keepdim)
 
     function.__name__ = function.__qualname__ = name
-    public(name)(function)
+    public(name)(followed(function))
 
 
 _truth(ANY, "any")
@@ -189,11 +193,13 @@ _truth(ALL, "all")
 
 
 @public()
+@followed
 def count_nonzero(input: Tensor, dim: Any = None) -> Tensor:
     return sum(input != 0, dim)
 
 
 @public()
+@followed
 def var(
     input: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: Any = None
 ) -> Tensor:
@@ -213,6 +219,7 @@ def var(
 
 
 @public()
+@followed
 def std(
     input: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: Any = None
 ) -> Tensor:
@@ -220,6 +227,7 @@ def std(
 
 
 @public()
+@followed
 def var_mean(
     input: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: Any = None
 ) -> tuple:
@@ -229,6 +237,7 @@ def var_mean(
 
 
 @public()
+@followed
 def std_mean(
     input: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: Any = None
 ) -> tuple:
@@ -238,6 +247,7 @@ def std_mean(
 
 
 @public()
+@followed
 def logsumexp(input: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
     """log of the sum of exponentials, shifted by the maximum so that it does not overflow."""
     x = tensor_operand(input, "logsumexp")
@@ -252,6 +262,7 @@ def logsumexp(input: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
 
 
 @public()
+@followed
 def norm(input: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False, dtype: DType | None = None) -> Tensor:
     """The vector p-norm over `dim` (all by default); "fro" is the 2-norm."""
     x = tensor_operand(input, "norm")
@@ -278,16 +289,19 @@ def norm(input: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False, 
 
 
 @public()
+@followed
 def dist(input: Tensor, other: Tensor, p: float = 2) -> Tensor:
     return norm(input - other, p)
 
 
 @public()
+@followed
 def nansum(input: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
     return sum(registered("where")(registered("isnan")(input), 0.0, input) if input.dtype.kind == "f" else input, dim, keepdim)
 
 
 @public()
+@followed
 def nanmean(input: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
     return nansum(input, dim, keepdim) / sum(to_dtype(~registered("isnan")(input), input.dtype), dim, keepdim)
 
@@ -305,7 +319,7 @@ def _cumulative(p: Any, name: str) -> None:
         return registered("copy")(x) if x.ndim == 0 else p(x, dim=wrap_dim(d, x.ndim, name))
 
     function.__name__ = function.__qualname__ = name
-    public(name)(function)
+    public(name)(followed(function))
 
 
 _cumulative(CUMSUM, "cumsum")
@@ -313,6 +327,7 @@ _cumulative(CUMPROD, "cumprod")
 
 
 @public()
+@followed
 def argsort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = True) -> Tensor:
     """The indices that sort along `dim`; equal elements keep their order."""
     x = tensor_operand(input, "argsort")
@@ -322,6 +337,7 @@ def argsort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool
 
 
 @public()
+@followed
 def sort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = True) -> Extreme:
     """(values, indices) in order along `dim`; equal elements keep theirs."""
     x = tensor_operand(input, "sort")
@@ -330,6 +346,7 @@ def sort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = 
 
 
 @public()
+@followed
 def topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Extreme:
     """The k largest (or smallest) elements along `dim`, in order, and their indices."""
     x = tensor_operand(input, "topk")
@@ -343,6 +360,7 @@ def topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: boo
 
 
 @public()
+@followed
 def kthvalue(input: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> Extreme:
     x = tensor_operand(input, "kthvalue")
     d = wrap_dim(dim, x.ndim, "kthvalue")
@@ -357,6 +375,7 @@ def kthvalue(input: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> Ext
 
 
 @public()
+@followed
 def median(input: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
     """The lower median of all elements, or (values, indices) along `dim`."""
     if dim is None:

@@ -12,7 +12,7 @@ from flame.dtypes import dtype as DType
 from flame.functions.elementwise import PUBLIC, public
 from flame.functions.promotion import number, tensor_operand
 from flame.primitive import broadcast_shapes as _broadcast_shapes
-from flame.primitive import force, registered
+from flame.primitive import followed, force, registered
 from flame.reasons import SHAPE_IN_PLACE
 from flame.tensor import Size, Tensor, method
 
@@ -82,6 +82,7 @@ def _inferred(shape: tuple[int, ...], n: int, op: str) -> tuple[int, ...]:
 
 
 @method()
+@followed
 def reshape(self: Tensor, *shape: Any) -> Tensor:
     """The elements in row-major order as another shape; one size may be -1. A view where memory allows it."""
     want = _inferred(as_shape(shape, "reshape"), self.numel(), "reshape")
@@ -92,6 +93,7 @@ PUBLIC["reshape"] = lambda input, shape: reshape(input, shape)
 
 
 @method()
+@followed
 def view(self: Tensor, *shape: Any) -> Tensor:
     """As reshape, but never a copy: raises RuntimeError where the memory does not allow a view."""
     if len(shape) == 1 and isinstance(shape[0], DType):
@@ -126,6 +128,7 @@ def reshape_as(self: Tensor, other: Tensor) -> Tensor:
 
 
 @public()
+@followed
 def flatten(input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
     """Dimensions start_dim to end_dim as one."""
     x = tensor_operand(input, "flatten")
@@ -138,11 +141,13 @@ def flatten(input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
 
 
 @public()
+@followed
 def ravel(input: Tensor) -> Tensor:
     return reshape(input, -1)
 
 
 @public()
+@followed
 def unflatten(input: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
     """Dimension `dim` as several; one size may be -1."""
     d = wrap_dim(dim, input.ndim, "unflatten")
@@ -151,6 +156,7 @@ def unflatten(input: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
 
 
 @public()
+@followed
 def permute(input: Tensor, *dims: Any) -> Tensor:
     """The dimensions in another order: a view."""
     ds = dims[0] if len(dims) == 1 and isinstance(dims[0], Sequence) else dims
@@ -166,6 +172,7 @@ def permute(input: Tensor, *dims: Any) -> Tensor:
 
 
 @public("transpose", "swapaxes", "swapdims")
+@followed
 def transpose(input: Tensor, dim0: int, dim1: int) -> Tensor:
     """Two dimensions exchanged: a view."""
     n = input.ndim
@@ -178,6 +185,7 @@ def transpose(input: Tensor, dim0: int, dim1: int) -> Tensor:
 
 
 @public()
+@followed
 def t(input: Tensor) -> Tensor:
     """The transpose of a matrix; vectors and scalars as they are."""
     if input.ndim > 2:
@@ -185,10 +193,12 @@ def t(input: Tensor) -> Tensor:
     return transpose(input, 0, 1) if input.ndim == 2 else PERMUTE(input, dims=tuple(range(input.ndim)))
 
 
+@followed
 def _T(self: Tensor) -> Tensor:
     return PERMUTE(self, dims=tuple(reversed(range(self.ndim))))
 
 
+@followed
 def _mT(self: Tensor) -> Tensor:
     if self.ndim < 2:
         raise RuntimeError(f"tensor.mT is only supported on matrices or batches of matrices. Got {self.ndim}-D tensor.")
@@ -203,6 +213,7 @@ PUBLIC["adjoint"] = Tensor.adjoint = _mT  # type: ignore[attr-defined]
 
 
 @public("movedim", "moveaxis")
+@followed
 def movedim(input: Tensor, source: Any, destination: Any) -> Tensor:
     """The source dimensions at the destination places; the others keep their order."""
     n = input.ndim
@@ -219,6 +230,7 @@ def movedim(input: Tensor, source: Any, destination: Any) -> Tensor:
 
 
 @public()
+@followed
 def squeeze(input: Tensor, dim: Any = None) -> Tensor:
     """Without dimensions of size 1: all of them, or those of `dim` that have it."""
     s = tuple(input.shape)
@@ -227,6 +239,7 @@ def squeeze(input: Tensor, dim: Any = None) -> Tensor:
 
 
 @public()
+@followed
 def unsqueeze(input: Tensor, dim: int) -> Tensor:
     """With a dimension of size 1 inserted before `dim`."""
     d = wrap_dim(dim, input.ndim + 1, "unsqueeze")
@@ -254,6 +267,7 @@ for _n, _f in (("squeeze", squeeze), ("unsqueeze", unsqueeze), ("t", t), ("trans
 
 
 @method()
+@followed
 def expand(self: Tensor, *sizes: Any) -> Tensor:
     """Dimensions of size 1 (and new leading ones) repeated to `sizes` without copying; -1 keeps a size."""
     want = as_shape(sizes, "expand")
@@ -305,12 +319,14 @@ PUBLIC["broadcast_tensors"] = broadcast_tensors
 
 
 @method()
+@followed
 def contiguous(self: Tensor, memory_format: Any = None) -> Tensor:
     """This tensor, or a copy of it, with row-major memory."""
     return self if self.is_contiguous() else COPY(self)
 
 
 @public()
+@followed
 def clone(input: Tensor, *, memory_format: Any = None) -> Tensor:
     """A copy, through which gradients flow."""
     return COPY(input)
@@ -327,6 +343,7 @@ def take_slice(x: Tensor, dim: int, start: int, stop: int, step: int = 1) -> Ten
 
 
 @public()
+@followed
 def narrow(input: Tensor, dim: int, start: Any, length: int) -> Tensor:
     """`length` elements of a dimension, from `start`: a view."""
     d = wrap_dim(dim, input.ndim, "narrow")
@@ -343,6 +360,7 @@ def narrow(input: Tensor, dim: int, start: Any, length: int) -> Tensor:
 
 
 @public()
+@followed
 def select(input: Tensor, dim: int, index: Any) -> Tensor:
     """One element of a dimension, which goes: a view."""
     if input.ndim == 0:
@@ -357,6 +375,7 @@ def select(input: Tensor, dim: int, index: Any) -> Tensor:
 
 
 @public()
+@followed
 def unbind(input: Tensor, dim: int = 0) -> tuple:
     d = wrap_dim(dim, input.ndim, "unbind")
     return tuple(select(input, d, i) for i in range(input.shape[d]))

@@ -1,0 +1,321 @@
+"""Known calls: functions of the framework that are followed in one check, from what they are called with to what they give.
+
+    known call ::= function argument* -> result*        kept by the step after which it began
+    argument   ::= ref | constant | Several(argument*)
+    result     ::= ref | view of argument n | argument n
+
+A composite or a function such as `transpose` is a stretch of the path, and all that it computes comes from its arguments: it
+reads no values, draws no random numbers, writes nothing and uses no other tensors, or it is not learned. Called at the same place
+of the tree with what it was called with before, it goes to the end of its stretch at once. Tensors from outside among the
+arguments become inputs in order of the arguments, whether the call is known or not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flame import dtypes
+from flame.capture.state import RunState, SegmentEnded, new_object
+from flame.capture.trace import Ref, Slot, Step, Trace, exact
+from flame.dtypes import dtype
+from flame.primitive import force
+from flame.tensor import Tensor
+
+MOST_SIZES = 1024  #: sets of sizes that one call is remembered for
+MOST = 8  #: known calls kept by one step: where arguments never are the same, remembering them helps nobody
+_CONSTANTS = (int, float, bool, str, dtype, type(None), type(Ellipsis))
+
+
+class Several:
+    """A tuple or list of arguments, or a slice."""
+
+    __slots__ = ("type", "items")
+
+    def __init__(self, kind: type, items: tuple):
+        self.type = kind
+        self.items = items
+
+
+class Result:
+    """One result: fresh (`argument` < 0), an argument itself, or a view of it."""
+
+    __slots__ = ("ref", "argument", "chain")
+
+    def __init__(self, ref: Ref | None, argument: int, chain: tuple):
+        self.ref = ref
+        self.argument = argument
+        self.chain = chain
+
+
+class Macro:
+    """A known call."""
+
+    __slots__ = ("function", "given", "positional", "names", "grad", "default", "last", "only", "results", "pack", "checked")
+
+    def __init__(
+        self, function: Any, given: tuple, positional: int, names: tuple, last: Step, results: list[Result], pack: Any
+    ):
+        self.function = function
+        self.given = given
+        self.positional = positional
+        self.names = names
+        self.grad = force.grad
+        self.default = dtypes._default_float
+        self.last = last
+        #: the ref of a call that gives one fresh tensor
+        self.only = results[0].ref if pack is None and results[0].argument < 0 else None
+        self.results = results
+        self.pack = pack  #: what makes one value of the results; None: there is one result
+        #: with Sizes inside: the bindings under which its operations were checked one by one. A call makes its numbers from its
+        #: arguments alone, so that they are what they were then
+        self.checked: set[tuple] | None = None
+
+
+class Calls(RunState):
+    """Calls that are known, and learning them."""
+
+    enter: Any
+
+    def composite(self, f: Any, name: str, args: tuple, kwargs: dict) -> Any:
+        """Follow a call that is known here; else run it, and know it from then on."""
+        if self.next is not None:
+            macros = self.at.macros
+            if macros is not None:
+                names = tuple(kwargs) if kwargs else ()
+                given = (*args, *kwargs.values()) if kwargs else args
+                for m in macros:
+                    if m.function is not f or m.positional != len(args) or m.names != names:
+                        continue
+                    if m.grad is not force.grad or m.default is not dtypes._default_float:
+                        continue
+                    for want, a in zip(m.given, given):
+                        if want is a:
+                            continue
+                        if want.__class__ is Ref:
+                            r = getattr(a, "_ref", None)
+                            if r is want or (r is None and isinstance(a, Tensor) and self.enter(a) is want):
+                                continue
+                            break
+                        if not self._fits(want, a):
+                            break
+                    else:
+                        if m.checked is None or tuple(self.bindings) in m.checked:
+                            return self._follow_call(m, given)
+        return self._call(f, name, args, kwargs)
+
+    def _fits(self, want: Any, a: Any) -> bool:
+        """Whether an argument is what it was: tensors by ref, everything else by type and bits."""
+        if want is a:
+            return True
+        kind = want.__class__
+        if kind is Ref:
+            r = getattr(a, "_ref", None)
+            return r is want or (r is None and isinstance(a, Tensor) and self.enter(a) is want)
+        if kind is Several:
+            if a.__class__ is not want.type:
+                return False
+            items = (a.start, a.stop, a.step) if kind is slice or want.type is slice else a
+            return len(items) == len(want.items) and all(map(self._fits, want.items, items))
+        return not isinstance(a, Tensor) and exact(want, a)
+
+    def _follow_call(self, m: Macro, given: tuple) -> Any:
+        last = self.at = m.last
+        got: Any
+        if m.only is not None:
+            got = new_object(Tensor)
+            got._ref = m.only
+            self.made.append(got)
+        else:
+            made = [self._result(r, given) for r in m.results]
+            got = made[0] if m.pack is None else m.pack(made)
+        children = last.children
+        if children:
+            self.next = children[0]
+        else:
+            self.run_out()
+        return got
+
+    def _result(self, r: Result, given: tuple) -> Tensor:
+        if r.ref is None:
+            return given[r.argument]
+        t = new_object(Tensor)
+        t._ref = r.ref
+        if r.argument >= 0:
+            base = given[r.argument]
+            trace = base._trace
+            if trace is None:
+                t._trace = Trace(None, r.chain, base)
+            else:
+                t._trace = Trace(None, (*trace.chain, *r.chain), base if trace.root is None else trace.root)
+            self.unlinked = True
+        self.made.append(t)
+        return t
+
+    def _call(self, f: Any, name: str, args: tuple, kwargs: dict) -> Any:
+        """A call that is not known where it begins; it may be known where its inputs are."""
+        if self.inner is not None:
+            return f(*args, **kwargs)
+        begin = self.at
+        given = (*args, *kwargs.values()) if kwargs else args
+        try:
+            arguments = self._arguments(given)
+        except SegmentEnded:
+            arguments = None
+        if arguments is None or not self.alive or force.interpreter is not self:
+            return _noted(f, name, args, kwargs)
+        start, names = self.at, tuple(kwargs)
+        if start is not begin and self.next is not None and start.macros is not None:
+            for m in start.macros:
+                if (
+                    m.function is f
+                    and m.positional == len(args)
+                    and m.names == names
+                    and m.grad is force.grad
+                    and m.default is dtypes._default_float
+                    and all(map(self._fits, m.given, given))
+                    and (m.checked is None or tuple(self.bindings) in m.checked)
+                ):
+                    return self._follow_call(m, given)
+        bindings = tuple(self.bindings)
+        grad, shadowed, reads = force.grad, self.shadow is not None, self.reads
+        got = _noted(f, name, args, kwargs)
+        steady = force.interpreter is self and self.alive and force.grad is grad and self.reads == reads
+        if steady and not shadowed and self.shadow is None:
+            m = self._learned(f, given, arguments, len(args), names, start, got)
+            if m is not None:
+                _remember(begin, m, bindings)
+                if start is not begin:
+                    _remember(start, m, bindings)
+        return got
+
+    def _arguments(self, x: Any) -> tuple | None:
+        """Refs for tensors, everything else as it is; None where something can't be told apart for sure."""
+        out: list[Any] = []
+        for a in x:
+            kind = type(a)
+            if kind in _CONSTANTS:
+                out.append(a)
+            elif isinstance(a, Tensor):
+                r = a._ref
+                if r.__class__ is not Ref or r.capture is not self.capture:
+                    if r is None and a._handed_out():
+                        return None
+                    r = self.ref_of(a)
+                out.append(r)
+            elif isinstance(a, tuple | list | slice):
+                inner = self._arguments((a.start, a.stop, a.step) if isinstance(a, slice) else a)
+                if inner is None:
+                    return None
+                # (a tuple of constants is told by itself, most often at once)
+                out.append(a if type(a) is tuple and all(type(i) in _CONSTANTS for i in a) else Several(kind, inner))
+            else:
+                return None
+        return tuple(out)
+
+    def _learned(
+        self, f: Any, given: tuple, arguments: tuple, positional: int, names: tuple, start: Step, got: Any
+    ) -> Macro | None:
+        """What is to be known of a call that ended just now, if it can be followed at once."""
+        sized = False
+        made: set[Ref] = set()
+        values: set[int] = set()
+        s = self.at
+        while s is not start:
+            if s is None or s.kind != "op" or s.primitive is None or s.primitive.kind == "random":
+                return None
+            if s.binds or any(o.__class__ is Slot for o in s.operands):
+                return None
+            sized = sized or s.sized
+            made.update(s.outs)
+            values.update(r.value for r in s.outs)
+            s = s.parent
+        kind = type(got)
+        if isinstance(got, Tensor):
+            several, pack = [got], None
+        elif kind is tuple or kind is list:
+            several, pack = list(got), (tuple if kind is tuple else list)
+        elif isinstance(got, tuple) and hasattr(got, "_make"):
+            several, pack = list(got), kind._make
+        else:
+            return None
+        if not several:
+            return None
+        results: list[Result] = []
+        homes: set[int] = set()
+        for t in several:
+            r = self._result_of(t, given, made, values, homes)
+            if r is None:
+                return None
+            results.append(r)
+        m = Macro(f, arguments, positional, names, self.at, results, pack)
+        if sized:
+            if any(r.argument >= 0 and r.chain for r in results):
+                return None  # (what a view is made with changes from call to call)
+            m.checked = set()
+        return m
+
+    def _result_of(self, t: Any, given: tuple, made: set[Ref], values: set[int], homes: set[int]) -> Result | None:
+        for i, a in enumerate(given):
+            if a is t:
+                return Result(None, i, ()) if isinstance(t, Tensor) else None
+        if type(t) is not Tensor or t._ref not in made:
+            return None
+        trace = t._trace
+        if trace is None:
+            return Result(t._ref, -1, ())
+        w = self.window_of(t)
+        for i, a in enumerate(given):  # a view of an argument
+            if not isinstance(a, Tensor) or a._ref is None or a._trace is None:
+                continue
+            seen = a._trace
+            chain = seen.chain
+            if (
+                self.window_of(a) is w
+                and trace.root is (a if seen.root is None else seen.root)
+                and len(trace.chain) > len(chain)
+                and trace.chain[: len(chain)] == chain
+            ):
+                return Result(t._ref, i, trace.chain[len(chain) :])
+        if w.external is not None or w.current not in values or not t.is_contiguous() or id(w) in homes:
+            return None
+        homes.add(id(w))
+        return Result(t._ref, -1, ())  # a view of what nobody else sees
+
+
+def _noted(f: Any, name: str, args: tuple, kwargs: dict) -> Any:
+    """Call `f` with its name in force, unless it is part of another one."""
+    if not name or force.note:
+        return f(*args, **kwargs)
+    force.note = name
+    try:
+        return f(*args, **kwargs)
+    finally:
+        force.note = ""
+
+
+def _remember(step: Step, m: Macro, bindings: tuple) -> None:
+    if step.macros is None:
+        step.macros = []
+    if m.checked is not None:
+        for old in step.macros:
+            if old.checked is not None and old.last is m.last and old.function is m.function and _alike(old, m):
+                if len(old.checked) < MOST_SIZES:
+                    old.checked.add(bindings)
+                return
+        m.checked.add(bindings)
+    step.macros.insert(0, m)
+    del step.macros[MOST:]
+
+
+def _alike(a: Macro, b: Macro) -> bool:
+    """Whether two known calls are one, but for the sizes that they were checked for."""
+    same = a.positional == b.positional and a.names == b.names and a.grad is b.grad and a.default is b.default
+    return same and len(a.given) == len(b.given) and all(map(_same, a.given, b.given))
+
+
+def _same(a: Any, b: Any) -> bool:
+    if a is b:
+        return True
+    if a.__class__ is Several and b.__class__ is Several:
+        return a.type is b.type and len(a.items) == len(b.items) and all(map(_same, a.items, b.items))
+    return a.__class__ is not Ref and exact(a, b)
