@@ -341,6 +341,22 @@ def results_kept_in_all_ways(wrap):
     return drive(f, [(x, i) for i, x in enumerate(batches(3, n=14))], world)
 
 
+@program
+def results_that_are_watched_as_they_go(wrap):
+    @wrap
+    def f(x):
+        y = x * 2
+        v = y.view(1, 3)
+        seen = [weakref.ref(y), weakref.ref(v), weakref.ref(F.gelu(y))]
+        gone = [r() is None for r in seen]
+        del y
+        gone += [r() is None for r in seen]
+        del v
+        return gone + [r() is None for r in seen]
+
+    return drive(f, batches(3, n=5))
+
+
 def test_only_what_is_kept_is_computed() -> None:
     @flame.compile(backend="eager")
     def f(x: flame.Tensor) -> flame.Tensor:

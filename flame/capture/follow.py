@@ -98,10 +98,10 @@ class Follower(RunState):
     def link(self) -> None:
         """Tell windows of the views that were made since: what is about to be written has to know who sees it."""
         self.unlinked = False
-        begin, self.linked = self.linked, len(self.made)
-        for t in self.made[begin:]:
-            trace = t._trace
-            if trace is not None and trace.window is None:
+        begin, self.linked = self.linked, len(self.tracked)
+        for w in self.tracked[begin:]:
+            t = w()
+            if t is not None and t._trace is not None and t._trace.window is None:
                 self.window_of(t)
 
     def _input(self, t: Tensor) -> Ref:
@@ -304,7 +304,7 @@ class Follower(RunState):
                     t._ref = step.outs[0]
                     if step.view:
                         self._link_view(t, operands[0], step, step.items)
-                    self.made.append(t)
+                    self.tracked.append(weak(t))
                     if step.children:
                         self.next = step.children[0]
                     else:
@@ -338,14 +338,14 @@ class Follower(RunState):
                         t._ref = outs[0]
                         if step.view:
                             self._link_view(t, operands[0], step, tuple(params.items()))
-                        self.made.append(t)
+                        self.tracked.append(weak(t))
                         got: Any = t
                     else:
                         made = []
                         for r in outs:
                             t = new_object(Tensor)
                             t._ref = r
-                            self.made.append(t)
+                            self.tracked.append(weak(t))
                             made.append(t)
                         got = tuple(made)
                     if not step.children:
@@ -359,7 +359,7 @@ class Follower(RunState):
         self.at = step
         t = new_object(Tensor)
         t._ref = step.outs[0]
-        self.made.append(t)
+        self.tracked.append(weak(t))
         children = step.children
         if children:
             self.next = children[0]

@@ -15,7 +15,8 @@ from __future__ import annotations
 from typing import Any
 
 from flame import dtypes
-from flame.capture.state import RunState, SegmentEnded, new_object
+from flame.capture.sizes import SizedSpec
+from flame.capture.state import RunState, SegmentEnded, new_object, weak
 from flame.capture.trace import Ref, Slot, Step, Trace, exact
 from flame.dtypes import dtype
 from flame.primitive import force
@@ -66,9 +67,9 @@ class Macro:
         self.only = results[0].ref if pack is None and results[0].argument < 0 else None
         self.results = results
         self.pack = pack  #: what makes one value of the results; None: there is one result
-        #: with Sizes inside: the bindings under which its operations were checked one by one. A call makes its numbers from its
-        #: arguments alone, so that they are what they were then
-        self.checked: set[tuple] | None = None
+        #: with Sizes among its arguments: the bindings under which its operations were checked one by one, and the results then.
+        #: A call makes its numbers from its arguments alone, so that they are what they were then
+        self.checked: dict[tuple, list[Result]] | None = None
 
 
 class Calls(RunState):
@@ -124,9 +125,10 @@ class Calls(RunState):
         if m.only is not None:
             got = new_object(Tensor)
             got._ref = m.only
-            self.made.append(got)
+            self.tracked.append(weak(got))
         else:
-            made = [self._result(r, given) for r in m.results]
+            results = m.results if m.checked is None else m.checked[tuple(self.bindings)]
+            made = [self._result(r, given) for r in results]
             got = made[0] if m.pack is None else m.pack(made)
         children = last.children
         if children:
@@ -148,7 +150,7 @@ class Calls(RunState):
             else:
                 t._trace = Trace(None, (*trace.chain, *r.chain), base if trace.root is None else trace.root)
             self.unlinked = True
-        self.made.append(t)
+        self.tracked.append(weak(t))
         return t
 
     def _call(self, f: Any, name: str, args: tuple, kwargs: dict) -> Any:
@@ -216,7 +218,7 @@ class Calls(RunState):
         self, f: Any, given: tuple, arguments: tuple, positional: int, names: tuple, start: Step, got: Any
     ) -> Macro | None:
         """What is to be known of a call that ended just now, if it can be followed at once."""
-        sized = False
+        sized = _sized(arguments)
         made: set[Ref] = set()
         values: set[int] = set()
         s = self.at
@@ -249,9 +251,7 @@ class Calls(RunState):
             results.append(r)
         m = Macro(f, arguments, positional, names, self.at, results, pack)
         if sized:
-            if any(r.argument >= 0 and r.chain for r in results):
-                return None  # (what a view is made with changes from call to call)
-            m.checked = set()
+            m.checked = {}
         return m
 
     def _result_of(self, t: Any, given: tuple, made: set[Ref], values: set[int], homes: set[int]) -> Result | None:
@@ -300,11 +300,16 @@ def _remember(step: Step, m: Macro, bindings: tuple) -> None:
         for old in step.macros:
             if old.checked is not None and old.last is m.last and old.function is m.function and _alike(old, m):
                 if len(old.checked) < MOST_SIZES:
-                    old.checked.add(bindings)
+                    old.checked[bindings] = m.results
                 return
-        m.checked.add(bindings)
+        m.checked[bindings] = m.results
     step.macros.insert(0, m)
     del step.macros[MOST:]
+
+
+def _sized(arguments: tuple) -> bool:
+    """Whether the shape of an argument differs from call to call."""
+    return any(type(a.spec) is SizedSpec if type(a) is Ref else type(a) is Several and _sized(a.items) for a in arguments)
 
 
 def _alike(a: Macro, b: Macro) -> bool:

@@ -151,6 +151,7 @@ class Run(Follower, Calls, Recorder, Effects, Gradients):
         """Hold nothing until another call begins."""
         self.survivors = self.observer = None
         self.unlinked = False
+        self.linked = 0
         self.externals.clear()
         for kept in (self.tracked, self.edges, self.bindings, self.snapshots, self.originals, self.written):
             if kept:

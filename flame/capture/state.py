@@ -6,7 +6,6 @@ A Run (`flame.capture.run`) is put together from a Follower (operands and operat
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -22,30 +21,6 @@ weak = weakref.ref
 
 class SegmentEnded(Exception):
     """The segment ended inside an operation, which is to be begun again in the next one."""
-
-
-def _held(made: list, alone: int) -> list:
-    """Those that somebody else holds, in order; `made` is empty afterwards. A tensor may hold older ones (a view its base), so
-    the newest goes first."""
-    found = []
-    t = None
-    count = sys.getrefcount
-    while made:
-        t = made.pop()
-        if count(t) > alone:
-            found.append(t)
-    found.reverse()
-    return found
-
-
-def _count_alone() -> int:
-    """What the interpreter counts where nobody else holds an object."""
-    kept = object()
-    counts = [n for n in range(8) if _held([kept, object()], n) == [kept]]
-    return counts[0]
-
-
-_ALONE = _count_alone()
 
 
 class RunState:
@@ -72,8 +47,8 @@ class RunState:
 
     def __init__(self, capture: Capture, root: Step, thread: int):
         self.capture = capture
-        self.made: list[Tensor] = []  #: while following: every tensor that was given a ref, except those from outside
-        self.tracked: list[weakref.ref] = []  #: the same while recording, when they have memory that should not be kept
+        #: every tensor that was given a ref, except those from outside (weakly: a user may watch them go)
+        self.tracked: list[weakref.ref] = []
         #: one for each input step: tensor (or snapshot), ref, window
         self.externals: list[tuple[Tensor, Ref, Window | None]] = []
         self.edges: dict[int, Any] = {}  #: edge id -> tape edge of an outside tensor, or a leaf (see `edge_of`)
@@ -85,7 +60,7 @@ class RunState:
         self.written: list[Window] = []
         self.reads = 0  #: how often a user read values that were there
         self.unlinked = False  #: whether views were made whose windows do not know of them
-        self.linked = 0  #: that many of `made` were looked at for such views
+        self.linked = 0  #: that many of `tracked` were looked at for such views
         self.inner: list[Step] | None = None
         self.guards: list = []
         self.shadow: Step | None = None  #: while re-recording: the old branch's step, whose numbers may differ
@@ -126,32 +101,19 @@ class RunState:
         """The pending tensors that somebody still holds."""
         if self.survivors is not None:
             return self.survivors
-        alive = [t for t in [w() for w in self.tracked] if t is not None] if self.tracked else []
-        if self.made:
-            held = self._left()
-            self.tracked += map(weak, held)
-            alive += held
+        alive = [t for w in self.tracked if (t := w()) is not None]
+        if self.unlinked:
+            self.unlinked = False
+            for t in alive:
+                trace = t._trace
+                if trace is not None and trace.window is None:
+                    self.window_of(t)
         return alive
 
     def survive(self) -> list[Tensor]:
         """The same where the segment ends: who lives now is dealt with until `close`."""
-        if self.tracked:
-            alive = self.live()
-        else:
-            alive = self._left()
-        self.survivors = alive
+        alive = self.survivors = self.live()
         return alive
-
-    def _left(self) -> list[Tensor]:
-        held = _held(self.made, _ALONE)
-        self.linked = 0
-        if self.unlinked:
-            self.unlinked = False
-            for t in held:
-                trace = t._trace
-                if trace is not None and trace.window is None:
-                    self.window_of(t)
-        return held
 
     def advance(self, step: Step) -> None:
         self.at = step
@@ -169,10 +131,7 @@ class RunState:
         return found
 
     def track(self, t: Tensor) -> None:
-        if self.following:
-            self.made.append(t)
-        else:
-            self.tracked.append(weak(t))
+        self.tracked.append(weak(t))
 
     def _without_grad(self, f: Any) -> Any:
         before, force.grad = force.grad, False
