@@ -61,7 +61,7 @@ def program_at(program: Program, values: Mapping[str, int]) -> Program:
         if isinstance(s, CallStep):
             steps.append(call(s))
             continue
-        symbols = {n: values[n] for n in s.kernel.symbols}
+        symbols = {n: values.get(n, known) for n, known in s.symbols.items()}
         steps.append(KernelStep(s.kernel, s.buffers, symbols, None if s.library is None else call(s.library), s.notes))
     slots = tuple(replace(s, spec=spec_at(s.spec, values)) for s in program.slots)
     return plan(replace(program, slots=slots, steps=tuple(steps)))

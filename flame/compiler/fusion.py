@@ -30,7 +30,7 @@ from flame.compiler.program import Decision, Fused
 from flame.compiler.roots import Plan, choose_roots
 from flame.compiler.splitting import split, steps_of
 from flame.compiler.target import Target
-from flame.compiler.templates import Attempt, Templates
+from flame.compiler.templates import Attempt, Templates, places_of
 
 #: statements, buffers and chained nodes that one kernel may have
 _STATEMENTS, _BUFFERS, _DEPTH = 256, 32, 120
@@ -45,7 +45,7 @@ _SMALL, _BATCH_BUFFERS = 10.0, 24
 def fuse(graph: Graph, target: Target) -> Fused:
     """Kernels and calls in an order to run in, and every decision with its reason."""
     space = space_of(graph)
-    templates = Templates(target, None if space is None else space.symbols)
+    templates = Templates(target, None if space is None else space.symbols, places_of(graph))
     plan = _settle(graph, target, templates)
     fusion = _Fusion(plan, target, templates)
     fusion.join()
@@ -328,6 +328,8 @@ class _Fusion:
             if kernel not in halves:
                 halves[kernel] = None if library else split(kernel, got.template.cost, self.target)
             cut = halves[kernel]
+            if got.symbols:
+                out.symbols[len(out.steps)] = got.symbols
             if cut is None:
                 out.steps.append((kernel, got.buffers, library))
             else:

@@ -155,6 +155,11 @@ class Kernel:
         return Bounds(self.axes, self.symbols, ranges | self.values) if ranges else known
 
     @property
+    def sizes_known(self) -> bool:
+        """Whether every extent is a number. (Symbols may still be places in memory.)"""
+        return all(e.const is not None for e in self.axes.values())
+
+    @property
     def reduce_axes(self) -> tuple[str, ...]:
         """The axes that some statement reduces, in the order of `axes`."""
         reduced = {a for s in self.statements if isinstance(s, Reduce | Contract) for a in s.axes}

@@ -77,7 +77,8 @@ def link(graph: Graph, fused: Fused) -> Program:
                 decisions.append(
                     Decision("refused", f"library call for {library}", "an operand is not a view of what the kernel reads")
                 )
-        steps.append(KernelStep(kernel, buffers, typical(kernel), call, _notes(kernel)))
+        symbols = typical(kernel) | fused.symbols.get(len(steps), {})
+        steps.append(KernelStep(kernel, buffers, symbols, call, _notes(kernel)))
     for v in graph.outputs:
         _slot(place, v, graph.name)
     inputs = tuple(range(len(graph.inputs)))

@@ -25,7 +25,7 @@ elements are never read.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,7 @@ from flame.primitive import Number
 #: what a reduction over nothing gives
 _IDENTITY: dict[str, Number] = {"sum": 0, "prod": 1, "any": False, "all": True}
 _MOST_SPLITS = 8
+NOTHING: Mapping[Node, dict[str, Any]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +55,23 @@ class Lowered:
 
 
 def lower(
-    roots: Sequence[Value], in_memory: Callable[[Value], bool], name: str = "", symbols: Symbols | None = None
+    roots: Sequence[Value],
+    in_memory: Callable[[Value], bool],
+    name: str = "",
+    symbols: Symbols | None = None,
+    params: Mapping[Node, dict[str, Any]] = NOTHING,
 ) -> Lowered:
     """One kernel that stores `roots` and loads what `in_memory` (roots themselves are computed).
 
     Raises Refused with the reason where the group does not have one of the forms above. `name` replaces the name that the
-    kernel gets from what it does; `symbols` are those that shapes and parameters may name.
+    kernel gets from what it does; `symbols` are those that shapes and parameters may name; `params` are those of some movements
+    in the place of their own.
     """
     lead = max(reversed(roots), key=_leadership)  # of equals the last: it reads the others, and so says where they stand
     extents: list[tuple[int, ...]] = [(d,) for d in _walked(lead)]
     for _ in range(_MOST_SPLITS):
         try:
-            return _Lowering(roots, lead, in_memory, extents, symbols).finish(name)
+            return _Lowering(roots, lead, in_memory, extents, symbols, params).finish(name)
         except _Split as cut:
             old = extents[cut.dim]
             parts = (old[cut.place] // cut.inner, cut.inner)
@@ -134,8 +140,10 @@ class _Lowering(Writer):
         in_memory: Callable[[Value], bool],
         extents: list[tuple[int, ...]],
         symbols: Symbols | None,
+        params: Mapping[Node, dict[str, Any]],
     ):
         super().__init__(symbols)
+        self.params = params
         self.in_memory = in_memory
         self.values: dict[str, Value] = {}  #: buffer -> graph value
         self.words: dict[str, bool] = {}  #: what is computed, in order -> is it a word worth a place in the name?
@@ -247,7 +255,7 @@ class _Lowering(Writer):
         elif p.kind == "contract":
             name = self._contract(node, index)
         else:
-            got = p.lower(_At(self, node, guard), index, *_specs(node), **node.params)
+            got = p.lower(_At(self, node, guard), index, *_specs(node), **self.params.get(node, node.params))
             name = self._read(node, got, guard) if isinstance(got, Read) else got
         self._speak(node)
         return name
@@ -328,7 +336,7 @@ class _Lowering(Writer):
             p = node.primitive
             if p.kind != "movement" or p.lower is None:
                 return None
-            read = p.lower(_At(self, node, conds), index, *_specs(node), **node.params)
+            read = p.lower(_At(self, node, conds), index, *_specs(node), **self.params.get(node, node.params))
             if not isinstance(read, Read) or len(read.choices) != 1:
                 return None
             (choice,) = read.choices

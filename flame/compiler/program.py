@@ -52,6 +52,7 @@ class Fused:
     """What fusion makes of a graph: kernels and opaque nodes, in an order in which values are made before they are used."""
 
     steps: list[FusedKernel | Node] = field(default_factory=list)
+    symbols: dict[int, dict[str, int]] = field(default_factory=dict)  #: of some steps, by number: what their symbols stand for
     decisions: list[Decision] = field(default_factory=list)
 
 

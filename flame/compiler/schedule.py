@@ -201,7 +201,7 @@ def _choose_rows(kernel: Kernel, target: Target, env: Mapping[str, int]) -> GpuS
     # registers: values that live at the same time, 4 bytes a lane, 32 * warps threads, about 128 of 255 registers each
     most = max(1024, 8192 // max(1, live // 3))
     r = power_of_two(longest)
-    if kernel.symbols or r > most:
+    if not kernel.sizes_known or r > most:
         r = min(r, 512 if live > 8 else 2048 if longest >= 16384 else 1024)
     x = 1 if r >= 512 or points == 1 else max(1, min(1024 // r, power_of_two(points)))
     tile = x * r

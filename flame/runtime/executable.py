@@ -313,11 +313,12 @@ class _Writer:
             places.append(-1 - self._scratch)
             self._arena_bytes = max(self._arena_bytes, self._scratch + workspace)
         found: list[Use] = []
+        known = kernel.kernel.sizes_known
         for i, phase in enumerate(kernel.phases):
             chunks = phase.count(plain)
-            # With symbols the estimate is that of the least sizes: the number of chunks says more.
-            parallel = chunks > 1 and (bool(values) or phase.microseconds >= PARALLEL_MICROSECONDS)
-            estimate = 0.0 if values else phase.microseconds
+            # With symbolic sizes the estimate is that of the least: the number of chunks says more.
+            parallel = chunks > 1 and (not known or phase.microseconds >= PARALLEL_MICROSECONDS)
+            estimate = phase.microseconds if known else 0.0
             found.append(NativeUse(kernel.stored, i, tuple(places), chunks, parallel, values, estimate))
         return found
 
