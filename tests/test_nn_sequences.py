@@ -193,6 +193,16 @@ def test_compiled_packed_batches_are_the_eager_ones() -> None:
             close(a, b)
 
 
+def test_compiled_packed_batches_follow_their_lengths() -> None:
+    """Batches of the same number of rows and steps whose sizes alone differ are different programs."""
+    m = nn.RNN(2, 3)
+    f = flame.compile(lambda p: m(p)[1])
+    for lengths in ([4, 2, 2], [4, 3, 1], [4, 2, 2], [4, 3, 1], [4, 2, 2]):
+        p = packing.pack_padded_sequence(flame.randn(4, 3, 2), lengths)
+        assert p.data.shape[0] == 8 and len(p.batch_sizes) == 4
+        close(f(p), m(p)[1])
+
+
 @pytest.mark.oracle
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("lengths", [[4, 3, 1], [2, 5, 3], [1]], ids=str)

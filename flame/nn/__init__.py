@@ -1,6 +1,6 @@
 """Layers, losses, containers, initialisers: PyTorch's `torch.nn` names."""
 
-from flame.nn import functional, init, modules, parameter, utils
+from flame.nn import functional, init, modules, parallel, parameter, utils
 from flame.nn.modules.activation import (
     CELU,
     ELU,
@@ -18,6 +18,7 @@ from flame.nn.modules.activation import (
     PReLU,
     ReLU,
     ReLU6,
+    RReLU,
     Sigmoid,
     SiLU,
     Softmax,
@@ -29,6 +30,9 @@ from flame.nn.modules.activation import (
     Tanh,
     Tanhshrink,
     Threshold,
+)
+from flame.nn.modules.adaptive import (
+    AdaptiveLogSoftmaxWithLoss,
 )
 from flame.nn.modules.attention import (
     MultiheadAttention,
@@ -43,6 +47,7 @@ from flame.nn.modules.batchnorm import (
     SyncBatchNorm,
 )
 from flame.nn.modules.container import (
+    Container,
     ModuleDict,
     ModuleList,
     ParameterDict,
@@ -76,17 +81,20 @@ from flame.nn.modules.loss import (
     CosineEmbeddingLoss,
     CosineSimilarity,
     CrossEntropyLoss,
+    CTCLoss,
     GaussianNLLLoss,
     HingeEmbeddingLoss,
     HuberLoss,
     KLDivLoss,
     L1Loss,
+    LinearCrossEntropyLoss,
     MarginRankingLoss,
     MSELoss,
     MultiLabelMarginLoss,
     MultiLabelSoftMarginLoss,
     MultiMarginLoss,
     NLLLoss,
+    NLLLoss2d,
     PairwiseDistance,
     PoissonNLLLoss,
     SmoothL1Loss,
@@ -98,6 +106,7 @@ from flame.nn.modules.module import (
     Module,
 )
 from flame.nn.modules.normalization import (
+    CrossMapLRN2d,
     GroupNorm,
     LayerNorm,
     LocalResponseNorm,
@@ -113,9 +122,17 @@ from flame.nn.modules.pooling import (
     AvgPool1d,
     AvgPool2d,
     AvgPool3d,
+    FractionalMaxPool2d,
+    FractionalMaxPool3d,
+    LPPool1d,
+    LPPool2d,
+    LPPool3d,
     MaxPool1d,
     MaxPool2d,
     MaxPool3d,
+    MaxUnpool1d,
+    MaxUnpool2d,
+    MaxUnpool3d,
 )
 from flame.nn.modules.rnn import (
     GRU,
@@ -136,6 +153,7 @@ from flame.nn.modules.shaping import (
     ConstantPad2d,
     ConstantPad3d,
     Flatten,
+    Fold,
     PixelShuffle,
     PixelUnshuffle,
     ReflectionPad1d,
@@ -145,6 +163,7 @@ from flame.nn.modules.shaping import (
     ReplicationPad2d,
     ReplicationPad3d,
     Unflatten,
+    Unfold,
     Upsample,
     UpsamplingBilinear2d,
     UpsamplingNearest2d,
@@ -154,6 +173,7 @@ from flame.nn.modules.shaping import (
 )
 from flame.nn.modules.sparse import (
     Embedding,
+    EmbeddingBag,
 )
 from flame.nn.modules.transformer import (
     Transformer,
@@ -162,12 +182,14 @@ from flame.nn.modules.transformer import (
     TransformerEncoder,
     TransformerEncoderLayer,
 )
+from flame.nn.parallel import DataParallel
 from flame.nn.parameter import Buffer, Parameter
 
 __all__ = [
     "AdaptiveAvgPool1d",
     "AdaptiveAvgPool2d",
     "AdaptiveAvgPool3d",
+    "AdaptiveLogSoftmaxWithLoss",
     "AdaptiveMaxPool1d",
     "AdaptiveMaxPool2d",
     "AdaptiveMaxPool3d",
@@ -183,6 +205,7 @@ __all__ = [
     "Bilinear",
     "Buffer",
     "CELU",
+    "CTCLoss",
     "ChannelShuffle",
     "CircularPad1d",
     "CircularPad2d",
@@ -190,6 +213,7 @@ __all__ = [
     "ConstantPad1d",
     "ConstantPad2d",
     "ConstantPad3d",
+    "Container",
     "Conv1d",
     "Conv2d",
     "Conv3d",
@@ -199,14 +223,20 @@ __all__ = [
     "CosineEmbeddingLoss",
     "CosineSimilarity",
     "CrossEntropyLoss",
+    "CrossMapLRN2d",
+    "DataParallel",
     "Dropout",
     "Dropout1d",
     "Dropout2d",
     "Dropout3d",
     "ELU",
     "Embedding",
+    "EmbeddingBag",
     "FeatureAlphaDropout",
     "Flatten",
+    "Fold",
+    "FractionalMaxPool2d",
+    "FractionalMaxPool3d",
     "GELU",
     "GLU",
     "GRU",
@@ -225,11 +255,15 @@ __all__ = [
     "InstanceNorm3d",
     "KLDivLoss",
     "L1Loss",
+    "LPPool1d",
+    "LPPool2d",
+    "LPPool3d",
     "LSTM",
     "LSTMCell",
     "LayerNorm",
     "LeakyReLU",
     "Linear",
+    "LinearCrossEntropyLoss",
     "LocalResponseNorm",
     "LogSigmoid",
     "LogSoftmax",
@@ -238,6 +272,9 @@ __all__ = [
     "MaxPool1d",
     "MaxPool2d",
     "MaxPool3d",
+    "MaxUnpool1d",
+    "MaxUnpool2d",
+    "MaxUnpool3d",
     "Mish",
     "Module",
     "ModuleDict",
@@ -247,6 +284,7 @@ __all__ = [
     "MultiMarginLoss",
     "MultiheadAttention",
     "NLLLoss",
+    "NLLLoss2d",
     "PReLU",
     "PairwiseDistance",
     "Parameter",
@@ -260,6 +298,7 @@ __all__ = [
     "RNNBase",
     "RNNCell",
     "RNNCellBase",
+    "RReLU",
     "ReLU",
     "ReLU6",
     "ReflectionPad1d",
@@ -292,6 +331,7 @@ __all__ = [
     "TripletMarginLoss",
     "TripletMarginWithDistanceLoss",
     "Unflatten",
+    "Unfold",
     "Upsample",
     "UpsamplingBilinear2d",
     "UpsamplingNearest2d",
@@ -301,6 +341,7 @@ __all__ = [
     "functional",
     "init",
     "modules",
+    "parallel",
     "parameter",
     "utils",
 ]

@@ -1,17 +1,19 @@
-"""Activations, softmax, dropout, linear maps and embeddings."""
+"""Activations, softmax, dropout, linear maps, distances."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
+import numpy as np
+
 from flame import dtypes
 from flame.functions.creation import one_hot  # noqa: F401
 from flame.functions.elementwise import PUBLIC
-from flame.functions.promotion import cast, promoted, tensor_operand, to_dtype
+from flame.functions.promotion import promoted, tensor_operand, to_dtype
 from flame.functions.random import uniform
 from flame.functions.shape import wrap_dim
-from flame.primitive import composite, registered
+from flame.primitive import composite, force, registered
 from flame.tensor import Tensor
 
 MATMUL, ADD, MUL, WHERE, AMAX, SUM = map(registered, ("matmul", "add", "mul", "where", "amax", "sum"))
@@ -19,6 +21,11 @@ EXP, LOG, LOG1P, ERF, TANH, SIGMOID, RELU, ABS = map(
     registered, ("exp", "log", "log1p", "erf", "tanh", "sigmoid", "relu", "abs")
 )
 MAXIMUM, MINIMUM, INDEX_SELECT = map(registered, ("maximum", "minimum", "index_select"))
+
+
+def _kept(input: Tensor, inplace: bool) -> Tensor:
+    """What a derivative may be computed from: where the input is to be written over and has one, a copy of it."""
+    return input.clone() if inplace and force.grad and input.requires_grad else input
 
 
 def _into(input: Tensor, value: Tensor, inplace: bool) -> Tensor:
@@ -41,12 +48,26 @@ def relu6(input: Tensor, inplace: bool = False) -> Tensor:
 
 @composite
 def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor:
-    return _into(input, MINIMUM(MAXIMUM(input, min_val), max_val), inplace)
+    x = _kept(input, inplace)
+    return _into(input, MINIMUM(MAXIMUM(x, min_val), max_val), inplace)
 
 
 @composite
 def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
-    return _into(input, WHERE(input > 0, input, input * negative_slope), inplace)
+    x = _kept(input, inplace)
+    return _into(input, WHERE(x > 0, x, x * negative_slope), inplace)
+
+
+@composite
+def rrelu(
+    input: Tensor, lower: float = 1.0 / 8, upper: float = 1.0 / 3, training: bool = False, inplace: bool = False
+) -> Tensor:
+    """x, or below 0 a slope times x: drawn from [lower, upper) in training, else the middle of these (Xu et al., 2015)."""
+    if lower > upper:
+        raise RuntimeError(f"Lower bound should be less than or equal to the upper bound, got {lower} and {upper}")
+    x = _kept(tensor_operand(input, "rrelu"), inplace)
+    slope = uniform(tuple(x.shape), x.dtype) * (upper - lower) + lower if training else (lower + upper) / 2
+    return _into(input, WHERE(x >= 0, x, x * slope), inplace)
 
 
 @composite
@@ -57,18 +78,21 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
 
 @composite
 def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
-    return _into(input, WHERE(input > 0, input, PUBLIC["expm1"](input) * alpha), inplace)
+    x = _kept(input, inplace)
+    return _into(input, WHERE(x > 0, x, PUBLIC["expm1"](x) * alpha), inplace)
 
 
 @composite
 def selu(input: Tensor, inplace: bool = False) -> Tensor:
     alpha, scale = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946
-    return _into(input, WHERE(input > 0, input, PUBLIC["expm1"](input) * alpha) * scale, inplace)
+    x = _kept(input, inplace)
+    return _into(input, WHERE(x > 0, x, PUBLIC["expm1"](x) * alpha) * scale, inplace)
 
 
 @composite
 def celu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
-    return _into(input, WHERE(input > 0, input, PUBLIC["expm1"](input / alpha) * alpha), inplace)
+    x = _kept(input, inplace)
+    return _into(input, WHERE(x > 0, x, PUBLIC["expm1"](x / alpha) * alpha), inplace)
 
 
 @composite
@@ -84,12 +108,14 @@ def gelu(input: Tensor, approximate: str = "none") -> Tensor:
 
 @composite
 def silu(input: Tensor, inplace: bool = False) -> Tensor:
-    return _into(input, input * SIGMOID(input), inplace)
+    x = _kept(input, inplace)
+    return _into(input, x * SIGMOID(x), inplace)
 
 
 @composite
 def mish(input: Tensor, inplace: bool = False) -> Tensor:
-    return _into(input, input * TANH(softplus(input)), inplace)
+    x = _kept(input, inplace)
+    return _into(input, x * TANH(softplus(x)), inplace)
 
 
 @composite
@@ -117,12 +143,14 @@ def tanhshrink(input: Tensor) -> Tensor:
 
 @composite
 def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
-    return _into(input, MINIMUM(MAXIMUM(input + 3.0, 0.0), 6.0) / 6.0, inplace)
+    x = _kept(input, inplace)
+    return _into(input, MINIMUM(MAXIMUM(x + 3.0, 0.0), 6.0) / 6.0, inplace)
 
 
 @composite
 def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
-    return _into(input, input * MINIMUM(MAXIMUM(input + 3.0, 0.0), 6.0) / 6.0, inplace)
+    x = _kept(input, inplace)
+    return _into(input, x * MINIMUM(MAXIMUM(x + 3.0, 0.0), 6.0) / 6.0, inplace)
 
 
 @composite
@@ -137,7 +165,8 @@ def hardshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
 
 @composite
 def threshold(input: Tensor, threshold: float, value: float, inplace: bool = False) -> Tensor:
-    return _into(input, WHERE(input > threshold, input, value), inplace)
+    x = _kept(input, inplace)
+    return _into(input, WHERE(x > threshold, x, value), inplace)
 
 
 @composite
@@ -176,6 +205,18 @@ def _soft_operand(input: Tensor, dim: Any, dtype: Any, op: str) -> Tensor:
     if x.dtype.kind != "f":
         raise RuntimeError(f'"{op}" not implemented for {x.dtype!r}')
     return x
+
+
+def gumbel_softmax(logits: Tensor, tau: float = 1, hard: bool = False, eps: float = 1e-10, dim: int = -1) -> Tensor:
+    """A sample of a relaxed categorical distribution (Jang et al., 2017); `hard`: one-hot, with the relaxed one's gradient."""
+    u = uniform(tuple(logits.shape), logits.dtype)
+    noise = -LOG(-LOG(MAXIMUM(u, 2.0**-25)))
+    soft = softmax((logits + noise) / tau, dim)
+    if not hard:
+        return soft
+    at = PUBLIC["argmax"](soft, dim, True)
+    one = PUBLIC["scatter"](PUBLIC["zeros_like"](logits), dim, at, 1.0)
+    return one - soft.detach() + soft
 
 
 @composite
@@ -291,30 +332,6 @@ def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None
 
 
 @composite
-def embedding(
-    input: Tensor, weight: Tensor, padding_idx: int | None = None, max_norm: float | None = None, norm_type: float = 2.0,
-    scale_grad_by_freq: bool = False, sparse: bool = False,
-) -> Tensor:  # fmt: skip
-    """The rows of `weight` that the integers name. The row `padding_idx` gets no gradient."""
-    i = tensor_operand(input, "embedding")
-    if i.dtype.name not in ("int64", "int32"):
-        raise RuntimeError(
-            f"Expected tensor for argument #1 'indices' to have one of the following scalar types: Long, Int; but got {i.dtype!r}"
-            " instead (while checking arguments for embedding)"
-        )
-    if max_norm is not None or scale_grad_by_freq or sparse:
-        raise RuntimeError("embedding: max_norm, scale_grad_by_freq and sparse gradients are not supported")
-    i = cast(i, dtype=dtypes.int64) if i.dtype is not dtypes.int64 else i
-    out = INDEX_SELECT(weight, i, dim=0)
-    if padding_idx is not None:
-        if padding_idx < 0:
-            padding_idx += weight.shape[0]
-        if weight.requires_grad:  # type: ignore[attr-defined]
-            out = WHERE((i == padding_idx).unsqueeze(-1), out.detach(), out)  # type: ignore[attr-defined]
-    return out
-
-
-@composite
 def normalize(input: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12) -> Tensor:
     """input over its p-norm along `dim` (at least eps)."""
     return input / MAXIMUM(PUBLIC["norm"](input, p, dim, True), eps)
@@ -327,5 +344,35 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
 
 
 @composite
+def pdist(input: Tensor, p: float = 2.0) -> Tensor:
+    """The p-norm distances between all pairs of rows of [N, M] -> [N (N - 1) / 2]."""
+    x = tensor_operand(input, "pdist")
+    if x.ndim != 2:
+        raise RuntimeError(f"pdist only supports 2D tensors, got: {x.ndim}D")
+    if p < 0:
+        raise RuntimeError(f"pdist only supports non-negative p values, got {p}")
+    first, second = np.triu_indices(x.shape[0], 1)
+    pick = lambda at: INDEX_SELECT(x, PUBLIC["tensor"](at), dim=0)
+    return PUBLIC["norm"](pick(first) - pick(second), p, -1)
+
+
+@composite
 def pairwise_distance(x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> Tensor:
     return PUBLIC["norm"](x1 - x2 + eps, p, -1, keepdim)
+
+
+# -------------------------------------------------------------------- in place
+
+
+def _in_place(f: Any) -> Any:
+    def changed(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return f(input, *args, inplace=True, **kwargs)
+
+    changed.__name__ = changed.__qualname__ = f"{f.__name__}_"
+    changed.__doc__ = f"`{f.__name__}`, written over its input."
+    return changed
+
+
+celu_, elu_, hardtanh_, leaky_relu_, rrelu_, selu_, threshold_ = map(
+    _in_place, (celu, elu, hardtanh, leaky_relu, rrelu, selu, threshold)
+)

@@ -1,21 +1,18 @@
-"""Convolution, pooling, padding, resampling: channels first, batches optional where PyTorch allows it."""
+"""Convolution, padding, shuffles of channels and windows taken apart: channels first, batches optional where PyTorch allows it."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
-from flame import dtypes
 from flame.functions.elementwise import PUBLIC
 from flame.functions.parts import PAD, WINDOW, constant_pad
-from flame.functions.promotion import tensor_operand, to_dtype
+from flame.functions.promotion import tensor_operand
 from flame.functions.shape import PERMUTE, RESHAPE
 from flame.primitive import composite, registered
 from flame.tensor import Tensor
 
-CONV, CONV_INPUT_GRAD = registered("conv"), registered("conv_input_grad")
-SUM, ARGMAX, GATHER = map(registered, ("sum", "argmax", "gather"))
+CONV, CONV_INPUT_GRAD, WINDOW_GRAD = map(registered, ("conv", "conv_input_grad", "window_grad"))
 
 
 def tuples(x: Any, n: int, op: str, what: str) -> tuple[int, ...]:
@@ -118,156 +115,7 @@ def _conv_transpose(n: int) -> Any:
 conv_transpose1d, conv_transpose2d, conv_transpose3d = _conv_transpose(1), _conv_transpose(2), _conv_transpose(3)
 
 
-# -------------------------------------------------------------------- pooling
-
-
-def _windows(
-    x: Tensor, n: int, kernel: tuple, stride: tuple, padding: tuple, dilation: tuple, ceil_mode: bool, fill: Any, op: str
-):  # type: ignore[no-untyped-def]
-    """[N, C, out..., kernel...], the input padded with `fill`."""
-    lo, hi = [0, 0], [0, 0]
-    for i in range(n):
-        size, k, s, p, d = x.shape[2 + i], kernel[i], stride[i], padding[i], dilation[i]
-        span = d * (k - 1) + 1
-        room = size + 2 * p - span
-        if room < 0:
-            raise RuntimeError(
-                f"{op}: the kernel (size {k}, dilation {d}) is larger than the padded input (size {size + 2 * p})"
-            )
-        out = (-(-room // s) if ceil_mode else room // s) + 1
-        if ceil_mode and (out - 1) * s >= size + p:
-            out -= 1
-        lo.append(p)
-        hi.append(max(p, (out - 1) * s + span - size - p))
-    if any(lo) or any(hi):
-        x = PAD(x, lo=tuple(lo), hi=tuple(hi), value=fill)
-    for i in range(n):
-        x = WINDOW(x, dim=2 + i, size=kernel[i], step=stride[i], dilation=dilation[i])
-    return x
-
-
-def _batched(input: Tensor, n: int, op: str) -> tuple[Tensor, bool]:
-    x = tensor_operand(input, op)
-    if x.ndim not in (n + 1, n + 2):
-        raise RuntimeError(f"{op}: Expected {n + 1}D or {n + 2}D (batch mode) tensor, but got input of size {list(x.shape)}")
-    return (x.unsqueeze(0), True) if x.ndim == n + 1 else (x, False)  # type: ignore[attr-defined]
-
-
-def _max_pool(n: int) -> Any:
-    name = f"max_pool{n}d"
-
-    @composite
-    def max_pool(
-        input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False,
-        return_indices: bool = False,
-    ) -> Any:  # fmt: skip
-        x, single = _batched(input, n, name)
-        k = tuples(kernel_size, n, name, "kernel_size")
-        s = k if stride is None or stride == [] else tuples(stride, n, name, "stride")
-        p, d = tuples(padding, n, name, "padding"), tuples(dilation, n, name, "dilation")
-        for pi, ki in zip(p, k, strict=True):
-            if pi > ki // 2:
-                raise RuntimeError(f"pad should be at most half of effective kernel size, but got pad={pi}, kernel_size={ki}")
-        if x.dtype.kind == "f":
-            fill: Any = float("-inf")
-        else:
-            fill = 0 if x.dtype.kind == "u" else -(1 << (8 * x.dtype.itemsize - 1))
-        w = _windows(x, n, k, s, p, d, ceil_mode, fill, name)
-        out, m = tuple(w.shape[: n + 2]), math.prod(k)
-        flat = RESHAPE(w, shape=(*out, m))
-        # the first maximum of each window takes the whole gradient, as PyTorch's does
-        at = ARGMAX(flat.detach(), dim=(n + 2,), keepdim=True)
-        y = RESHAPE(GATHER(flat, at, dim=n + 2), shape=out)
-        if return_indices:
-            index = _flat_positions(RESHAPE(at, shape=out), n, k, s, p, d, tuple(x.shape[2:]))
-            return (y.squeeze(0), index.squeeze(0)) if single else (y, index)  # type: ignore[attr-defined]
-        return y.squeeze(0) if single else y  # type: ignore[attr-defined]
-
-    max_pool.__name__ = max_pool.__qualname__ = name
-    return max_pool
-
-
-def _flat_positions(at: Tensor, n: int, k: tuple, s: tuple, p: tuple, d: tuple, size: tuple) -> Tensor:
-    """Places inside windows as places in the flattened plane."""
-    total: Any = None
-    for i in range(n):
-        inside = at // math.prod(k[i + 1 :]) % k[i]
-        start = registered("iota")(size=at.shape[2 + i], dtype=dtypes.int64).reshape(-1, *[1] * (n - 1 - i)) * s[i] - p[i]
-        here = inside * d[i] + start
-        total = here if total is None else total * size[i] + here
-    return total
-
-
-max_pool1d, max_pool2d, max_pool3d = _max_pool(1), _max_pool(2), _max_pool(3)
-
-
-def _avg_pool(n: int) -> Any:
-    name = f"avg_pool{n}d"
-
-    @composite
-    def avg_pool(
-        input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
-        count_include_pad: bool = True, divisor_override: int | None = None,
-    ) -> Tensor:  # fmt: skip
-        x, single = _batched(input, n, name)
-        k = tuples(kernel_size, n, name, "kernel_size")
-        s = k if stride is None or stride == [] else tuples(stride, n, name, "stride")
-        p, one = tuples(padding, n, name, "padding"), (1,) * n
-        dims = tuple(range(n + 2, 2 * n + 2))
-        y = SUM(_windows(x, n, k, s, p, one, ceil_mode, 0, name), dim=dims, keepdim=False)
-        if divisor_override is not None:
-            if divisor_override == 0:
-                raise RuntimeError("divisor must be not zero")
-            y = y / float(divisor_override)
-        elif (count_include_pad or not any(p)) and not ceil_mode:
-            y = y / float(math.prod(k))
-        else:
-            ones = PUBLIC["ones"]((1, 1, *x.shape[2:]), dtype=x.dtype)
-            if count_include_pad:
-                ones = PAD(ones, lo=(0, 0, *p), hi=(0, 0, *p), value=1)
-                p = (0,) * n
-            y = y / SUM(_windows(ones, n, k, s, p, one, ceil_mode, 0, name), dim=dims, keepdim=False)
-        return y.squeeze(0) if single else y  # type: ignore[attr-defined]
-
-    avg_pool.__name__ = avg_pool.__qualname__ = name
-    return avg_pool
-
-
-avg_pool1d, avg_pool2d, avg_pool3d = _avg_pool(1), _avg_pool(2), _avg_pool(3)
-
-
-def _adaptive(n: int, mode: str) -> Any:
-    name = f"adaptive_{mode}_pool{n}d"
-
-    @composite
-    def adaptive(input: Tensor, output_size: Any) -> Tensor:
-        x, single = _batched(input, n, name)
-        want = output_size if isinstance(output_size, Sequence) else (output_size,) * n
-        want = tuple(x.shape[2 + i] if v is None else int(v) for i, v in enumerate(want))
-        for i, m in enumerate(want):
-            size, d = x.shape[2 + i], 2 + i
-            if size % m == 0 if m else False:
-                s = tuple(x.shape)
-                y = RESHAPE(x, shape=(*s[:d], m, size // m, *s[d + 1 :]))
-                x = y.mean(d + 1) if mode == "avg" else y.amax(d + 1)  # type: ignore[attr-defined]
-            else:
-                parts = []
-                for j in range(m):
-                    a, b = j * size // m, -(-(j + 1) * size // m)
-                    part = x.narrow(d, a, b - a)  # type: ignore[attr-defined]
-                    parts.append(part.mean(d, True) if mode == "avg" else part.amax(d, True))
-                x = PUBLIC["cat"](parts, d)
-        return x.squeeze(0) if single else x  # type: ignore[attr-defined]
-
-    adaptive.__name__ = adaptive.__qualname__ = name
-    return adaptive
-
-
-adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d = (_adaptive(n, "avg") for n in (1, 2, 3))
-adaptive_max_pool1d, adaptive_max_pool2d, adaptive_max_pool3d = (_adaptive(n, "max") for n in (1, 2, 3))
-
-
-# -------------------------------------------------------------------- padding and resampling
+# -------------------------------------------------------------------- padding and shuffling
 
 
 def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
@@ -336,47 +184,88 @@ def channel_shuffle(input: Tensor, groups: int) -> Tensor:
     return RESHAPE(PERMUTE(x, dims=(0, 2, 1, *range(3, x.ndim))), shape=tuple(input.shape))
 
 
+def native_channel_shuffle(input: Tensor, groups: int) -> Tensor:
+    """`channel_shuffle` under its other name."""
+    return channel_shuffle(input, groups)
+
+
+# -------------------------------------------------------------------- windows as columns
+
+
+def _planes(input: Tensor, ranks: tuple[int, int], op: str) -> tuple[Tensor, bool]:
+    """The input with a batch dimension, and whether it had none."""
+    x = tensor_operand(input, op)
+    if x.ndim not in ranks:
+        raise RuntimeError(
+            f"{op}: Expected {ranks[0]}D or {ranks[1]}D (batch mode) tensor, but got input of size {list(x.shape)}"
+        )
+    return (x.unsqueeze(0), True) if x.ndim == ranks[0] else (x, False)  # type: ignore[attr-defined]
+
+
+def _counts(size: tuple, k: tuple, s: tuple, p: tuple, d: tuple, op: str) -> list[int]:
+    """How many windows fit along each dimension."""
+    out = []
+    for n, ki, si, pi, di in zip(size, k, s, p, d, strict=True):
+        room = n + 2 * pi - di * (ki - 1) - 1
+        if room < 0:
+            raise RuntimeError(
+                f"{op}: the kernel {k} (dilation {d}) is larger than the padded plane, of {size} with padding {p}"
+            )
+        out.append(room // si + 1)
+    return out
+
+
+def _geometry(op: str, kernel_size: Any, dilation: Any, padding: Any, stride: Any) -> list[tuple[int, ...]]:
+    got = []
+    for name, v, least in (
+        ("kernel_size", kernel_size, 1),
+        ("dilation", dilation, 1),
+        ("padding", padding, 0),
+        ("stride", stride, 1),
+    ):
+        got.append(tuples(v, 2, op, name))
+        if min(got[-1]) < least:
+            raise RuntimeError(f"{op}: {name} should be at least {least}, but got {got[-1]}")
+    return got
+
+
 @composite
-def interpolate(
-    input: Tensor, size: Any = None, scale_factor: Any = None, mode: str = "nearest", align_corners: bool | None = None,
-    recompute_scale_factor: bool | None = None, antialias: bool = False,
-) -> Tensor:  # fmt: skip
-    """Resampling of the spatial dimensions: mode nearest, or linear, bilinear, trilinear."""
-    n = input.ndim - 2
-    linear = {1: "linear", 2: "bilinear", 3: "trilinear"}.get(n)
-    if mode not in ("nearest", linear):
-        raise NotImplementedError(f"interpolate: mode {mode!r} on {n} spatial dimensions is not supported: nearest or {linear}")
-    if antialias:
-        raise NotImplementedError("interpolate: antialias=True is not supported")
-    if (size is None) == (scale_factor is None):
-        raise ValueError("one of size and scale_factor should be defined, and not both")
-    old = tuple(input.shape[2:])
-    if size is not None:
-        new = tuples(size, n, "interpolate", "size")
-        scales = [a / b for a, b in zip(old, new, strict=True)]
-    else:
-        f = [float(scale_factor)] * n if not isinstance(scale_factor, Sequence) else [float(v) for v in scale_factor]
-        new = tuple(math.floor(a * v) for a, v in zip(old, f, strict=True))
-        scales = [1.0 / v for v in f]
-    x = input
-    for i in range(n):
-        d, a, b = 2 + i, old[i], new[i]
-        if mode == "nearest":
-            x = PUBLIC["index_select"](x, d, PUBLIC["tensor"]([min(int(j * scales[i]), a - 1) for j in range(b)]))
-            continue
-        if align_corners:
-            at = [j * (a - 1) / (b - 1) if b > 1 else 0.0 for j in range(b)]
-        else:
-            at = [max((j + 0.5) * scales[i] - 0.5, 0.0) for j in range(b)]
-        low = [min(int(v), a - 1) for v in at]
-        weight = PUBLIC["tensor"]([v - k for v, k in zip(at, low, strict=True)], dtype=x.dtype).reshape(-1, *[1] * (n - 1 - i))
-        left = PUBLIC["index_select"](x, d, PUBLIC["tensor"](low))
-        right = PUBLIC["index_select"](x, d, PUBLIC["tensor"]([min(k + 1, a - 1) for k in low]))
-        x = left * (1 - weight) + right * weight
-    return to_dtype(x, input.dtype)
+def unfold(input: Tensor, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Tensor:
+    """The windows of [N, C, H, W] as columns: [N, C x kernel elements, windows]; all without N too."""
+    k, d, p, s = _geometry("unfold", kernel_size, dilation, padding, stride)
+    x, single = _planes(input, (3, 4), "unfold")
+    _counts(tuple(x.shape[2:]), k, s, p, d, "unfold")
+    if any(p):
+        x = PAD(x, lo=(0, 0, *p), hi=(0, 0, *p), value=0)
+    for i in range(2):
+        x = WINDOW(x, dim=2 + i, size=k[i], step=s[i], dilation=d[i])
+    n, c, h, w = x.shape[:4]
+    y = RESHAPE(PERMUTE(x, dims=(0, 1, 4, 5, 2, 3)), shape=(n, c * k[0] * k[1], h * w))
+    return y.squeeze(0) if single else y  # type: ignore[attr-defined]
 
 
-def upsample(
-    input: Tensor, size: Any = None, scale_factor: Any = None, mode: str = "nearest", align_corners: Any = None
-) -> Tensor:
-    return interpolate(input, size, scale_factor, mode, align_corners)
+@composite
+def fold(input: Tensor, output_size: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Tensor:
+    """Columns [N, C x kernel elements, windows] added up where windows overlap -> [N, C, *output_size]; all without N too."""
+    k, d, p, s = _geometry("fold", kernel_size, dilation, padding, stride)
+    size = tuples(output_size, 2, "fold", "output_size")
+    x, single = _planes(input, (2, 3), "fold")
+    h, w = _counts(size, k, s, p, d, "fold")
+    n, rows, columns = x.shape
+    if rows % (k[0] * k[1]):
+        raise RuntimeError(
+            f"Expected size of input's dimension 1 to be divisible by the product of kernel_size, but got input.size(1)={rows} and "
+            f"kernel_size={k}."
+        )
+    if columns != h * w:
+        raise RuntimeError(
+            f"Given output_size={size}, kernel_size={k}, dilation={d}, padding={p}, stride={s}, expected size of input's dimension "
+            f"2 to match the calculated number of sliding blocks {h} * {w} = {h * w}, but got input.size(2)={columns}."
+        )
+    c = rows // (k[0] * k[1])
+    y = PERMUTE(RESHAPE(x, shape=(n, c, *k, h, w)), dims=(0, 1, 4, 5, 2, 3))
+    full = (size[0] + 2 * p[0], size[1] + 2 * p[1])
+    y = WINDOW_GRAD(y, 1, shape=(n, c, h, full[1], k[0]), dim=3, step=s[1], dilation=d[1])
+    y = WINDOW_GRAD(y, 1, shape=(n, c, *full), dim=2, step=s[0], dilation=d[0])
+    y = y[:, :, p[0] : full[0] - p[0], p[1] : full[1] - p[1]]
+    return y.squeeze(0) if single else y  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ from flame import dtypes
 from flame.autograd.modes import no_grad
 from flame.functions.elementwise import PUBLIC
 from flame.functions.promotion import as_floating, promoted, tensor_operand, to_dtype
-from flame.nn.functional.activation import log_softmax, logsigmoid, pairwise_distance, softplus
+from flame.nn.functional.activation import linear, log_softmax, logsigmoid, pairwise_distance, softplus
 from flame.primitive import composite, registered
 from flame.tensor import Tensor
 
@@ -24,7 +24,7 @@ def _check_reduction(reduction: str) -> None:
         raise ValueError(f"{reduction} is not a valid value for reduction")
 
 
-def _reduced(loss: Tensor, reduction: str) -> Tensor:
+def reduced(loss: Tensor, reduction: str) -> Tensor:
     _check_reduction(reduction)
     if reduction == "none":
         return loss
@@ -83,10 +83,10 @@ def _of_target(
         spread = WHERE(valid, -SUM(spread, dim=(d,), keepdim=False), 0.0)
         loss = loss * (1.0 - smoothing) + spread * (smoothing / classes)
     if reduction != "mean":
-        return _reduced(loss, reduction)
+        return reduced(loss, reduction)
     if share is None:
         share = to_dtype(valid, loss.dtype)
-    return _reduced(loss, "sum") / _reduced(share, "sum")
+    return reduced(loss, "sum") / reduced(share, "sum")
 
 
 @composite
@@ -131,8 +131,8 @@ def cross_entropy(
         loss = loss * _per_class(weight, x)
     loss = -SUM(loss, dim=(d,), keepdim=False)
     if reduction != "mean":
-        return _reduced(loss, reduction)
-    return _reduced(loss, "sum") * (1.0 / max(x.numel() // max(classes, 1), 1))
+        return reduced(loss, reduction)
+    return reduced(loss, "sum") * (1.0 / max(x.numel() // max(classes, 1), 1))
 
 
 def legacy(size_average: Any, reduce: Any, reduction: str) -> str:
@@ -159,15 +159,15 @@ def mse_loss(
     if weight is not None:
         loss = loss * weight
         if reduction == "mean":
-            return _reduced(loss, "sum") / _reduced(PUBLIC["broadcast_to"](weight, loss.shape), "sum")
-    return _reduced(loss, legacy(size_average, reduce, reduction))
+            return reduced(loss, "sum") / reduced(PUBLIC["broadcast_to"](weight, loss.shape), "sum")
+    return reduced(loss, legacy(size_average, reduce, reduction))
 
 
 @composite
 def l1_loss(input: Tensor, target: Tensor, size_average: Any = None, reduce: Any = None, reduction: str = "mean") -> Tensor:
     """|input - target|."""
     x, t = _operands(input, target, "l1_loss")
-    return _reduced(ABS(x - t), legacy(size_average, reduce, reduction))
+    return reduced(ABS(x - t), legacy(size_average, reduce, reduction))
 
 
 @composite
@@ -181,7 +181,7 @@ def smooth_l1_loss(
     d = x - t
     a = ABS(d)
     loss = a if beta == 0 else WHERE(a < beta, d * d * (0.5 / beta), a - 0.5 * beta)
-    return _reduced(loss, legacy(size_average, reduce, reduction))
+    return reduced(loss, legacy(size_average, reduce, reduction))
 
 
 @composite
@@ -195,7 +195,7 @@ def huber_loss(
     d = x - t
     a = ABS(d)
     loss = WHERE(a <= delta, d * d * 0.5, (a - 0.5 * delta) * delta)
-    return _reduced(loss if weight is None else loss * weight, reduction)
+    return reduced(loss if weight is None else loss * weight, reduction)
 
 
 # -------------------------------------------------------------------- binary and probabilistic
@@ -204,6 +204,30 @@ def huber_loss(
 def _log_likelihood(x: Tensor, t: Tensor) -> Tensor:
     """log of a Bernoulli's probability, each logarithm at least -100."""
     return t * MAXIMUM(LOG(x), -100.0) + (1.0 - t) * MAXIMUM(LOG1P(-x), -100.0)
+
+
+def linear_cross_entropy(
+    input: Tensor, linear_weight: Tensor, target: Tensor, *, linear_bias: Tensor | None = None, weight: Tensor | None = None,
+    reduction: str = "mean", ignore_index: int | None = None, label_smoothing: float = 0.0, options: Any = None,
+) -> Tensor:  # fmt: skip
+    """cross_entropy(linear(input, linear_weight, linear_bias), target): input [N, F], linear_weight [C, .., F], target [N, ..].
+
+    Compiled, the product and the loss are one program in any case: `options`, which split the batch, are not taken (ValueError).
+    """
+    if options is not None:
+        raise ValueError("linear_cross_entropy: options (computing in chunks) are not supported: pass options=None")
+    x, w = tensor_operand(input, "linear_cross_entropy"), tensor_operand(linear_weight, "linear_cross_entropy", "linear_weight")
+    if w.ndim < 2 or x.ndim not in (1, 2) or x.shape[-1] != w.shape[-1]:
+        raise RuntimeError(
+            f"linear_cross_entropy: expected input [N, F] and linear_weight [C, .., F], but got {list(x.shape)} and {list(w.shape)}"
+        )
+    rows = math.prod(w.shape[:-1])
+    b = None if linear_bias is None else linear_bias.reshape(rows)
+    logits = linear(x, w.reshape(rows, w.shape[-1]), b).reshape(*x.shape[:-1], *w.shape[:-1])
+    return cross_entropy(
+        logits, target, weight, ignore_index=-100 if ignore_index is None else ignore_index, reduction=reduction,
+        label_smoothing=label_smoothing,
+    )  # fmt: skip
 
 
 @composite
@@ -223,7 +247,7 @@ def binary_cross_entropy(
     inside = _log_likelihood(WHERE(saturated, 0.5, x), t)
     outside = _log_likelihood(fixed, t) - (x - fixed) * ((fixed - t) * 1e12)
     loss = -WHERE(saturated, outside, inside)
-    return _reduced(loss if weight is None else loss * weight, legacy(size_average, reduce, reduction))
+    return reduced(loss if weight is None else loss * weight, legacy(size_average, reduce, reduction))
 
 
 @composite
@@ -240,7 +264,7 @@ def binary_cross_entropy_with_logits(
         loss = RELU(x) - x * t + rest
     else:
         loss = (1.0 - t) * x + ((pos_weight - 1.0) * t + 1.0) * (rest + RELU(-x))
-    return _reduced(loss if weight is None else loss * weight, legacy(size_average, reduce, reduction))
+    return reduced(loss if weight is None else loss * weight, legacy(size_average, reduce, reduction))
 
 
 @composite
@@ -256,8 +280,8 @@ def kl_div(
     x, t = _operands(input, target, "kl_div")
     loss = EXP(t) * (t - x) if log_target else PUBLIC["xlogy"](t, t) - t * x
     if reduction == "batchmean":
-        return _reduced(loss, "sum") / loss.shape[0] if loss.ndim else loss
-    return _reduced(loss, legacy(size_average, reduce, reduction))
+        return reduced(loss, "sum") / loss.shape[0] if loss.ndim else loss
+    return reduced(loss, legacy(size_average, reduce, reduction))
 
 
 @composite
@@ -271,7 +295,7 @@ def poisson_nll_loss(
     if full:
         big = WHERE(t > 1, t, 1.0)
         loss = loss + WHERE(t > 1, big * LOG(big) - big + LOG(big * (2 * math.pi)) * 0.5, 0.0)
-    return _reduced(loss, legacy(size_average, reduce, reduction))
+    return reduced(loss, legacy(size_average, reduce, reduction))
 
 
 @composite
@@ -291,7 +315,7 @@ def gaussian_nll_loss(
     v = v + lift
     d = x - t
     loss = (LOG(v) + d * d / v) * 0.5
-    return _reduced(loss + 0.5 * math.log(2 * math.pi) if full else loss, reduction)
+    return reduced(loss + 0.5 * math.log(2 * math.pi) if full else loss, reduction)
 
 
 # -------------------------------------------------------------------- margins and embeddings
@@ -303,7 +327,7 @@ def margin_ranking_loss(
     reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     """max(0, -target (input1 - input2) + margin)."""
-    return _reduced(RELU(-target * (input1 - input2) + float(margin)), legacy(size_average, reduce, reduction))
+    return reduced(RELU(-target * (input1 - input2) + float(margin)), legacy(size_average, reduce, reduction))
 
 
 @composite
@@ -313,7 +337,7 @@ def hinge_embedding_loss(
     """input where the target is 1, max(0, margin - input) where it is -1."""
     x, t = _operands(input, target, "hinge_embedding_loss")
     loss = WHERE(t != 1, RELU(margin - x), 0.0) + WHERE(t != -1, x, 0.0)
-    return _reduced(loss, legacy(size_average, reduce, reduction))
+    return reduced(loss, legacy(size_average, reduce, reduction))
 
 
 @composite
@@ -322,7 +346,7 @@ def soft_margin_loss(
 ) -> Tensor:
     """log(1 + exp(-target input))."""
     x, t = _operands(input, target, "soft_margin_loss")
-    return _reduced(softplus(-t * x), legacy(size_average, reduce, reduction))
+    return reduced(softplus(-t * x), legacy(size_average, reduce, reduction))
 
 
 @composite
@@ -334,7 +358,7 @@ def multilabel_soft_margin_loss(
     x, t = _operands(input, target, "multilabel_soft_margin_loss")
     loss = -(t * logsigmoid(x) + (1.0 - t) * logsigmoid(-x))
     loss = loss if weight is None else loss * weight
-    return _reduced(loss.mean(-1), legacy(size_average, reduce, reduction))  # type: ignore[attr-defined]
+    return reduced(loss.mean(-1), legacy(size_average, reduce, reduction))  # type: ignore[attr-defined]
 
 
 @composite
@@ -356,7 +380,7 @@ def multi_margin_loss(
         z = z * RESHAPE(INDEX_SELECT(weight, t, dim=0), shape=(t.shape[0], 1))
     other = registered("iota")(size=classes, dtype=dtypes.int64) != at
     loss = SUM(WHERE(other, z, 0.0), dim=(1,), keepdim=False) * (1.0 / classes)
-    return _reduced(RESHAPE(loss, shape=()) if single else loss, legacy(size_average, reduce, reduction))
+    return reduced(RESHAPE(loss, shape=()) if single else loss, legacy(size_average, reduce, reduction))
 
 
 @composite
@@ -374,7 +398,7 @@ def multilabel_margin_loss(
     gap = RELU(1.0 - GATHER(x, labels, dim=1).unsqueeze(2) + x.unsqueeze(1))  # [n, label, class]
     counts = ~ended.unsqueeze(2) & ~is_label.unsqueeze(1)  # type: ignore[attr-defined]
     loss = SUM(WHERE(counts, gap, 0.0), dim=(1, 2), keepdim=False) * (1.0 / classes)
-    return _reduced(RESHAPE(loss, shape=()) if single else loss, legacy(size_average, reduce, reduction))
+    return reduced(RESHAPE(loss, shape=()) if single else loss, legacy(size_average, reduce, reduction))
 
 
 @composite
@@ -387,11 +411,11 @@ def cosine_embedding_loss(
     dot = lambda u, v: SUM(u * v, dim=(u.ndim - 1,), keepdim=False)
     cos = dot(a, b) / SQRT((dot(a, a) + 1e-12) * (dot(b, b) + 1e-12))
     loss = WHERE(target == 1, 1.0 - cos, 0.0) + WHERE(target == -1, RELU(cos - float(margin)), 0.0)
-    return _reduced(loss, legacy(size_average, reduce, reduction))
+    return reduced(loss, legacy(size_average, reduce, reduction))
 
 
 def _triplet(near: Tensor, far: Tensor, margin: float, reduction: str) -> Tensor:
-    return _reduced(RELU(near - far + float(margin)), reduction)
+    return reduced(RELU(near - far + float(margin)), reduction)
 
 
 @composite

@@ -158,6 +158,14 @@ def _sequence_function(mode: str) -> Callable:
     name = mode.lower()
     two = mode == "LSTM"
 
+    # The composite is told the sizes as numbers: a composite reads no values, and sizes are values of a tensor.
+    def rows_of(x: Tensor, sizes: Sequence[int], hx: State, params: Sequence[Tensor], *settings: Any) -> tuple[Tensor, ...]:
+        rows, last = _layers(mode, x, sizes, hx, params, *settings)
+        return (rows, *last)
+
+    rows_of.__name__ = rows_of.__qualname__ = name
+    sweep = composite(rows_of)
+
     def run(*args: Any, **kwargs: Any) -> Any:
         names = ("input", "hx", "params", "has_biases", "num_layers", "dropout", "train", "bidirectional", "batch_first")
         packed = "batch_sizes" in kwargs or (len(args) > 3 and isinstance(args[3], list | tuple))
@@ -169,8 +177,7 @@ def _sequence_function(mode: str) -> Callable:
         hx = tuple(given["hx"]) if two else (given["hx"],)
         settings = [given[k] for k in ("params", "has_biases", "num_layers", "dropout", "train", "bidirectional")]
         if packed:
-            rows, last = _layers(mode, given["data"], [int(n) for n in given["batch_sizes"].tolist()], hx, *settings)
-            return (rows, *last)
+            return sweep(given["data"], given["batch_sizes"].tolist(), hx, *settings)
         x = given["input"]
         if x.ndim != 3:
             raise RuntimeError(f"{name}: Expected a batch of 3 dimensions, but got input of size {list(x.shape)}")
@@ -179,7 +186,7 @@ def _sequence_function(mode: str) -> Callable:
         t, n, f = x.shape
         if not t:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-        rows, last = _layers(mode, x.reshape(t * n, f), [n] * t, hx, *settings)
+        rows, *last = sweep(x.reshape(t * n, f), [n] * t, hx, *settings)
         y = rows.reshape(t, n, rows.shape[1])
         return (y.transpose(0, 1) if given["batch_first"] else y, *last)
 
@@ -192,7 +199,7 @@ def _sequence_function(mode: str) -> Callable:
         f"{' (then weight_hr, with projections)' if two else ''} of each layer and direction. Returns (output, last states...).\n"
         "Raises RuntimeError for shapes or numbers of parameters that do not fit."
     )
-    return composite(run)
+    return run
 
 
 rnn_tanh, rnn_relu = _sequence_function("RNN_TANH"), _sequence_function("RNN_RELU")

@@ -95,6 +95,20 @@ class Softmax2d(Module):
         return F.softmax(input, -3)
 
 
+class RReLU(Module):
+    """x, or below 0 a random slope times x (Xu et al., 2015); the middle slope when evaluating."""
+
+    def __init__(self, lower: float = 1.0 / 8, upper: float = 1.0 / 3, inplace: bool = False) -> None:
+        super().__init__()
+        self.lower, self.upper, self.inplace = lower, upper, inplace
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.rrelu(input, self.lower, self.upper, self.training, self.inplace)
+
+    def extra_repr(self) -> str:
+        return f"lower={self.lower}, upper={self.upper}" + (", inplace=True" if self.inplace else "")
+
+
 class PReLU(Module):
     """x, or weight x below 0, with one learned weight or one a channel."""
 

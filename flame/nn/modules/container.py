@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any
@@ -71,6 +72,20 @@ class _Sequence(Module):
         m = self[key]  # type: ignore[index]
         del self[key]
         return m
+
+
+class Container(Module):
+    """A module of other modules, given by name. Deprecated in PyTorch: a Module does as well."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__()
+        warnings.warn(
+            "nn.Container is deprecated. All of its functionality is now implemented in nn.Module. Subclass that instead.",
+            FutureWarning,
+            stacklevel=2,
+        )
+        for name, module in kwargs.items():
+            self.add_module(name, module)
 
 
 class Sequential(_Sequence):

@@ -7,10 +7,13 @@ with their defaults. Settings that are tensors (weights of classes) are buffers.
 from __future__ import annotations
 
 import inspect
+import math
+import warnings
 from typing import Any
 
 from flame.nn import functional as F
 from flame.nn.functional.loss import legacy
+from flame.nn.modules.linear import Linear
 from flame.nn.modules.module import Module
 from flame.tensor import Tensor
 
@@ -96,5 +99,47 @@ TripletMarginWithDistanceLoss = _loss(
     "TripletMarginWithDistanceLoss", F.triplet_margin_with_distance_loss, distance_function=None, margin=1.0, swap=False,
     reduction="mean",
 )  # fmt: skip
+CTCLoss = _loss("CTCLoss", F.ctc_loss, blank=0, reduction="mean", zero_infinity=False)
 CosineSimilarity = _loss("CosineSimilarity", F.cosine_similarity, dim=1, eps=1e-8)
 PairwiseDistance = _loss("PairwiseDistance", F.pairwise_distance, p=2.0, eps=1e-6, keepdim=False)
+
+
+class NLLLoss2d(NLLLoss):  # type: ignore[valid-type, misc]
+    """NLLLoss by its older name."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        warnings.warn("NLLLoss2d has been deprecated. Use NLLLoss instead.", FutureWarning, stacklevel=2)
+        super().__init__(*args, **kwargs)
+
+
+class LinearCrossEntropyLoss(Module):
+    """A linear map to `num_classes` and cross entropy: input [N, in_features], target [N, *out_features]."""
+
+    def __init__(
+        self, in_features: int, num_classes: int, *, out_features: tuple[int, ...] = (), bias: bool = False, device: Any = None,
+        dtype: Any = None, reduction: str = "mean", weight: Tensor | None = None, ignore_index: int | None = None,
+        label_smoothing: float = 0.0, options: Any = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if options is not None:
+            raise ValueError("LinearCrossEntropyLoss: options (computing in chunks) are not supported: pass options=None")
+        self.num_classes, self.out_features = num_classes, tuple(out_features)
+        self.linear = Linear(in_features, num_classes * math.prod(self.out_features), bias=bias, device=device, dtype=dtype)
+        self.register_buffer("weight", weight)
+        self.reduction, self.ignore_index, self.label_smoothing = reduction, ignore_index, label_smoothing
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        shape = (self.num_classes, *self.out_features)
+        b = self.linear.bias
+        return F.linear_cross_entropy(
+            input, self.linear.weight.reshape(*shape, self.linear.in_features), target,
+            linear_bias=None if b is None else b.reshape(shape), weight=self.weight, reduction=self.reduction,
+            ignore_index=self.ignore_index, label_smoothing=self.label_smoothing,
+        )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        names = "in_features num_classes out_features bias reduction ignore_index label_smoothing options".split()
+        shown = {
+            **self.__dict__, "in_features": self.linear.in_features, "bias": self.linear.bias is not None, "options": None,
+        }  # fmt: skip
+        return ", ".join(f"{name}={shown[name]}" for name in names)

@@ -173,3 +173,35 @@ ReplicationPad1d, ReplicationPad2d, ReplicationPad3d = (
     _padding("ReplicationPad", _Pad, n, _mode="replicate") for n in (1, 2, 3)
 )
 CircularPad1d, CircularPad2d, CircularPad3d = (_padding("CircularPad", _Pad, n, _mode="circular") for n in (1, 2, 3))
+
+
+class Unfold(Module):
+    """The windows of [N, C, H, W] as columns [N, C x kernel elements, windows]."""
+
+    def __init__(self, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> None:
+        super().__init__()
+        self.kernel_size, self.dilation, self.padding, self.stride = kernel_size, dilation, padding, stride
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.unfold(input, self.kernel_size, self.dilation, self.padding, self.stride)
+
+    def extra_repr(self) -> str:
+        return f"kernel_size={self.kernel_size}, dilation={self.dilation}, padding={self.padding}, stride={self.stride}"
+
+
+class Fold(Module):
+    """Columns [N, C x kernel elements, windows] added up where windows overlap -> [N, C, *output_size]."""
+
+    def __init__(self, output_size: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> None:
+        super().__init__()
+        self.output_size, self.kernel_size = output_size, kernel_size
+        self.dilation, self.padding, self.stride = dilation, padding, stride
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.fold(input, self.output_size, self.kernel_size, self.dilation, self.padding, self.stride)
+
+    def extra_repr(self) -> str:
+        return (
+            f"output_size={self.output_size}, kernel_size={self.kernel_size}, dilation={self.dilation}, padding={self.padding}, "
+            f"stride={self.stride}"
+        )
