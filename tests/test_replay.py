@@ -254,6 +254,34 @@ def test_each_kind_of_argument_is_a_call_of_its_own() -> None:
         compiled(tensor(3), 2.0, True, 4)
 
 
+@pytest.mark.parametrize("grad", [False, True])
+def test_sizes_share_a_path_and_are_replayed_each(grad: bool) -> None:
+    w = tensor(4, seed=3, grad=grad)
+
+    def f(x):
+        return (x * w).sum(0) / x.shape[0], x.reshape(-1) * 2, x.flatten().cumsum(0)
+
+    compiled = flame.compile(f, mode="replay")
+    table = flame.compile(lambda x, i: x[i] + x.shape[0], mode="replay")
+    for i in range(10):
+        for n in (3, 5, 7, 6):
+            x = tensor(n, 4, seed=i)
+            want, got = f(x), compiled(x)
+            close(got, want)
+            if grad:
+                got[0].sum().backward()
+                g, w.grad = w.grad, None
+                want[0].sum().backward()
+                np.testing.assert_allclose(g.numpy(), w.grad.numpy(), rtol=1e-5)
+                w.grad = None
+            last = flame.tensor([n - 1])
+            close(table(x, last), x[n - 1 :] + n)
+            with pytest.raises(IndexError):
+                table(x, last + 1)
+    assert compiled.stats.replayed >= 12, compiled.stats
+    assert compiled.stats.compiled < 4 and table.stats.replayed >= 8
+
+
 def test_gradient_mode_and_what_wants_gradients_are_told_apart() -> None:
     f = flame.compile(lambda x: (x * 2, flame.is_grad_enabled(), flame.is_inference_mode_enabled()), mode="replay")
     plain, leaf = tensor(3), tensor(3, grad=True)

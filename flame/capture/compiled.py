@@ -114,13 +114,19 @@ class Compiled:
         """Run it, for these values of the graph's symbols."""
         if not self.symbols:
             return self.executable(arrays) if self.executable is not None else interpret_graph(self.graph, arrays)
+        return self.at(sizes)(arrays)
+
+    def at(self, sizes: Mapping[str, int]) -> Callable[[list[np.ndarray]], list[np.ndarray]]:
+        """What runs it for these values of the symbols, and can be kept."""
+        if not self.symbols:
+            return self.executable if self.executable is not None else functools.partial(interpret_graph, self.graph)
         key = tuple([sizes[n] for n in self.symbols])
         run = self._at.get(key)
         if run is None:
             if len(self._at) >= MOST_SIZES:
                 del self._at[next(iter(self._at))]
             run = self._at[key] = self._bound({n: sizes[n] for n in self.symbols})
-        return run(arrays)
+        return run
 
     def _bound(self, sizes: dict[str, int]) -> Callable[[list[np.ndarray]], list[np.ndarray]]:
         """What runs at these sizes: the same kernels, with memory planned anew."""

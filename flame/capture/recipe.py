@@ -71,6 +71,7 @@ class Recipe:
     leaf: Step
     inputs: tuple[Step, ...]
     sources: tuple[Source, ...]
+    shapes: tuple[tuple, ...]  #: of each source: shape and strides
     numbers: tuple
     random: tuple[tuple[int, int, int], ...]  #: (slot of the seed, slot of the offset, words drawn before)
     drawn: int  #: words in all
@@ -232,6 +233,7 @@ def observe(run: Any, leaf: Step, result: Any, watch: Watch, before: Before) -> 
         leaf=leaf,
         inputs=tuple(inputs),
         sources=tuple(sources),
+        shapes=tuple((t._array.shape, t._array.strides) for t, _, _ in run.externals),
         numbers=tuple(b for i, b in enumerate(run.bindings) if not any(i in r[:2] for r in random)),
         random=random,
         drawn=drawn,

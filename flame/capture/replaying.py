@@ -106,16 +106,17 @@ class Entry:
             return False
         if any(m.window is not None or m.ref.edge is not None for m in r.made):
             return False
-        values = [plan.place[m.ref.value] for m in r.made]
-        executable = plan.forward.executable
-        slots = values if executable is None else [executable.recipe.results[v][0] for v in values]
-        return len(set(slots)) == len(slots)
+        return plan.forward.distinct and len({m.ref.value for m in r.made}) == len(r.made)
 
     def _prepare(self) -> dict[str, Any]:
         """What a plain call reads, as names for its code."""
         r, plan = self.recipe, self.plan
         assert plan is not None
-        self._forward = plan.forward.executable or plan.forward
+        bindings = self._bindings()
+        self._forward = plan.forward.at(plan.sizes(bindings))
+        self._positions = [
+            (n, *(x(bindings) if callable(x) else x for x in (least, size)), what) for n, least, size, what in plan.positions
+        ]
         self._outputs = [plan.place[m.ref.value] for m in r.made]
         self._sources = [r.sources[i] for i in plan.arrays]
         held = {n: self.watch.held[s[1]][0] for n, s in enumerate(self._sources) if s[0] == "held"}
@@ -140,7 +141,7 @@ class Entry:
                 return MISS
         inputs = [tensors[s[1]]._array if s[0] == "argument" else self._held[n] for n, s in enumerate(self._sources)]
         inputs += self._numbers()
-        for number, least, size, what in self.plan.positions:  # type: ignore[union-attr]
+        for number, least, size, what in self._positions:
             check_positions(inputs[number], least, size, what)
         default_generator.offset += self.recipe.drawn
         results = self._forward(inputs)
@@ -206,10 +207,10 @@ class Entry:
         if any((self.find(s, tensors)._grad is None) is not empty for s, empty in r.without):
             return None
         edges: dict[int, Any] = {}
-        for t, step in zip(outside, r.inputs, strict=True):
+        for t, step, layout in zip(outside, r.inputs, r.shapes, strict=True):
             k, volatile = step.key, t._handed_out()  # (before the array has a name here: it counts who holds it)
             e, a = edge(t), t._array
-            same = a.shape == k.spec.shape and a.dtype is step.numpy and a.strides == k.strides
+            same = (a.shape, a.strides) == layout and a.dtype is step.numpy
             if not same or volatile is not k.volatile or (e is not None) is not k.differentiable:
                 return None
             if e is not None:
