@@ -131,6 +131,7 @@ class Explanation:
     kernels: list[KernelHandle]
     breaks: list[Event]
     divergences: list[Event]
+    compilations: list[Event]  #: each with its cause; the line is where the path began to differ from those before, if it did
     fallbacks: list[Event]
     decisions: list[Decision]
     given_up: str
@@ -211,6 +212,7 @@ def explain(fn: Callable, /, *args: Any, **kwargs: Any) -> Explanation:
         kernels=compiled.kernels,
         breaks=_events(stats.breaks),
         divergences=_events(stats.diverged),
+        compilations=_events(stats.compilations),
         fallbacks=_events(stats.fallbacks),
         decisions=list(dict.fromkeys(d for c in compiled.compiled_graphs() for d in c.decisions)),
         given_up=compiled.given_up,
@@ -232,6 +234,8 @@ def _both(fn: Any) -> tuple[Callable, Any]:
         plain, settings = fn.__wrapped__, fn.settings  # type: ignore[attr-defined]
     elif isinstance(fn, MethodType) and isinstance(fn.__func__, CompiledFunction):
         plain, settings = MethodType(fn.__func__.__wrapped__, fn.__self__), fn.__func__.settings  # type: ignore[attr-defined]
+    if settings:
+        settings["options"]["background"] = False
     return plain, compile(plain, **settings)
 
 

@@ -42,7 +42,10 @@ def sections(e: Any, limit: int | None = _ROWS) -> list[Section]:
     found.append(Section("Graphs", columns, _some(graphs, limit)))
     kernels = [(k.name, str(k.uses), k.runs_by or "not run", size(k.bytes_moved), gathered(k.notes)) for k in e.kernels]
     found.append(Section("Kernels", ("kernel", "uses", "by", "bytes", "of"), _some(kernels, limit)))
-    for title, events in (("Breaks", e.breaks), ("Left the recorded path", e.divergences), ("Ran op by op", e.fallbacks)):
+    happenings = (
+        ("Breaks", e.breaks), ("Left the recorded path", e.divergences), ("Compiled", e.compilations), ("Ran op by op", e.fallbacks)
+    )  # fmt: skip
+    for title, events in happenings:
         happened = [(short(v.source), v.reason, str(v.count)) for v in events]
         found.append(Section(f"{title}, in {e.calls} calls", ("line", "reason", "times"), _some(happened, limit)))
     remedies = {v.code: v.remedy for v in (*e.breaks, *e.divergences, *e.fallbacks) if v.code}

@@ -9,6 +9,7 @@ import functools
 import inspect
 import os
 import threading
+import time
 import types
 import weakref
 from collections.abc import Callable, Iterator
@@ -163,8 +164,8 @@ class CompiledFunction:
     def settings(self) -> dict[str, Any]:
         """The options of `compile` that it was made with."""
         o = self._options
-        limit = {"recompile_limit": o.recompile_limit}
-        return {"fullgraph": o.fullgraph, "dynamic": o.dynamic, "mode": o.mode, "backend": o.backend, "options": limit}
+        more = {"recompile_limit": o.recompile_limit, "background": o.background}
+        return {"fullgraph": o.fullgraph, "dynamic": o.dynamic, "mode": o.mode, "backend": o.backend, "options": more}
 
     def compiled_graphs(self) -> list[Compiled]:
         """What was compiled so far: graphs with their programs and the reasons of every decision."""
@@ -183,6 +184,11 @@ class CompiledFunction:
     def gpu_kernels(self, arch: str = DEFAULT_GPU) -> list[KernelHandle]:
         """The captured graphs fused for a GPU that need not be there: what would run on it."""
         return self._inventory.gpu_kernels(arch)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until nothing is compiled for this function in the background, at most `timeout` seconds; whether that is so."""
+        end = None if timeout is None else time.monotonic() + timeout
+        return all(j.wait(None if end is None else max(0.0, end - time.monotonic())) for j in self._capture.jobs)
 
     def reset(self) -> None:
         """Forget all that was captured and compiled."""
@@ -216,7 +222,8 @@ def compile(
     backend: see `BACKENDS`; "interpret" runs kernels in NumPy, "eager" runs primitives one by one.
     dynamic: None and True make a size (of 2 and more) symbolic when it is seen to vary, so that one compilation serves all later
         ones; with False each set of shapes is a path of its own. Other numbers that vary become run-time inputs in any case.
-    options: "recompile_limit": how many paths are captured before the function is handed over to eager.
+    options: "recompile_limit": how many paths are captured before the function is handed over to eager. "background": compile on
+        a thread of its own, and run eagerly until that is done (`CompiledFunction.wait`).
     disable: return `model` as it is.
     Raises ValueError for an unknown mode, backend or option, MissingTargetError for a backend whose device is not there,
     TypeError where `model` is not callable or can't be compiled.
@@ -257,11 +264,14 @@ def _options(fullgraph: bool, dynamic: bool | None, backend: str, mode: str | No
         )
     given = dict(options or {})
     limit = given.pop("recompile_limit", RECOMPILE_LIMIT)
+    background = given.pop("background", False)
     if given:
-        raise ValueError(f"Unexpected option {', '.join(map(repr, given))}, known is: 'recompile_limit'")
+        raise ValueError(f"Unexpected option {', '.join(map(repr, given))}, known are: 'background', 'recompile_limit'")
     if type(limit) is not int or limit < 1:
         raise ValueError(f"recompile_limit={limit!r}: expected a whole number of at least 1")
-    return Options(bool(fullgraph), dynamic, mode or "default", backend, limit)
+    if type(background) is not bool:
+        raise ValueError(f"background={background!r}: expected True or False")
+    return Options(bool(fullgraph), dynamic, mode or "default", backend, limit, background)
 
 
 def _compile_class(cls: type, how: Options) -> type:
@@ -321,6 +331,14 @@ def reset() -> None:
     """Forget all that was captured and compiled, of every compiled function."""
     for f in list(_all):
         f.reset()
+
+
+def counters() -> dict[str, list[Any]]:
+    """The statistics of every compiled function that is alive, by name."""
+    found: dict[str, list[Any]] = {}
+    for f in list(_all):
+        found.setdefault(f._capture.name, []).append(f.stats)
+    return dict(sorted(found.items()))
 
 
 def is_compiling() -> bool:
@@ -386,6 +404,7 @@ def error_on_graph_break(error_on_graph_break: bool = True) -> Iterator[None]:
 #: what `flame.compiler` offers
 PUBLIC: dict[str, Any] = {
     "compile": compile,
+    "counters": counters,
     "disable": disable,
     "error_on_graph_break": error_on_graph_break,
     "is_compiling": is_compiling,

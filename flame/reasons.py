@@ -143,7 +143,7 @@ OTHER_OPERATION = _reason(
 OTHER_OPERANDS = _reason(
     "FL2002",
     "other operands",
-    "{} has other operands, numbers or parameters than recorded",
+    "{} has other operands, numbers or parameters than recorded: {}",
     "Keep static parameters the same from call to call. A number or size that varies becomes a run-time input by itself.",
 )
 OTHER_TENSOR = _reason(

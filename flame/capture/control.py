@@ -32,6 +32,7 @@ class Options:
     mode: str = "default"
     backend: str = "auto"
     recompile_limit: int = RECOMPILE_LIMIT
+    background: bool = False  #: compile on a thread of its own, and run eagerly until that is done
 
 
 class Control:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from flame.autograd.tape import AccumulateGrad, eager, edge, user_source
+from flame.capture.differences import of_input
 from flame.capture.sizes import SizedSpec, dims_of, holds_sizes, takes, takes_params
 from flame.capture.state import RunState, SegmentEnded, new_object, weak
 from flame.capture.trace import InputKey, Known, Ref, Slot, Stale, Step, Trace, Window, exact, interned, same_number
@@ -182,7 +183,8 @@ class Follower(RunState):
                     break
             else:
                 beside = self._of_other_size(a, (e is not None, leaf, alias, volatile))
-                self.diverge(OTHER_TENSOR, t.spec)
+                said = of_input(t.spec, a.strides, e is not None, leaf, alias, volatile, self.at.children)
+                self.diverge(OTHER_TENSOR, *said)
                 if beside is not None:
                     self.beside(beside)
         if step is None:

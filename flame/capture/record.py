@@ -12,6 +12,7 @@ from flame.autograd.tape import eager, user_source
 from flame.capture import replay
 from flame.capture.compiled import say
 from flame.capture.control import control
+from flame.capture.differences import of_operation
 from flame.capture.sizes import Size, SizedTensor, Sizing, holds_sizes, number_of, sized_at
 from flame.capture.state import RunState
 from flame.capture.trace import Expr, Ref, Slot, Step, same_number
@@ -31,6 +32,7 @@ class Recorder(RunState):
 
     _link_view: Any
     _gradient_source: str
+    cause: tuple[str, str] | None = None  #: where and why the last known path was left
 
     def record(self, primitive: Primitive, operands: tuple, refs: list, params: dict) -> Any:
         """Run an operation eagerly and enter its step."""
@@ -196,11 +198,18 @@ class Recorder(RunState):
         else:
             beside = self._of_other_params(primitive, refs, params)
             if beside is not None:
-                self.diverge(OTHER_OPERANDS, primitive.name)
+                self._diverge_from(primitive, refs, params)
                 self.capture.stats.generalised += 1
                 return self.beside(beside)
-        same = bool(self.at.children) and self.at.children[0].primitive is primitive
-        self.diverge(OTHER_OPERANDS if same else OTHER_OPERATION, primitive.name)
+        self._diverge_from(primitive, refs, params)
+
+    def _diverge_from(self, primitive: Primitive, refs: list, params: dict) -> None:
+        """Say what differs from the nearest known step, and leave the path."""
+        if any(c.primitive is primitive for c in self.at.children):
+            what = of_operation(primitive, refs, params, self.at.children, self.bindings)
+            self.diverge(OTHER_OPERANDS, primitive.name, what)
+        else:
+            self.diverge(OTHER_OPERATION, primitive.name)
 
     def _of_other_params(self, primitive: Primitive, refs: list, params: dict) -> Step | None:
         """A known next step that this operation would be but for whole numbers in its parameters."""
@@ -221,6 +230,7 @@ class Recorder(RunState):
     def diverge(self, reason: Reason, *details: object) -> None:
         """Leave the path, for a reason whose text ends in what was recorded here."""
         source, cause = user_source(), reason.text(*details, _named(self.at.children))
+        self.cause = (source, cause)
         self.capture.stats.count(self.capture.stats.diverged, source, cause)
         if knobs.log:
             say("recompiles", f"{self.capture.name}: another path from {source} on: {cause}")

@@ -33,6 +33,8 @@ from flame.primitive import force
 from flame.reasons import OTHER_END, VALUE_READ, WRITTEN_VALUE_READ, Reason
 from flame.tensor import Tensor
 
+AFTER_A_BREAK = "the path after a break was followed for the first time"
+
 
 class Run(Follower, Calls, Recorder, Effects, Gradients):
     """One segment of one call."""
@@ -93,6 +95,7 @@ class Run(Follower, Calls, Recorder, Effects, Gradients):
         if knobs.log:
             say("breaks", f"{self.capture.name}: {source}: {text}")
         after: Any = self.end("break").successor
+        after.source = source
         if not after.children and control.compiling != "yes":
             after = self.unknown("what follows a break was never recorded", after)
         force.interpreter = Run(self.capture, after, self.thread)
@@ -116,6 +119,7 @@ class Run(Follower, Calls, Recorder, Effects, Gradients):
             if leaf is None:
                 leaf = Step("end")
                 leaf.key = kind
+                leaf.source, leaf.note = self.cause or (self.root.source, AFTER_A_BREAK if self.root.source else "")
                 leaf.successor = Step("root")
                 if kind != "deopt" and self.at.children:
                     self.another_path(user_source())

@@ -9,7 +9,6 @@ joint graph and the results hang on one SegmentNode; derivatives of derivatives 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,16 +16,16 @@ import numpy as np
 
 from flame.autograd.tape import about_to_write
 from flame.capture import replay
-from flame.capture.compiled import Compiled, collector_paused, compile_pair, compile_segment, say
+from flame.capture.background import compile_meanwhile, compile_now
+from flame.capture.compiled import Compiled, compile_pair, compile_segment
 from flame.capture.control import control
 from flame.capture.segment_node import SegmentNode, TroubledNode
 from flame.capture.sizes import Size, SizedSpec, compiled, condition
 from flame.capture.tape_model import TapeModel, model, op_steps
-from flame.capture.trace import Expr, Ref, Slot, Step
+from flame.capture.trace import Capture, Expr, Ref, Slot, Step
 from flame.compiler.dims import Dim, Space, as_tuple
 from flame.compiler.graph import Builder, Graph, Value
 from flame.dtypes import dtype, int64
-from flame.knobs import knobs
 from flame.ops.declare import as_operand
 from flame.primitive import Spec, registered
 from flame.symbol import evaluate
@@ -119,17 +118,24 @@ class Plan:
         self.differentiated_specs = tuple(made[e].spec for e in self.differentiated)
         self.known = len(self.space.facts) if self.space is not None else 0
         self.backward: Compiled | None = None
-        if wanted and not self.replayed:
-            self.forward, self.backward, self.residuals, self.gradients = compile_pair(
-                run.capture, graph, [i for i, _ in self.input_edges], [self.place[e] for e in self.differentiated], self.blocked
-            )
-        else:
-            updates = [] if wanted else self._updates(run)
-            self.forward = compile_segment(run.capture, graph, updates, [i for i, _ in self.flags])
-            self.residuals, self.gradients = (), ()
-        self._facts = tuple(self.space.facts) if self.space is not None else ()
+        self._updated = [] if wanted else self._updates(run)
         #: whether all that came from outside is an input, in order
         self.all_arrays = self.arrays == list(range(len(run.externals)))
+
+    def make(self, capture: Capture) -> None:
+        """Compile it. From the graph alone: the run that it came from may be over."""
+        if self.edges and not self.replayed:
+            self.forward, self.backward, self.residuals, self.gradients = compile_pair(
+                capture,
+                self.graph,
+                [i for i, _ in self.input_edges],
+                [self.place[e] for e in self.differentiated],
+                self.blocked,
+            )
+        else:
+            self.forward = compile_segment(capture, self.graph, self._updated, [i for i, _ in self.flags])
+            self.residuals, self.gradients = (), ()
+        self._facts = tuple(self.space.facts) if self.space is not None else ()
 
     def _updates(self, run: Any) -> list[tuple[int, int]]:
         """Pairs (input, result) of outside memory that is written whole: its new value may be computed into it.
@@ -387,25 +393,25 @@ def _plan(run: Any, leaf: Step, alive: list[Tensor]) -> tuple[Plan, bool, TapeMo
         run.fall_back()
         return None
     if plan is None or not (values <= set(plan.values) and edges <= set(plan.edges)):
-        recompiled = plan is not None
         if control.compiling != "yes":
             run.unknown("a recorded path was not compiled yet", run.at)
             run.fall_back()
             return None
+        meanwhile = run.capture.options.background
+        if meanwhile and leaf.waiting is not None and not leaf.waiting.lost and (not leaf.waiting.over or leaf.waiting.error):
+            run.fall_back()
+            return None
+        cause = leaf.note or "the path was followed for the first time"
         if plan is not None:
+            cause = f"more of what it computes is used afterwards ({len(values - set(plan.values))} more)"
             values |= set(plan.values)
             edges |= set(plan.edges)
-        started = time.perf_counter()
-        with collector_paused():
-            plan = Plan(run, frozenset(values), frozenset(edges))
-        plans[at : at + 1] = [plan]
-        run.capture.stats.compiled += 1
-        run.capture.stats.compile_seconds += time.perf_counter() - started
-        run.capture.plans.append(plan)
-        if knobs.log:
-            again = "once more, because more of what it computes is used afterwards" if recompiled else "for the first time"
-            seconds = time.perf_counter() - started
-            say("recompiles", f"{run.capture.name}: a segment of {run.at.depth} steps was compiled {again}, in {seconds:.2f} s")
+        wanted = Plan(run, frozenset(values), frozenset(edges))
+        if meanwhile:
+            compile_meanwhile(run.capture, leaf, wanted, plan, cause)
+            run.fall_back()
+            return None
+        plan = compile_now(run.capture, leaf, wanted, plan, cause)
     leaf.plan = plan
     return plan, differentiated, tape
 

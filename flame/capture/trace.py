@@ -96,7 +96,7 @@ class Step:
     __slots__ = (
         "kind", "primitive", "operands", "params", "exact_params", "grad", "outs", "children", "note", "source", "key", "inner",
         "guards", "options", "successor", "plan", "plans", "view", "items", "tape",
-        "parent", "macros", "numpy", "depth", "plain", "paths", "sized", "binds", "facts",
+        "parent", "macros", "numpy", "depth", "plain", "paths", "waiting", "sized", "binds", "facts",
     )  # fmt: skip
 
     def __init__(self, kind: str, primitive: Primitive | None = None):
@@ -117,6 +117,7 @@ class Step:
         self.successor: Step | None = None  #: end of a break: the root of what follows
         self.plan: Any = None  #: end: what was compiled for the path that ends here, and ran last
         self.plans: list | None = None  #: all that was, each for other facts about sizes
+        self.waiting: Any = None  #: end: the job that compiles for it in the background
         self.view = False
         self.parent: Any = None
         self.macros: list | None = None  #: the calls that were seen to begin after this step (`flame.capture.known`)
@@ -176,9 +177,12 @@ class Known:
         self.storage = trace.window.storage
 
 
+MOST_REASONS = 1000
+
+
 @dataclass(slots=True)
 class Statistics:
-    """What a compiled function did. Breaks, divergences and fallbacks are counted by (user line, reason)."""
+    """What a compiled function did. Breaks, divergences, compilations and fallbacks are counted by (user line, reason)."""
 
     calls: int = 0
     replayed: int = 0  #: calls whose Python was skipped (mode="replay")
@@ -187,13 +191,35 @@ class Statistics:
     flushed: int = 0
     compiled: int = 0
     compile_seconds: float = 0.0
+    compilations: dict[tuple[str, str], int] = field(
+        default_factory=dict
+    )  #: by the line where the path began to differ, and cause
     generalised: int = 0
     breaks: dict[tuple[str, str], int] = field(default_factory=dict)
     diverged: dict[tuple[str, str], int] = field(default_factory=dict)
     fallbacks: dict[tuple[str, str], int] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        """What happened, by the user's lines."""
+        steps = f"{self.followed} steps followed, {self.recorded} recorded; {self.flushed} segments ran as kernels"
+        skipped = f" ({self.replayed} of them replayed)" if self.replayed else ""
+        lines = [f"{self.calls} calls{skipped}; {steps}; {self.compiled} compilations in {self.compile_seconds:.2f} s"]
+        tables = (
+            ("breaks", self.breaks), ("other paths", self.diverged), ("compilations", self.compilations),
+            ("run eagerly", self.fallbacks),
+        )  # fmt: skip
+        for title, table in tables:
+            if table:
+                lines.append(f"{title}:")
+                lines += [f"  {n} x {source + ': ' if source else ''}{reason}" for (source, reason), n in table.items()]
+        return "\n".join(lines)
+
     def count(self, table: dict, source: str, reason: str) -> None:
-        table[(source, reason)] = table.get((source, reason), 0) + 1
+        """Count it; of endlessly many reasons (they may name values) those beyond the first thousand are counted together."""
+        key = (source, reason)
+        if key not in table and len(table) >= MOST_REASONS:
+            key = (source, f"{reason.split(' ', 1)[0]} (and other values)")
+        table[key] = table.get(key, 0) + 1
 
 
 class Window:
@@ -239,6 +265,7 @@ class Capture:
         self.given_up = ""  #: why the function runs eagerly from now on, if it does
         self.plans: list = []  #: every compiled segment, in order of compilation
         self.programs: dict = {}
+        self.jobs: list = []  #: what compiles in the background, or did last
         self.spare: Any = None  #: a run that ended, to be begun again
 
     def ref(self, value: int, edge: int | None, spec: Spec) -> Ref:

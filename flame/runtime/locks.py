@@ -1,15 +1,42 @@
-"""A lock that a forked child finds open.
+"""Locks and forks: a lock that a forked child finds open, and one that a fork waits for.
 
-A child has one thread. A lock that another thread of its parent held at the fork would never be released there, and waiting
-for it would hang. What such locks guard here (tables that only grow, lists of free memory) is usable at every moment.
+A child has one thread. A `Lock` that another thread of its parent held at the fork would never be released there, and waiting
+for it would hang. What such locks guard (tables that only grow, lists of free memory) is usable at every moment.
 """
 
 from __future__ import annotations
 
+import concurrent.futures.thread  # noqa: F401  (see ForkWaits)
 import os
 import threading
 import weakref
 from typing import Any
+
+
+class ForkWaits:
+    """A re-entrant lock that a fork waits for, so that what it guards is never in the middle in a child.
+
+    For work whose state can't be thrown open: a compiler's own locks and memory. A fork takes as long as the work in hand. Python's
+    executors take a lock of their own at a fork, which such work may need to end: what is registered last runs first, so this
+    file imports them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(
+                before=self._lock.acquire, after_in_parent=self._lock.release, after_in_child=self._lock.release
+            )
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *error: Any) -> None:
+        self._lock.release()
+
+
+#: held by whoever compiles: one at a time, and no fork meanwhile
+compiling = ForkWaits()
 
 
 class Lock:
