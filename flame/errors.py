@@ -41,3 +41,12 @@ class ReplayError(RuntimeError):
 
 class MissingTargetError(RuntimeError):
     """A device, driver or optional package that the call needs is not there; the message says what to install."""
+
+
+class PositionError(IndexError, RuntimeError):
+    """An index tensor names a position that is not there. (PyTorch raises IndexError where one indexes, RuntimeError in gather and
+    scatter; this is both.)"""
+
+
+class LinAlgError(RuntimeError):
+    """A factorisation or solve failed: the matrix is singular, not positive definite, or an iteration did not converge."""

@@ -28,6 +28,7 @@ LAYERS = (
     "flame.tensor",
     "flame.autograd",
     "flame.functions",
+    "flame.linalg",
     "flame.capture",
     "flame.kernels",
     "flame.jit",

@@ -26,6 +26,7 @@ from flame.capture.trace import Capture, Expr, Ref, Slot, Step
 from flame.compiler.dims import Dim, Space, as_tuple
 from flame.compiler.graph import Builder, Graph, Value
 from flame.dtypes import dtype, int64
+from flame.errors import PositionError
 from flame.ops.declare import as_operand
 from flame.primitive import Spec, registered
 from flame.symbol import evaluate
@@ -267,7 +268,7 @@ def _is_place(v: Value, size: int) -> bool:
 def check_positions(a: np.ndarray, least: int, size: int, what: str) -> None:
     if a.min() < least or a.max() >= size:
         bad = next(int(i) for i in a.flat if not least <= i < size)
-        raise IndexError(f"index {bad} is out of bounds for {what.format(size)}")
+        raise PositionError(f"index {bad} is out of bounds for {what.format(size)}")
 
 
 def flush(run: Any, leaf: Step) -> None:
@@ -297,7 +298,7 @@ def flush(run: Any, leaf: Step) -> None:
     results = plan.forward(inputs) if plan.space is None else plan.forward(inputs, plan.sizes(run.bindings))
     for number, what in plan.flags:
         if results[number]:
-            raise IndexError(f"an index is out of bounds for {what}")
+            raise PositionError(f"an index is out of bounds for {what}")
     place = plan.place
     if plain and not differentiated and tape is None and plan.forward.distinct:
         for t in alive:

@@ -3,6 +3,7 @@
 from flame.functions import (  # noqa: F401
     calculus,
     combined,
+    completed,
     creation,
     distances,
     elementwise,

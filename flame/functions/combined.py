@@ -128,7 +128,7 @@ def addcdiv_(self: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: Any = 1) 
 @followed
 def logaddexp(input: Tensor, other: Tensor) -> Tensor:
     """log(exp(input) + exp(other)), without overflow."""
-    a, b = as_floating(input, other)
+    a, b = as_floating(tensor_operand(input, "logaddexp"), tensor_operand(other, "logaddexp", "other"))
     top = MAXIMUM(a, b).detach()
     top = WHERE(registered("isinf")(top), 0.0, top)
     return PUBLIC["log"](PUBLIC["exp"](a - top) + PUBLIC["exp"](b - top)) + top
@@ -177,6 +177,11 @@ def isclose(input: Tensor, other: Tensor, rtol: float = 1e-05, atol: float = 1e-
     a, b = tensor_operand(input, "isclose"), tensor_operand(other, "isclose", "other")
     if a.dtype is not b.dtype:
         raise RuntimeError(f"{a.dtype!r} did not match {b.dtype!r}")
+    for what, v in (("rtol", rtol), ("atol", atol)):
+        if v < 0:
+            raise RuntimeError(f"{what} must be greater than or equal to zero, but got {v}")
+    if a.dtype.kind == "b":
+        return a == b
     same = a == b
     if a.dtype.kind == "f":
         close = registered("isfinite")(a) & registered("isfinite")(b) & ((a - b).abs() <= atol + rtol * b.abs())  # type: ignore[attr-defined]

@@ -200,8 +200,10 @@ def arange(
         raise TypeError("arange(): start, end and step must be Numbers")
     if s == 0:
         raise RuntimeError("step must be nonzero")
+    if not (math.isfinite(a) and math.isfinite(b)):
+        raise RuntimeError(f"unsupported range: {a} -> {b}")
     n = math.ceil((b - a) / s)
-    if n < 0:
+    if (b - a) * s < 0:
         raise RuntimeError("upper bound and lower bound inconsistent with step sign")
     d = dtype or (dtypes.get_default_dtype() if any(isinstance(x, float) for x in (a, b, s)) else dtypes.int64)
     work = d if d.kind != "f" else dtypes.float64
@@ -211,14 +213,20 @@ def arange(
     return _finish(deliver(to_dtype(t, d), out, "arange"), requires_grad)
 
 
+def _steps(n: Any) -> None:
+    if not isinstance(n, int):
+        raise TypeError(f"linspace(): argument 'steps' must be int, not {type(n).__name__}")
+    if n < 0:
+        raise RuntimeError("number of steps must be non-negative")
+
+
 def linspace(
     start: Any, end: Any, steps: int, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False,
     out: Any = None, layout: Any = None,
 ) -> Tensor:  # fmt: skip
     """`steps` evenly spaced values from start to end, both included."""
     _device(device)
-    if steps < 0:
-        raise RuntimeError("number of steps must be non-negative")
+    _steps(steps)
     d = _dtype(dtype, "linspace")
     a, b = float(start), float(end)
     t = IOTA(size=int(steps), dtype=dtypes.float64)
@@ -238,8 +246,7 @@ def logspace(
 ) -> Tensor:  # fmt: skip
     """`base` to the powers of linspace(start, end, steps)."""
     _device(device)
-    if steps < 0:
-        raise RuntimeError("number of steps must be non-negative")
+    _steps(steps)
     d = _dtype(dtype, "logspace")
     power = linspace(start, end, steps, dtype=dtypes.float64)
     if d.kind != "f":
@@ -310,6 +317,10 @@ def triu_indices(
 @public()
 def diag_embed(input: Tensor, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Tensor:
     """Matrices with the last dimension on their diagonal."""
+    if input.ndim == 0:
+        raise RuntimeError("diag_embed: input must have at least one dimension")
+    if wrap_dim(dim1, input.ndim + 1, "diag_embed") == wrap_dim(dim2, input.ndim + 1, "diag_embed"):
+        raise RuntimeError(f"diagonal dimensions cannot be identical {dim1}, {dim2}")
     n = input.shape[-1] + abs(offset)
     i = RESHAPE(IOTA(size=n, dtype=dtypes.int64), shape=(n, 1))
     j = IOTA(size=n, dtype=dtypes.int64)

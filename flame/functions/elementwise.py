@@ -87,6 +87,8 @@ def unary(p: Primitive, name: str) -> None:
     floats_only = not takes_integers(p) and not _takes_booleans(p)
     no_booleans = not floats_only and not _takes_booleans(p)
 
+    whole = name in _WHOLE_ALREADY
+
     def function(input: Tensor, *, out: Tensor | None = None) -> Tensor:
         run = force.interpreter
         if run is not None and run.next is not None and out is None and isinstance(input, Tensor):
@@ -94,6 +96,10 @@ def unary(p: Primitive, name: str) -> None:
             if got is not None:
                 return got
         x = tensor_operand(input, name)
+        if whole and x.dtype.kind in "ui":
+            return deliver(registered("copy")(x), out, name)
+        if name == "square" and x.dtype.kind == "b":
+            x = cast(x, dtype=dtypes.int64)
         if floats_only and x.dtype.kind != "f":
             x = cast(x, dtype=dtypes.get_default_dtype())
         elif no_booleans and x.dtype.kind == "b":
@@ -101,6 +107,8 @@ def unary(p: Primitive, name: str) -> None:
         return deliver(p(x), out, name) if out is not None else p(x)
 
     def in_place(self: Tensor) -> Tensor:
+        if whole and self.dtype.kind in "ui":
+            return self
         if floats_only and self.dtype.kind != "f":
             raise RuntimeError(
                 f"result type {dtypes.get_default_dtype()!r} can't be cast to the desired output type {self.dtype!r}"
@@ -116,6 +124,8 @@ def unary(p: Primitive, name: str) -> None:
     setattr(Tensor, name + "_", in_place)
 
 
+#: what leaves integers as they are
+_WHOLE_ALREADY = {"ceil", "floor", "round", "trunc"}
 _NOT_PUBLIC = {"copy", "cast", "philox_word"}
 for _p in list(REGISTRY.values()):
     if (_p.kind == "elementwise" or "scalar" in _p.refused) and _p.name not in _NOT_PUBLIC and operand_count(_p) == 1:
@@ -141,23 +151,29 @@ for _new, _old in {
 
 _PREPARE = {
     "sub": for_difference, "floor_divide": without_booleans, "remainder": without_booleans, "fmod": without_booleans,
-    "fmax": without_booleans, "fmin": without_booleans,
     "trunc_divide": without_booleans, "pow": without_booleans,
 }  # fmt: skip
 
 
+#: functions whose first, or second, argument must be a tensor
+_TENSOR_FIRST = set("eq ne lt le gt ge copysign fmod".split())
+_TENSORS = set("atan2 fmax fmin maximum minimum hypot nextafter gcd lcm igamma igammac".split())
+
+
 def binary(name: str, p: Primitive, *, floating: bool = False, compare: bool = False) -> Callable:
     """A function of two tensors or numbers, promoted; with its in-place method."""
+    first = tensor_operand if name in _TENSOR_FIRST | _TENSORS else operand
+    second = tensor_operand if name in _TENSORS else operand
     prepare = as_floating if floating else _PREPARE.get(p.name, promoted)
 
     def function(input: Any, other: Any, *, out: Tensor | None = None) -> Tensor:
-        a, b = operand(input, name, "input"), operand(other, name)
+        a, b = first(input, name, "input"), second(other, name, "other")
         a, b = prepare(*with_tensor(a, b, op=name))
         y = of_booleans(p, a, b)(a, b)
         return y if out is None else deliver(y, out, name)
 
     def in_place(self: Tensor, other: Any) -> Tensor:
-        b = operand(other, name + "_")
+        b = second(other, name + "_", "other")
         if floating and self.dtype.kind != "f":
             raise RuntimeError(
                 f"result type {dtypes.get_default_dtype()!r} can't be cast to the desired output type {self.dtype!r}"
@@ -296,7 +312,9 @@ def sub_(self: Tensor, other: Any, *, alpha: Any = 1) -> Tensor:
 
 
 @public()
-def rsub(input: Any, other: Any, *, alpha: Any = 1) -> Tensor:
+def rsub(input: Tensor, other: Any, *, alpha: Any = 1) -> Tensor:
+    """other - alpha * input."""
+    tensor_operand(input, "rsub")
     return sub(other, input, alpha=alpha)
 
 
@@ -404,7 +422,7 @@ def _logical(name: str) -> None:
         return x != 0 if isinstance(x, Tensor) and x.dtype.kind != "b" else x if isinstance(x, Tensor) else bool(x)
 
     def function(input: Tensor, other: Any, *, out: Tensor | None = None) -> Tensor:
-        return deliver(p(as_bool(tensor_operand(input, name)), as_bool(operand(other, name))), out, name)
+        return deliver(p(as_bool(tensor_operand(input, name)), as_bool(tensor_operand(other, name, "other"))), out, name)
 
     def in_place(self: Tensor, other: Any) -> Tensor:
         return assign(self, to_dtype(function(self, other), self.dtype))

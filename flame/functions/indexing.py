@@ -237,7 +237,7 @@ def setitem(self: Tensor, key: Any, value: Any) -> None:
 
 def _index_operand(index: Any, op: str) -> Tensor:
     i = tensor_operand(index, op, "index")
-    if i.dtype not in (dtypes.int64, dtypes.int32):
+    if i.numel() and i.dtype not in (dtypes.int64, dtypes.int32):
         raise RuntimeError(f"{op}(): Expected dtype int64 for index, but got {i.dtype!r}")
     return to_dtype(i, dtypes.int64)
 
@@ -247,9 +247,18 @@ def _index_operand(index: Any, op: str) -> Tensor:
 def gather(input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False) -> Tensor:
     """out[i][j] = input[index[i][j]][j] for dim 0, and so on: one element for each element of `index`."""
     i = _index_operand(index, "gather")
+    d = wrap_dim(dim, input.ndim, "gather")
+    if i.numel() == 0:
+        return registered("full")(0, shape=tuple(i.shape), dtype=input.dtype)
     if input.ndim == 0 or i.ndim == 0:
-        return RESHAPE(GATHER(input.reshape(-1), i.reshape(-1), dim=0), shape=tuple(i.shape))  # type: ignore[attr-defined]
-    return GATHER(input, i, dim=wrap_dim(dim, input.ndim, "gather"))
+        return RESHAPE(GATHER(_lined(input), _lined(i), dim=0), shape=tuple(i.shape))
+    GATHER.infer(input.spec, i.spec, dim=d)
+    return GATHER(input, i, dim=d)
+
+
+def _lined(x: Tensor) -> Tensor:
+    """A tensor of no dimensions as one of a single dimension; others as they are."""
+    return RESHAPE(x, shape=(1,)) if x.ndim == 0 else x
 
 
 @public()
@@ -259,11 +268,24 @@ def take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Te
     if dim is None:
         return gather(input.reshape(-1), 0, indices.reshape(-1))  # type: ignore[attr-defined]
     d = wrap_dim(dim, input.ndim, "take_along_dim")
+    if indices.ndim != input.ndim:
+        raise RuntimeError(
+            f"take_along_dim(): input and indices should have the same number of dimensions, but got {input.ndim} dimensions for "
+            f"input, and {indices.ndim} dimensions for indices"
+        )
+    if input.ndim == 0:
+        return gather(input, 0, indices)
     a, b = list(input.shape), list(indices.shape)
     for k in range(len(a)):
         if k != d:
-            a[k] = b[k] = max(a[k], b[k])
-    return GATHER(EXPAND(input, shape=tuple(a)), EXPAND(_index_operand(indices, "take_along_dim"), shape=tuple(b)), dim=d)
+            if a[k] != b[k] and 1 not in (a[k], b[k]):
+                raise RuntimeError(
+                    f"The size of tensor a ({a[k]}) must match the size of tensor b ({b[k]}) at non-singleton dimension {k}"
+                )
+            a[k] = b[k] = a[k] if b[k] == 1 else b[k]
+    i = EXPAND(_index_operand(indices, "take_along_dim"), shape=tuple(b))
+    i = registered("where")(i < 0, i + a[d], i)
+    return GATHER(EXPAND(input, shape=tuple(a)), i, dim=d)
 
 
 @public()
@@ -308,11 +330,20 @@ def _source(input: Tensor, index: Tensor, src: Any, op: str) -> Tensor:
 @followed
 def scatter(input: Tensor, dim: int, index: Tensor, src: Any = None, *, value: Any = None, reduce: str | None = None) -> Tensor:
     """A copy with input[index[i][j]][j] = src[i][j] (dim 0), and so on; `src` a tensor or a number."""
-    if reduce is not None:
-        raise RuntimeError("scatter(reduce=...) is deprecated in PyTorch and not supported here: use scatter_add")
+    if reduce not in (None, "add", "multiply"):
+        raise RuntimeError(f"reduce argument must be either add or multiply, got {reduce}.")
     i = _index_operand(index, "scatter")
+    d = wrap_dim(dim, input.ndim, "scatter")
+    if i.numel() == 0:
+        return registered("copy")(input)
     s = _source(input, i, value if src is None else src, "scatter")
-    return SCATTER(input, i, s, dim=wrap_dim(dim, input.ndim, "scatter"))
+    x, i, s = _lined(input), _lined(i), _lined(s)
+    SCATTER.infer(x.spec, i.spec, s.spec, dim=d)
+    if reduce == "multiply":
+        y = registered("scatter_reduce")(x, i, s, dim=d, reduce="prod")
+    else:
+        y = (SCATTER if reduce is None else SCATTER_ADD)(x, i, s, dim=d)
+    return RESHAPE(y, shape=()) if input.ndim == 0 else y
 
 
 @public()
@@ -320,7 +351,13 @@ def scatter(input: Tensor, dim: int, index: Tensor, src: Any = None, *, value: A
 def scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
     """As scatter, adding to what is there."""
     i = _index_operand(index, "scatter_add")
-    return SCATTER_ADD(input, i, _source(input, i, src, "scatter_add"), dim=wrap_dim(dim, input.ndim, "scatter_add"))
+    d = wrap_dim(dim, input.ndim, "scatter_add")
+    if i.numel() == 0:
+        return registered("copy")(input)
+    x, s, i = _lined(input), _lined(_source(input, i, src, "scatter_add")), _lined(i)
+    SCATTER_ADD.infer(x.spec, i.spec, s.spec, dim=d)
+    y = SCATTER_ADD(x, i, s, dim=d)
+    return RESHAPE(y, shape=()) if input.ndim == 0 else y
 
 
 @public()
@@ -328,8 +365,16 @@ def scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
 def index_add(input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: Any = 1) -> Tensor:
     """A copy with the slices of `source` added to those that `index` names."""
     i = _index_operand(index, "index_add")
+    d = wrap_dim(dim, input.ndim, "index_add")
+    if i.ndim > 1:
+        raise IndexError(f"index_add_(): Index is supposed to be a vector, but got dim: {i.ndim} with type: {i.dtype!r}")
+    if source.dtype is not input.dtype:
+        raise RuntimeError(f"index_add_(): self ({input.dtype!r}) and source ({source.dtype!r}) must have the same scalar type")
     s = source if alpha == 1 else source * alpha
-    return INDEX_ADD(input, i, s, dim=wrap_dim(dim, input.ndim, "index_add"))
+    x, s, i = _lined(input), _lined(s), _lined(i)
+    INDEX_ADD.infer(x.spec, i.spec, s.spec, dim=d)
+    y = INDEX_ADD(x, i, s, dim=d)
+    return RESHAPE(y, shape=()) if input.ndim == 0 else y
 
 
 @public()
@@ -345,9 +390,25 @@ def index_copy(input: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor
 @public()
 @followed
 def index_fill(input: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
-    s = list(input.shape)
-    s[wrap_dim(dim, input.ndim, "index_fill")] = index.numel()
-    return index_copy(input, dim, index, registered("full")(value, shape=tuple(s), dtype=input.dtype))
+    d = wrap_dim(dim, input.ndim, "index_fill")
+    i = _index_operand(index, "index_fill")
+    if i.ndim > 1:
+        raise IndexError("index_fill_(): Index has to be a vector/scalar")
+    v = operand(value, "index_fill", "value")
+    if isinstance(v, Tensor):
+        if v.ndim:
+            raise RuntimeError(
+                f"index_fill_ only supports a 0-dimensional value tensor, but got tensor with {v.ndim} dimension(s)."
+            )
+        v = to_dtype(v, input.dtype)
+    elif type(v) is float and input.dtype.kind != "f":
+        v = bool(v) if input.dtype.kind == "b" else int(v)
+    x = _lined(input)
+    full, n = registered("full"), x.shape[d]
+    i = registered("where")(_lined(i) < 0, _lined(i) + n, _lined(i))
+    hit = SCATTER(full(False, shape=(n,), dtype=dtypes.bool_), i, full(True, shape=tuple(i.shape), dtype=dtypes.bool_), dim=0)
+    y = registered("where")(RESHAPE(hit, shape=tuple(n if k == d else 1 for k in range(x.ndim))), v, x)
+    return RESHAPE(y, shape=()) if input.ndim == 0 else y
 
 
 @public()
@@ -381,7 +442,7 @@ def masked_select(input: Tensor, mask: Tensor) -> Tensor:
     """The elements where `mask` is true, as a vector. Its size depends on values: a captured segment ends here."""
     if mask.dtype.kind != "b":
         raise RuntimeError(f"masked_select: expected BoolTensor for mask, but got {mask.dtype!r}")
-    shape = PUBLIC["broadcast_shapes"](tuple(input.shape), tuple(mask.shape))
+    shape = PUBLIC["broadcast_shapes"](tuple(input.shape), tuple(mask.shape)) or (1,)
     return getitem(EXPAND(input, shape=tuple(shape)), EXPAND(mask, shape=tuple(shape)))
 
 

@@ -102,10 +102,18 @@ for _n, _r in (("mm", (2, 2)), ("bmm", (3, 3)), ("mv", (2, 1)), ("dot", (1, 1)),
 
 
 def _added(name: str, product: Any) -> None:
-    def function(input: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
+    def function(input: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1, out: Tensor | None = None) -> Tensor:
+        x = tensor_operand(input, name)
         y = product(a, b)
+        if x.dtype is not y.dtype:
+            raise RuntimeError(f"{name}: expected all tensors to have the same dtype, but got {x.dtype!r} and {y.dtype!r}")
+        if y.dtype.kind == "b":
+            y = y & (alpha != 0)
+            return deliver(y if beta == 0 else y | (x & True), out, name)
+        if y.dtype.kind in "ui":
+            beta, alpha = int(beta), int(alpha)
         y = y if alpha == 1 else y * alpha
-        return y if beta == 0 else y + (input if beta == 1 else input * beta)
+        return deliver(y if beta == 0 else y + (x if beta == 1 else x * beta), out, name)
 
     def in_place(self: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
         return self.copy_(function(self, a, b, beta=beta, alpha=alpha))  # type: ignore[attr-defined]
@@ -130,6 +138,22 @@ _added("baddbmm", matmul)
 _added("addr", outer)
 
 
+def _summed_product(a: Tensor, b: Tensor) -> Tensor:
+    """The sum of products over a batch of matrices."""
+    x, y = _pair(a, b, "addbmm")
+    if x.ndim != 3 or y.ndim != 3:
+        raise RuntimeError("batch1 must be a 3D tensor" if x.ndim != 3 else "batch2 must be a 3D tensor")
+    if x.shape[0] != y.shape[0]:
+        raise RuntimeError(f"batch1 and batch2 must have same number of batches, got {x.shape[0]} and {y.shape[0]}")
+    (n, i, k), j = tuple(x.shape), y.shape[2]
+    if y.shape[1] != k:
+        raise RuntimeError(f"Incompatible matrix sizes for bmm ({i}x{k} and {y.shape[1]}x{j})")
+    return matmul(RESHAPE(PERMUTE(x, dims=(1, 0, 2)), shape=(i, n * k)), RESHAPE(y, shape=(n * k, j)))
+
+
+_added("addbmm", _summed_product)
+
+
 @public()
 @followed
 def inner(input: Tensor, other: Tensor) -> Tensor:
@@ -144,8 +168,15 @@ def tensordot(a: Tensor, b: Tensor, dims: Any = 2) -> Tensor:
     else:
         left = [wrap_dim(d, a.ndim, "tensordot") for d in dims[0]]
         right = [wrap_dim(d, b.ndim, "tensordot") for d in dims[1]]
+    if len(left) != len(right):
+        raise RuntimeError(f"both dimension lists should have same length, got {len(left)} and {len(right)}")
     for i, j in zip(left, right, strict=True):
-        if a.shape[i] != b.shape[j]:
+        if a.shape[i] != b.shape[j] and 1 in (a.shape[i], b.shape[j]):  # as if broadcast: the other is summed first
+            if a.shape[i] == 1:
+                b = b.sum(j, True, dtype=b.dtype)  # type: ignore[attr-defined]
+            else:
+                a = a.sum(i, True, dtype=a.dtype)  # type: ignore[attr-defined]
+        elif a.shape[i] != b.shape[j]:
             raise RuntimeError(
                 f"contracted dimensions need to match, but first has size {a.shape[i]} in dim {i} and second has size "
                 f"{b.shape[j]} in dim {j}"
@@ -163,7 +194,12 @@ PUBLIC["tensordot"] = tensordot
 
 @followed
 def einsum(equation: str, *operands: Any) -> Tensor:
-    """Einstein's summation, e.g. einsum("bij,bjk->bik", a, b). Several operands are contracted from left to right."""
+    """Einstein's summation, e.g. einsum("bij,bjk->bik", a, b). Several operands are contracted from left to right.
+
+    Lists of numbers may take the letters' place: einsum(a, [0, 1], b, [1, 2], [0, 2]).
+    """
+    if isinstance(equation, Tensor):
+        equation, operands = _in_letters([equation, *operands])
     ts = list(operands[0]) if len(operands) == 1 and not isinstance(operands[0], Tensor) else list(operands)
     left, arrow, right = equation.replace(" ", "").partition("->")
     terms = left.split(",")
@@ -204,6 +240,14 @@ def einsum(equation: str, *operands: Any) -> Tensor:
     x, labels = _sum_out(x, labels, set(out))
     x = PERMUTE(x, dims=tuple(labels.index(c) for c in out if c in labels))
     return x
+
+
+def _in_letters(mixed: list) -> tuple[str, tuple]:
+    """Operands and lists of dimension numbers, taken in turn, as an equation and operands."""
+    letter = lambda d: "..." if d is Ellipsis else string.ascii_letters[d]
+    last = mixed.pop() if len(mixed) % 2 else None
+    equation = ",".join("".join(map(letter, dims)) for dims in mixed[1::2])
+    return equation + ("" if last is None else "->" + "".join(map(letter, last))), tuple(mixed[::2])
 
 
 def _alone(x: Tensor, labels: str) -> tuple[Tensor, str]:

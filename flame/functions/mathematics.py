@@ -19,6 +19,8 @@ from flame.functions.promotion import (
 from flame.primitive import registered
 from flame.tensor import Tensor
 
+WHOLE = PUBLIC["round"]
+ROUND = registered("round")
 WHERE, FULL, COPY, ABS, SIGN, BITCAST = map(registered, ("where", "full", "copy", "abs", "sign", "bitcast"))
 
 
@@ -100,6 +102,20 @@ def fill(input: Tensor, value: Any) -> Tensor:
     elif type(v) is float and x.dtype.kind != "f":
         v = bool(v) if x.dtype.kind == "b" else int(v)
     return filled(x, v)
+
+
+@formed("round", inplace=True)
+def round_(input: Tensor, *, decimals: int = 0) -> Tensor:
+    """To the nearest number of `decimals` decimals, halves to the even one."""
+    x = tensor_operand(input, "round")
+    if x.dtype.kind != "f":
+        if decimals:
+            raise RuntimeError(f'"round_cpu" not implemented for {x.dtype!r} with decimals={decimals}')
+        return WHOLE(x)
+    if not decimals:
+        return ROUND(x)
+    ten = float(10 ** abs(decimals))
+    return ROUND(x * ten) / ten if decimals > 0 else ROUND(x / ten) * ten
 
 
 class Frexp(NamedTuple):

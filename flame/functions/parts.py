@@ -173,9 +173,12 @@ def roll(input: Tensor, shifts: Any, dims: Any = None) -> Tensor:
 
 
 def _joined(tensors: Any, op: str) -> list[Tensor]:
+    if isinstance(tensors, Tensor):
+        raise TypeError(f"{op}(): argument 'tensors' (position 1) must be tuple of Tensors, not Tensor")
     ts = list(tensors)
     if not ts:
-        raise RuntimeError(f"{op}(): expected a non-empty list of Tensors")
+        kind = ValueError if op == "cat" else RuntimeError
+        raise kind(f"{op}(): expected a non-empty list of Tensors")
     for i, x in enumerate(ts):
         if not isinstance(x, Tensor):
             raise TypeError(f"expected Tensor as element {i} in argument 0, but got {type(x).__name__}")
@@ -328,7 +331,7 @@ def sum_to_size(input: Tensor, *size: Any) -> Tensor:
         raise RuntimeError(f"size {{{list(want)}}} is not expandable to size {{{list(s)}}}.")
     dims = tuple(range(lead)) + tuple(lead + i for i, w in enumerate(want) if w == 1 and s[lead + i] != 1)
     if not dims:
-        return input
+        return input if input.dtype.kind in "fc" else to_dtype(input, int64)
     return RESHAPE(registered("sum")(input, dim=dims, keepdim=False), shape=want)
 
 

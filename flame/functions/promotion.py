@@ -16,6 +16,7 @@ from flame.autograd.tape import about_to_write, assign, check_memory, requires_g
 from flame.dtypes import dtype, dtype_of_number, promote_types
 from flame.ops.declare import quiet
 from flame.primitive import Primitive, force, registered
+from flame.reasons import SHAPE_IN_PLACE
 from flame.symbol import Symbolic
 from flame.tensor import Tensor
 
@@ -94,6 +95,8 @@ BOOLEAN = {
     registered("mul"): registered("logical_and"),
     registered("maximum"): registered("logical_or"),
     registered("minimum"): registered("logical_and"),
+    registered("fmax"): registered("logical_or"),
+    registered("fmin"): registered("logical_and"),
 }
 
 
@@ -145,13 +148,29 @@ def deliver(result: Tensor, out: Tensor | None, op: str) -> Tensor:
         return result
     if not isinstance(out, Tensor):
         raise TypeError(f"{op}(): argument 'out' must be Tensor, not {type(out).__name__}")
+    if out.shape != result.shape and out.numel() == 0 and out._view is None:
+        return _grown(result, out, op)
     if out.shape != result.shape:
         raise RuntimeError(f"{op}: out has shape {list(out.shape)}, the result {list(result.shape)}; give an out of that shape")
+    _check_out(result, out, op)
+    return assign(out, copy(to_dtype(result, out.dtype)))
+
+
+def _grown(result: Tensor, out: Tensor, op: str) -> Tensor:
+    """An `out` without elements takes the result's shape, in memory of its own."""
+    _check_out(result, out, op)
+    if force.interpreter is not None:
+        force.interpreter.leave(SHAPE_IN_PLACE, "out=")
+    out._array = copy(to_dtype(result, out.dtype))._data()
+    out._storage = None
+    return out
+
+
+def _check_out(result: Tensor, out: Tensor, op: str) -> None:
     if force.grad and (_wants(out) or _wants(result)):
         raise RuntimeError(f"{op}(): functions with out=... arguments don't support automatic differentiation")
     if result.dtype.category > out.dtype.category:
         raise RuntimeError(f"result type {result.dtype!r} can't be cast to the desired output type {out.dtype!r}")
-    return assign(out, copy(to_dtype(result, out.dtype)))
 
 
 def inplace(primitive: Primitive, target: Tensor, *others: Any, op: str = "", **params: Any) -> Tensor:

@@ -249,7 +249,11 @@ def multinomial(input: Tensor, num_samples: int, replacement: bool = False, *, g
     """
     if input.ndim not in (1, 2):
         raise RuntimeError("prob_dist must be 1 or 2 dim")
+    if input.dtype.kind != "f":
+        raise RuntimeError(f"multinomial only supports floating-point dtypes for input, got: {input.dtype!r}")
     n = input.shape[-1]
+    if n > 1 << 24:
+        raise RuntimeError("number of categories cannot exceed 2^24")
     if num_samples <= 0 or (not replacement and num_samples > n):
         raise RuntimeError(
             f"cannot sample n_sample={num_samples} of {n} categories{'' if replacement else ' without replacement'}"
@@ -316,6 +320,8 @@ def random_(self: Tensor, from_: int = 0, to: int | None = None, *, generator: G
 
 @method()
 def exponential_(self: Tensor, lambd: float = 1.0, *, generator: Generator | None = None) -> Tensor:
+    if lambd <= 0:
+        raise RuntimeError(f"exponential_ expects lambda > 0.0, but found lambda={lambd}")
     u = uniform(tuple(self.shape), _floating(self.dtype, "exponential_"), generator)
     return assign(self, LOG(1.0 - u) * (-1.0 / lambd))
 

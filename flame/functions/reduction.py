@@ -10,7 +10,7 @@ from flame.dtypes import dtype as DType
 from flame.functions.elementwise import PUBLIC, public
 from flame.functions.promotion import cast, deliver, tensor_operand, to_dtype
 from flame.functions.shape import RESHAPE, take_slice, wrap_dim, wrap_dims
-from flame.primitive import followed, registered
+from flame.primitive import followed, force, registered
 from flame.tensor import Tensor
 
 SUM, PROD, AMAX, AMIN, ARGMAX, ARGMIN, ANY, ALL = map(
@@ -45,7 +45,8 @@ def sum(
     x = tensor_operand(input, "sum")
     x = to_dtype(x, dtype) if dtype is not None else x
     dims = wrap_dims(_axis(dim, axis), x.ndim, "sum")
-    return deliver(_reduce(SUM, x, dims, keepdim or keepdims), out, "sum")
+    y = _reduce(SUM, x, dims, keepdim or keepdims)
+    return deliver(y if dtype is None else to_dtype(y, dtype), out, "sum")
 
 
 @public()
@@ -77,7 +78,15 @@ def prod(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: DType 
     """The product over one dimension, or all."""
     x = tensor_operand(input, "prod")
     x = to_dtype(x, dtype) if dtype is not None else x
-    return _reduce(PROD, x, wrap_dims(dim, x.ndim, "prod"), keepdim)
+    y = _reduce(PROD, x, wrap_dims(dim, x.ndim, "prod"), keepdim)
+    return y if dtype is None else to_dtype(y, dtype)
+
+
+class Aminmax(NamedTuple):
+    """What aminmax gives."""
+
+    min: Tensor
+    max: Tensor
 
 
 class Extreme(NamedTuple):
@@ -88,6 +97,11 @@ class Extreme(NamedTuple):
 
 
 def _empty_check(x: Tensor, dims: tuple[int, ...], op: str) -> None:
+    if len(dims) == x.ndim > 1 and x.numel() == 0:
+        raise RuntimeError(
+            f"{op}(): Expected reduction dim to be specified for input.numel() == 0. Specify the reduction dim with the 'dim' "
+            "argument."
+        )
     for d in dims:
         if x.shape[d] == 0:
             raise IndexError(f"{op}(): Expected reduction dim {d} to have non-zero size.")
@@ -171,18 +185,23 @@ _reduced(AMIN, "amin")
 
 @public()
 @followed
-def aminmax(input: Tensor, *, dim: Any = None, keepdim: bool = False) -> tuple:
-    return PUBLIC["amin"](input, () if dim is None else dim, keepdim), PUBLIC["amax"](
-        input, () if dim is None else dim, keepdim
-    )
+def aminmax(input: Tensor, *, dim: int | None = None, keepdim: bool = False) -> Aminmax:
+    """The smallest and the largest element, along one dimension or of all."""
+    x = tensor_operand(input, "aminmax")
+    if x.numel() == 0 and dim is None:
+        raise RuntimeError("aminmax(): cannot compute aminmax over an empty dimension as the operation has no identity.")
+    dims = () if dim is None else wrap_dim(dim, x.ndim, "aminmax")
+    return Aminmax(PUBLIC["amin"](x, dims, keepdim), PUBLIC["amax"](x, dims, keepdim))
 
 
 def _truth(p: Any, name: str) -> None:
     def function(input: Tensor, dim: Any = None, keepdim: bool = False, *, axis: Any = None) -> Tensor:
         x = tensor_operand(input, name)
-        if x.dtype.kind != "b":
+        d = x.dtype
+        if d.kind != "b":
             x = x != 0
-        return _reduce(p, x, wrap_dims(_axis(dim, axis), x.ndim, name), keepdim)
+        y = _reduce(p, x, wrap_dims(_axis(dim, axis), x.ndim, name), keepdim)
+        return to_dtype(y, d) if d is dtypes.uint8 else y
 
     function.__name__ = function.__qualname__ = name
     public(name)(followed(function))
@@ -271,21 +290,37 @@ def norm(input: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False, 
         raise RuntimeError(f"linalg.vector_norm: Expected a floating point or complex tensor as input. Got {x.dtype!r}")
     dims = wrap_dims(dim, x.ndim, "norm")
     p = 2 if p in ("fro", None) else p
+    if p == "nuc":
+        if len(dims) != 2:
+            raise RuntimeError(f"linalg.matrix_norm: dim must be a 2-tuple. Got {list(dims)}")
+        rest = [d for d in range(x.ndim) if d not in dims]
+        y = sum(registered("svdvals")(PUBLIC["permute"](x, (*rest, *dims))), -1)
+        return RESHAPE(y, shape=tuple(1 if d in dims else n for d, n in enumerate(x.shape))) if keepdim else y
     if isinstance(p, str):
-        raise RuntimeError(f"norm: order {p!r} is not supported here; matrix norms are in flame.linalg")
+        raise RuntimeError(f"linalg.matrix_norm: Order {p} not supported.")
     p = float(p)
+    if x.dtype.is_narrow_float:  # powers leave the range of float16
+        return to_dtype(norm(to_dtype(x, dtypes.float32), p, dim, keepdim), x.dtype)
     if p == 2:
-        return PUBLIC["sqrt"](_reduce(SUM, x * x, dims, keepdim))
+        return _root(_reduce(SUM, x * x, dims, keepdim), 0.5)
     a = PUBLIC["abs"](x)
     if p == math.inf:
         return _reduce(AMAX, a, dims, keepdim)
     if p == -math.inf:
         return _reduce(AMIN, a, dims, keepdim)
     if p == 0:
-        return _reduce(SUM, to_dtype(a != 0, x.dtype), dims, keepdim)
+        return _reduce(SUM, registered("where")(registered("isnan")(a), 1.0, registered("sign")(a)), dims, keepdim)
     if p == 1:
         return _reduce(SUM, a, dims, keepdim)
-    return _reduce(SUM, a**p, dims, keepdim) ** (1.0 / p)
+    return _root(_reduce(SUM, a**p, dims, keepdim), 1.0 / p)
+
+
+def _root(total: Tensor, power: float) -> Tensor:
+    """A root of what is not negative, with derivative 0 at 0."""
+    if not (force.grad and total.requires_grad):
+        return total**power
+    zero = total == 0
+    return registered("where")(zero, 0.0 if power > 0 else math.inf, registered("where")(zero, 1.0, total) ** power)
 
 
 @public()
@@ -314,9 +349,11 @@ def _cumulative(p: Any, name: str) -> None:
             raise TypeError(f"{name}() missing 1 required positional arguments: 'dim'")
         if dtype is not None:
             x = to_dtype(x, dtype)
-        elif x.dtype.kind != "f":
+        elif x.dtype.kind not in "fc":
             x = to_dtype(x, dtypes.int64)
-        return registered("copy")(x) if x.ndim == 0 else p(x, dim=wrap_dim(d, x.ndim, name))
+        at = wrap_dim(d, x.ndim, name)
+        y = registered("copy")(x) if x.ndim == 0 else p(x, dim=at)
+        return y if dtype is None else to_dtype(y, dtype)
 
     function.__name__ = function.__qualname__ = name
     public(name)(followed(function))
@@ -364,6 +401,10 @@ def topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: boo
 def kthvalue(input: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> Extreme:
     x = tensor_operand(input, "kthvalue")
     d = wrap_dim(dim, x.ndim, "kthvalue")
+    if x.ndim == 0:
+        if k != 1:
+            raise RuntimeError(f"kthvalue(): selected number k out of range for dimension {d}")
+        return Extreme(registered("copy")(x), PUBLIC["zeros"]((), dtype=dtypes.int64))
     if not 1 <= k <= x.shape[d]:
         raise RuntimeError(f"kthvalue(): selected number k out of range for dimension {d}")
     index = take_slice(argsort(x, d), d, k - 1, k)
@@ -382,4 +423,7 @@ def median(input: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
         x = RESHAPE(input, shape=(input.numel(),))
         return kthvalue(x, (x.numel() + 1) // 2, 0).values if x.numel() else x.sum() * float("nan")  # type: ignore[attr-defined]
     d = wrap_dim(dim, input.ndim, "median")
+    if input.ndim == 0:
+        return kthvalue(input, 1, 0, keepdim)
+    _empty_check(input, (d,), "median")
     return kthvalue(input, (input.shape[d] + 1) // 2, d, keepdim)

@@ -223,6 +223,10 @@ def movedim(input: Tensor, source: Any, destination: Any) -> Tensor:
         raise RuntimeError(
             f"movedim: Invalid source or destination dims: source ({src}) and destination ({dst}) differ in length"
         )
+    for what, ds in (("source", src), ("destination", dst)):
+        if len(set(ds)) != len(ds):
+            given = source if what == "source" else destination
+            raise RuntimeError(f"movedim: repeated dim in `{what}` ({list(given)})")
     order = [d for d in range(n) if d not in src]
     for at, s in sorted(zip(dst, src, strict=True)):
         order.insert(at, s)
@@ -234,7 +238,12 @@ def movedim(input: Tensor, source: Any, destination: Any) -> Tensor:
 def squeeze(input: Tensor, dim: Any = None) -> Tensor:
     """Without dimensions of size 1: all of them, or those of `dim` that have it."""
     s = tuple(input.shape)
-    drop = set(range(len(s))) if dim is None else set(wrap_dims(dim, len(s), "squeeze")) if s else set()
+    if dim is None:
+        drop = set(range(len(s)))
+    elif isinstance(dim, Sequence):
+        drop = set(wrap_dims(dim, len(s), "squeeze")) if dim and s else set()
+    else:
+        drop = {wrap_dim(dim, len(s), "squeeze")}
     return RESHAPE(input, shape=tuple(d for i, d in enumerate(s) if d != 1 or i not in drop))
 
 
@@ -346,8 +355,12 @@ def take_slice(x: Tensor, dim: int, start: int, stop: int, step: int = 1) -> Ten
 @followed
 def narrow(input: Tensor, dim: int, start: Any, length: int) -> Tensor:
     """`length` elements of a dimension, from `start`: a view."""
+    if input.ndim == 0:
+        raise RuntimeError("narrow() cannot be applied to a 0-dim tensor.")
     d = wrap_dim(dim, input.ndim, "narrow")
     n = input.shape[d]
+    if isinstance(start, Tensor) and (start.ndim or start.dtype.kind not in "ui"):
+        raise RuntimeError("start must be an 0-dim integral Tensor.")
     start = int(start)
     if not -n <= start <= n:
         raise IndexError(f"start out of range (expected to be in range of [{-n}, {n}], but got {start})")

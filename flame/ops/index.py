@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from flame import dtypes
+from flame.errors import PositionError
 from flame.ops.access import At, Choice, Index, Read
 from flame.ops.create import full
 from flame.ops.declare import INTEGER, draw, draws, is_narrow, quiet, widened
@@ -43,7 +44,7 @@ def _check(index: np.ndarray, size: int, dim: int, least: int = 0) -> None:
     """Raise IndexError for a position outside [least, size)."""
     if index.size and (index.min() < least or index.max() >= size):
         bad = next(int(i) for i in index.flat if not least <= i < size)
-        raise IndexError(f"index {bad} is out of bounds for dimension {dim} with size {size}")
+        raise PositionError(f"index {bad} is out of bounds for dimension {dim} with size {size}")
 
 
 def _along(from_end: bool) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 
 from flame import dtypes
 from flame.dtypes import int64
+from flame.errors import PositionError
 from flame.ops.declare import draw, draws, is_narrow, quiet, widened
 from flame.ops.elementwise import div, exp, mul, sub
 from flame.ops.index import gather, scatter_add
@@ -182,7 +183,7 @@ def _reduce_eager(x: np.ndarray, index: np.ndarray, src: np.ndarray, *, dim: int
     n = x.shape[dim]
     if index.size and (index.min() < 0 or index.max() >= n):
         bad = next(int(i) for i in index.flat if not 0 <= i < n)
-        raise IndexError(f"index {bad} is out of bounds for dimension {dim} with size {n}")
+        raise PositionError(f"index {bad} is out of bounds for dimension {dim} with size {n}")
     at = tuple(index if d == dim else i for d, i in enumerate(np.ogrid[_spans(index.shape)]))
     part = src[_spans(index.shape)]
     narrow = is_narrow(x.dtype)
