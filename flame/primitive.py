@@ -75,6 +75,7 @@ class Rule:
     apply: Callable[..., Any]
     saves_output: bool
     saves_operands: tuple[bool, ...]  #: one flag an operand; the last stands for all that follow in a variadic primitive
+    joint: bool = False  #: answers with the cotangents of all operands at once, unless asked for that of `operand`
 
     def saves(self, operand: int) -> bool:
         return self.saves_operands[min(operand, len(self.saves_operands) - 1)]
@@ -89,7 +90,19 @@ class Rule:
         keeps = tuple(not p.name.startswith("_") for p in positional[2:])
         if variadic is not None:
             keeps += (not variadic.name.startswith("_"),)
-        return cls(f, not positional[1].name.startswith("_"), keeps)
+        return cls(f, not positional[1].name.startswith("_"), keeps, getattr(f, "joint", False))
+
+
+def joint(f: Callable[..., Any]) -> Callable[..., Any]:
+    """A rule `f(g, y, *operands, **params)` that answers with a tuple, one cotangent an operand, as the rule of a primitive."""
+
+    @functools.wraps(f)
+    def rule(*arguments: Any, operand: int | None = None, **params: Any) -> Any:
+        answers = f(*arguments, **params)
+        return answers if operand is None else answers[operand]
+
+    rule.joint = True  # type: ignore[attr-defined]
+    return rule
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -105,7 +118,7 @@ class Primitive:
     #: meaning on NumPy arrays: eager(*arrays_or_numbers, **params) -> array (or tuple)
     eager: Callable[..., Any]
     #: one rule an operand (None: no derivative flows there); a single Rule for a variadic primitive, which is then
-    #: also given `operand=i`; None: not differentiable
+    #: also given `operand=i`, or for one whose cotangents are computed together (`joint`); None: not differentiable
     vjp: tuple[Rule | None, ...] | Rule | None = None
     scalar: Scalar | None = None
     #: for structural kinds: how a kernel reads it (see flame.ops.access); None with scalar None: an opaque library call

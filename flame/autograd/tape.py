@@ -22,7 +22,7 @@ import numpy as np
 import flame.ops  # noqa: F401  (enters the primitives in the registry)
 from flame.dtypes import _BY_NUMPY
 from flame.ops.strided import shows_an_element_twice
-from flame.primitive import Primitive, force, install_base_interpreter, registered
+from flame.primitive import Primitive, Rule, force, install_base_interpreter, registered
 from flame.runtime.eager_kernels import eager_kernels
 from flame.symbol import Symbolic
 from flame.tensor import Storage, Tensor, View, wrap
@@ -122,6 +122,9 @@ class Node:
             g = tuple(zeros(s) if c is None else c for c, s in zip(cotangents, self.outputs, strict=True))
             y = ys
         out: list = []
+        if isinstance(p.vjp, Rule) and p.vjp.joint:
+            answers = p.vjp.apply(g, y, *self.operands, **self.params)
+            return [None if e is None else fit(a, o) for e, a, o in zip(self.edges, answers, self.operands, strict=True)]
         variadic = not isinstance(p.vjp, tuple)
         for i, e in enumerate(self.edges):
             rule = p.rule(i) if e is not None else None

@@ -75,6 +75,11 @@ def _through(n: Node, flowing: dict[Value, Value], reached: set[Value]) -> None:
         full = registered("full")
         g = tuple(flowing[o] if o in flowing else full(0, shape=o.shape, dtype=o.dtype) for o in n.outputs)
         y = n.outputs
+    if isinstance(p.vjp, Rule) and p.vjp.joint:
+        for x, got in zip(n.operands, p.vjp.apply(g, y, *n.operands, **n.params), strict=True):
+            if isinstance(x, Value) and x in reached:
+                _accumulate(flowing, x, fitted(got, x))
+        return
     for i, x in enumerate(n.operands):
         if not isinstance(x, Value) or x not in reached or (rule := p.rule(i)) is None:
             continue

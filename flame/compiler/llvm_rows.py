@@ -28,6 +28,7 @@ from flame.compiler.target_cpu import CpuTarget, Phase
 PARTS = 16  #: chunks of a nest that reductions run across, each with accumulators of its own in memory
 SUM_ROUNDS = 256  #: additions in a row to one accumulator, before it is added to another: long sums stay accurate
 TAPS = 600  #: instructions that a window's points may be written out to
+EDGES = 8  #: vectors of a row outside the part without masks that are written out
 KEEP_BYTES = 64 << 10  #: of stack memory for what later sweeps of a row read again
 
 
@@ -468,6 +469,8 @@ class RowWriter:
         extent = p.integer_of(self.kernel.axes[lane])
         step = n * copies
         free = inside(self.kernel, lane, sinks_of(sweep), n)
+        if free is not None and isinstance(extent, int) and extent - (free[1] - free[0]) > EDGES * n:
+            free = None  # edges are written out
         first = 0
         full: Int
         if free is not None:

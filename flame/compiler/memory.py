@@ -141,7 +141,7 @@ def update(program: Program, updates: Sequence[tuple[int, int]], guards: Sequenc
         return program
     stops = tuple(dict.fromkeys(program.outputs[g] for g in guards))
     steps = _guards_first(program.steps, stops)
-    raising = [k for k, s in enumerate(steps) if isinstance(s, CallStep) or not set(stops).isdisjoint(s.writes)]
+    raising = [k for k, s in enumerate(steps) if _may_raise(s) or not set(stops).isdisjoint(s.writes)]
     done = set(program.updated)
     writers: dict[int, list[int]] = {}
     readers: dict[int, list[int]] = {}
@@ -181,6 +181,18 @@ def update(program: Program, updates: Sequence[tuple[int, int]], guards: Sequenc
     number = {i: n for n, i in enumerate(kept)}
     slots = tuple(replace(s, index=number[i]) if i in number else s for i, s in enumerate(program.slots))
     return replace(program, slots=slots)
+
+
+def _may_raise(step: Step) -> bool:
+    """May a step raise, on operands whose positions were checked before?"""
+    if not isinstance(step, CallStep):
+        return False
+    p = step.node.primitive
+    return p.positions is None and p.name not in _NEVER_RAISE
+
+
+#: calls whose eager functions take every value
+_NEVER_RAISE = frozenset({"attention", "attention_grad", "cumsum", "cumprod", "sort", "argsort"})
 
 
 def _guards_first(steps: Sequence[Step], guards: Sequence[int]) -> list[Step]:

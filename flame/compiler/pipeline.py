@@ -1,5 +1,6 @@
 """From a captured graph to a program: every pass, in order. Read `compile_graph` first.
 
+    expand        what this target has no routine for               Graph -> Graph
     simplify      equations, common subexpressions, dead code       Graph -> Graph
     own results   results that are inputs are copied                Graph -> Graph
     fuse          groups of nodes, lowered to kernels               Graph -> Fused
@@ -24,6 +25,7 @@ from typing import Any
 
 from flame.compiler import kernel as kernel_ir
 from flame.compiler.dims import space_of
+from flame.compiler.expand import expand
 from flame.compiler.fusion import fuse
 from flame.compiler.graph import Graph
 from flame.compiler.link import link, own_results, verify_program
@@ -55,6 +57,7 @@ def compile_graph(
     """
     passes = Passes(graph.name, log, verify, clock)
     passes.check("capture", graph)
+    graph = passes.run("expand", expand, graph, target)
     graph = passes.run("simplify", simplify, graph)
     graph = passes.run("own results", own_results, graph)
     fused = passes.run("fuse", fuse, graph, target)

@@ -1,6 +1,7 @@
 """Every primitive, by file: importing this package fills the registry."""
 
 from flame.ops import (  # noqa: F401
+    attention,
     contract,
     create,
     elementwise,

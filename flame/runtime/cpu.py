@@ -188,6 +188,23 @@ def recall(stored: str) -> tuple[NativePhase, ...]:
     return got
 
 
+def load_routine(source: LlvmSource, what: str, cpu: CpuTarget) -> str:
+    """Compile code that is no kernel's (or find it on the disk); gives the name by which `recall` has it."""
+    store = cache.shared()
+    name = cache.key("routine", source.text, llvm_jit.fingerprint(cpu), llvm_jit.version())
+    with _lock:
+        if name not in _recalled:
+            entry = store.get(name)
+            made = _decoded(entry) if entry is not None else None
+            if made is None:
+                obj = llvm_jit.compile_object(source.text, cpu, passes=source.passes, codegen=source.codegen, what=what)
+                phases = [(p.entry, p.chunks, p.microseconds) for p in source.phases]
+                made = _Made(phases, source.workspace_bytes, list(source.externals), obj)
+                store.put(name, _encoded(made))
+            _recalled[name] = _linked(made, what)
+    return name
+
+
 @dataclass(frozen=True, slots=True)
 class _Made:
     """What compiling a kernel gives: all that is needed to link it, here or in another process."""

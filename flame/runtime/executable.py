@@ -30,6 +30,7 @@ from flame.runtime.cpu import PARALLEL_MICROSECONDS, NativeKernel
 from flame.runtime.entry import NativeStep, Plan, entry
 from flame.runtime.memory import ALIGNMENT, Block
 from flame.runtime.recipe import CallUse, GuardUse, InterpretedUse, NativeUse, Place, Recipe, Use, View
+from flame.runtime.routines import routine
 
 Backend = Literal["llvm", "interpret"]
 BACKENDS: tuple[Backend, ...] = ("llvm", "interpret")
@@ -278,8 +279,9 @@ class _Writer:
 
     def _uses(self, index: int, step: Step) -> list[Use]:
         if isinstance(step, CallStep):
-            self._runs.append("call")
-            return [self._call(step)]
+            native = self._routine(step)
+            self._runs.append("native" if native else "call")
+            return native or [self._call(step)]
         if step.library is not None and self.library:
             self._decide("library", step, "a large contraction on plain operands is run by NumPy's BLAS")
             self._runs.append("library")
@@ -321,6 +323,25 @@ class _Writer:
             estimate = phase.microseconds if known else 0.0
             found.append(NativeUse(kernel.stored, i, tuple(places), chunks, parallel, values, estimate))
         return found
+
+    def _routine(self, step: CallStep) -> list[Use]:
+        """A call as a native routine, where there is one; results that nobody reads are written to scratch memory."""
+        slots = [a.slot for a in step.arguments if isinstance(a, Argument) and not a.views]
+        if self.backend != "llvm" or len(slots) < len(step.arguments):
+            return []
+        specs = [self.program.slots[s].spec for s in slots]
+        found = routine(step.node.primitive, specs, step.node.params, self.target or cpu.host())
+        if found is None:
+            return []
+        end = self._scratch + -(-found.workspace // ALIGNMENT) * ALIGNMENT
+        places = [self._place(s).at for s in slots]
+        for s, v in zip(step.outputs, step.node.outputs, strict=True):
+            places.append(-1 - end if s < 0 else self._place(s).at)
+            end += -(-v.spec.nbytes // ALIGNMENT) * ALIGNMENT if s < 0 else 0
+        places.append(-1 - self._scratch)
+        self._arena_bytes = max(self._arena_bytes, end)
+        parallel = found.chunks > 1 and found.microseconds >= PARALLEL_MICROSECONDS
+        return [NativeUse(found.stored, 0, tuple(places), found.chunks, parallel, found.symbols, found.microseconds)]
 
     def _place(self, slot: int) -> Place:
         s = self.program.slots[slot]

@@ -15,7 +15,7 @@ from flame.nn.functional.activation import dropout, softmax
 from flame.primitive import composite, registered
 from flame.tensor import Tensor
 
-RSQRT, WHERE, RESHAPE, MATMUL = map(registered, ("rsqrt", "where", "reshape", "matmul"))
+RSQRT, WHERE, RESHAPE, MATMUL, ATTENTION = map(registered, ("rsqrt", "where", "reshape", "matmul", "attention"))
 
 
 def _scaled(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -152,6 +152,16 @@ def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: flo
     return input / (mean(w, w.ndim - 1) * alpha + k) ** beta
 
 
+def _as_routine(q: Tensor, k: Tensor, v: Tensor, factor: Any) -> bool:
+    """Whether attention without a mask is the primitive: dimensions that do not broadcast, a scale that is a plain number."""
+    if q.dtype.kind != "f" or type(factor) is not float or not q.ndim == k.ndim == v.ndim:
+        return False
+    (*_, t, e), (*_, s, e2), (*_, s2, w) = q.shape, k.shape, v.shape
+    if type(e) is not int or type(w) is not int or not (e == e2 and s == s2):
+        return False
+    return tuple(q.shape[:-2]) == tuple(k.shape[:-2]) == tuple(v.shape[:-2]) and 0 not in (e, w, s, t) and 0 not in q.shape
+
+
 @composite
 def scaled_dot_product_attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False,
@@ -179,6 +189,8 @@ def scaled_dot_product_attention(
         k = k.repeat_interleave(n // k.shape[-3], -3)  # type: ignore[attr-defined]
         v = v.repeat_interleave(n // v.shape[-3], -3)  # type: ignore[attr-defined]
     factor = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
+    if attn_mask is None and not dropout_p and _as_routine(q, k, v, factor):
+        return ATTENTION(q, k, v, scale=factor, causal=bool(is_causal))[0]
     s = MATMUL(q * factor, k.transpose(-2, -1))  # type: ignore[attr-defined]
     if is_causal:
         iota = registered("iota")
