@@ -187,3 +187,12 @@ class RAdam(Optimizer):
             rect = math.sqrt((length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length))
             m = m / (v.sqrt() + group["eps"]) * (math.sqrt(bias2) * rect)
         assign(p, x - m * (lr / bias1))  # type: ignore[operator]
+
+
+class SparseAdam(Optimizer):
+    """Not supported: it is for sparse gradients, and flame's are dense. Making one raises RuntimeError."""
+
+    def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        raise RuntimeError(
+            "SparseAdam is for sparse gradients, which flame does not have: use Adam, with sparse=False in the embeddings"
+        )

@@ -1,4 +1,4 @@
-"""Optimizers that scale each element by its own history of gradients: RMSprop, Adagrad, Adadelta, Rprop."""
+"""Optimizers that scale each element by its own history: RMSprop, Adagrad, Adadelta, Rprop; and ASGD, which averages its path."""
 
 from __future__ import annotations
 
@@ -155,3 +155,34 @@ class Rprop(Optimizer):
         g = where(turn < 0, 0.0, g)
         assign(state["prev"], g)
         assign(p, p - g.sign() * size)  # type: ignore[operator]
+
+
+class ASGD(Optimizer):
+    """Stochastic gradient descent that also averages its path, as `ax` in the state (Polyak and Juditsky, 1992)."""
+
+    def __init__(
+        self, params: Any, lr: Any = 1e-2, lambd: float = 1e-4, alpha: float = 0.75, t0: float = 1e6, weight_decay: float = 0,
+        foreach: bool | None = None, maximize: bool = False, differentiable: bool = False, capturable: bool = False,
+    ) -> None:  # fmt: skip
+        check_rate(lr)
+        check(weight_decay >= 0.0, "weight_decay value", weight_decay)
+        super().__init__(
+            params,
+            dict(
+                lr=lr, lambd=lambd, alpha=alpha, t0=t0, weight_decay=weight_decay, foreach=foreach, maximize=maximize,
+                differentiable=differentiable, capturable=capturable,
+            ),
+        )  # fmt: skip
+
+    def _update(self, p: Tensor, g: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
+        lr, lambd = float(group["lr"]), group["lambd"]
+        if not state:
+            state.update(step=0.0, eta=lr, mu=1.0, ax=filled(p))
+        state["step"] = step = state["step"] + 1.0
+        if group["weight_decay"]:
+            g = g + p * group["weight_decay"]  # type: ignore[operator]
+        new = p * (1 - lambd * state["eta"]) - g * state["eta"]  # type: ignore[operator]
+        assign(state["ax"], new if state["mu"] == 1 else state["ax"] + (new - state["ax"]) * state["mu"])
+        assign(p, new)
+        state["eta"] = lr / (1 + lambd * lr * step) ** group["alpha"]
+        state["mu"] = 1 / max(1.0, step - group["t0"])

@@ -36,6 +36,10 @@ def check_rate(lr: Any) -> None:
         check(lr >= 0.0, "learning rate", lr)
 
 
+#: numbers in a parameter's state that PyTorch keeps as tensors. All but counts are shown in float64, so that nothing is lost.
+COUNTS = frozenset({"step", "mu_product", "eta", "mu"})
+
+
 class Optimizer:
     """Base of optimizers. `params`: tensors, (name, tensor) pairs, or dicts with "params" and settings of their own."""
 
@@ -191,12 +195,13 @@ def _shown(state: Any) -> Any:
     if not isinstance(state, dict):
         return state
     tensor = PUBLIC["tensor"]
-    return {k: tensor(float(v), dtype=dtypes.float32) if k == "step" else v for k, v in state.items()}
+    shown = lambda k, v: tensor(float(v), dtype=dtypes.float32 if k == "step" else dtypes.float64) if k in COUNTS else v
+    return {k: shown(k, v) for k, v in state.items()}
 
 
 def _taken(name: str, value: Any, p: Tensor) -> Any:
     """A saved entry of a parameter's state, in that parameter's dtype."""
-    if name == "step":
+    if name in COUNTS:
         return float(value)
     if not isinstance(value, Tensor):
         return copy.deepcopy(value)
@@ -204,8 +209,8 @@ def _taken(name: str, value: Any, p: Tensor) -> Any:
     return to_dtype(value, p.dtype) if p.dtype.is_floating_point else value
 
 
-def filled(p: Tensor, value: float = 0.0) -> Tensor:
-    """An entry of a parameter's state before its first step. Made outside of any capture, so that the first
-    step is recorded as all others are."""
+def filled(p: Tensor, value: float = 0.0, shape: tuple[int, ...] | None = None) -> Tensor:
+    """An entry of a parameter's state before its first step, of the parameter's shape or of another. Made outside of any capture,
+    so that the first step is recorded as all others are."""
     with interpreting(None):
-        return PUBLIC["full"](tuple(p.shape), value, dtype=p.dtype, device=p.device)
+        return PUBLIC["full"](tuple(p.shape) if shape is None else shape, value, dtype=p.dtype, device=p.device)
