@@ -95,12 +95,7 @@ GRADIENT_LEAVES = _reason(
     "the gradient flows to tensors from outside of the captured graph",
     "Compute the loss from the parameters inside the same compiled function, without breaks between the two.",
 )
-BACKWARD_INPUTS = _reason(
-    "FL1010",
-    "backward with inputs",
-    "backward(inputs=...) is called",
-    "Use flame.autograd.grad(loss, inputs), which is captured.",
-)
+# (FL1010 was backward(inputs=...), which is captured now.)
 NO_GRADIENT = _reason(
     "FL1011",
     "gradient of what needs none",

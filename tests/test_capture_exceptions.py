@@ -484,6 +484,49 @@ def thread_started_inside(wrap):
     return drive(f, batches(3))
 
 
+@program(native=True)
+def an_operation_that_always_raises(wrap):
+    def f(x):
+        y = (x * 2).tanh()
+        return y @ flame.ones(7, 2)
+
+    return drive(wrap(f), batches(3, 3))
+
+
+@program(native=True)
+def an_error_that_is_always_caught(wrap):
+    def f(x):
+        y = x * 2
+        for other in (flame.ones(7, 2), flame.ones(3, 3) > 0):
+            try:
+                y = y @ other
+            except RuntimeError as e:
+                y = y + len(str(e)) * 0.0
+        return y.tanh()
+
+    return drive(wrap(f), batches(3, 3))
+
+
+def test_what_always_raises_is_recorded_once() -> None:
+    def caught(x):
+        y = x * 2
+        with contextlib.suppress(RuntimeError):
+            y @ flame.ones(7, 2)
+        return y.tanh()
+
+    def raised(x):
+        (x * 2).tanh() @ flame.ones(7, 2)
+
+    for f in (caught, raised):
+        g = flame.compile(f, backend="eager")
+        counts = []
+        for x in batches(3, 3, n=6):
+            with contextlib.suppress(RuntimeError):
+                g(x)
+            counts.append(g.stats.recorded)
+        assert counts == counts[:1] * 6 and not g.stats.diverged, g.stats
+
+
 @pytest.mark.parametrize("case, backend", cases(__name__))
 def test_same_as_eager(case: Case, backend: str) -> None:
     agree(case, backend)

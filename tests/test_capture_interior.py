@@ -230,6 +230,55 @@ def a_detached_alias_comes_first(wrap):
     return drive(f, [(x, i in (3, 5)) for i, x in enumerate(batches(4, 3))], w, after=lambda loss: loss.backward())
 
 
+@program(native=True)
+def what_was_overwritten_has_a_gradient_of_zero(wrap):
+    w = tensor(3, seed=1, grad=True)
+
+    def f(x, how):
+        y = x * w
+        match how:
+            case 0:
+                y[...] = 2.0
+            case 1:
+                y.copy_(x)
+            case 2:
+                y[1].zero_()
+            case 3:
+                y.fill_(0.5).mul_(w)
+        return y.requires_grad, y.is_leaf, y.sum()
+
+    f = wrap(f)
+    given = [(x, i // 2 % 4) for i, x in enumerate(batches(4, 3, n=10))]
+    return drive(f, given, w, after=lambda r: r[2].backward())
+
+
+@program(native=True)
+def backward_into_inputs_inside(wrap):
+    w, v = tensor(3, seed=1, grad=True), tensor(3, seed=2, grad=True)
+
+    def f(x):
+        h = x * w
+        loss = (h * v).tanh().sum()
+        loss.backward(inputs=[w, h], retain_graph=True)
+        loss.backward(inputs=v)
+        return h.grad, loss.detach()
+
+    return drive(wrap(f), batches(4, 3), w, v)
+
+
+@program(native=True)
+def backward_into_inputs_with_a_graph(wrap):
+    w, v = tensor(3, seed=1, grad=True), tensor(3, seed=2, grad=True)
+
+    def f(x):
+        (x * w * w * v).sum().backward(inputs=[w], create_graph=True)
+        penalty = (w.grad * w.grad).sum()
+        w.grad = None
+        penalty.backward()
+
+    return drive(wrap(f), batches(4, 3), w, v)
+
+
 @pytest.mark.parametrize("case, backend", cases(__name__))
 def test_same_as_eager(case: Any, backend: str) -> None:
     agree(case, backend)

@@ -271,19 +271,21 @@ def eager_backward(ts: list, given: list | None, retain: bool, create_graph: boo
             raise RuntimeError("One of the differentiated Tensors does not require grad")
         wanted.append(e)
     got = run_engine(edges, gs, retain_graph=retain, create_graph=create_graph, wanted=wanted)
-    for x, e in zip(leaves, wanted, strict=True):
-        g = got.get(e)
-        if g is None:
-            continue
-        if isinstance(e[0], AccumulateGrad):
-            before = force.grad
-            force.grad = create_graph
-            try:
-                accumulate_into(e[0], g, create_graph)
-            finally:
-                force.grad = before
-        else:
-            x._grad = g if x._grad is None else add(x._grad, g)
+    deliver([(x, e[0], got.get(e)) for x, e in zip(leaves, wanted, strict=True)], create_graph)
+
+
+def deliver(gradients: Sequence[tuple[Tensor, Any, Any]], create_graph: bool) -> None:
+    """Add what `backward(inputs=...)` found to `.grad`: of leaves (a tensor and its node), and of results."""
+    before = force.grad
+    force.grad = create_graph
+    try:
+        for x, node, g in gradients:
+            if g is not None and isinstance(node, AccumulateGrad):
+                accumulate_into(node, g, create_graph)
+            elif g is not None:
+                x._grad = g if x._grad is None else add(x._grad, g)
+    finally:
+        force.grad = before
 
 
 def grad(

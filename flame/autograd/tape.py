@@ -60,7 +60,7 @@ class Node:
         for i, o in enumerate(operands):
             if isinstance(o, Tensor):
                 if keep[i]:
-                    versions.append((o, o._version, o._storage))
+                    versions.append((o, o._version, o._array))
                     kept.append(o)
                 else:
                     kept.append(o.spec)
@@ -71,7 +71,7 @@ class Node:
         self.results: tuple = ()
         if keep_output:
             self.results = tuple([alias(o) for o in outs])
-            versions += [(y, o._version, o._storage) for y, o in zip(self.results, outs, strict=True)]
+            versions += [(y, o._version, y._array) for y, o in zip(self.results, outs, strict=True)]
         self.versions = versions
 
     def name(self) -> str:
@@ -96,9 +96,9 @@ class Node:
                 "Specify retain_graph=True if you need to backward through the graph a second time or if you need to access "
                 "saved tensors after calling backward."
             )
-        for t, version, storage in self.versions:
+        for t, version, array in self.versions:
             now = t._version
-            if now != version or (storage is not None and t._storage is not storage):
+            if now != version or t._array is not array:  # written, or given other memory (`t.data = other`)
                 raise RuntimeError(
                     "one of the variables needed for gradient computation has been modified by an inplace operation: "
                     f"[{t.dtype!r} {list(t.shape)}], which is an operand or the result of {self.primitive.name}"
@@ -243,7 +243,14 @@ def requires_grad(t: Tensor) -> bool:
 
 #: the meanings that run as native kernels on large arrays
 _NATIVE = eager_kernels()
+#: of each primitive: what runs, and the dtypes (of a last operand) that its shape rule was seen to take
+_MEANINGS: dict[Primitive, tuple[Callable, set]] = {}
 _new: Any = object.__new__
+
+
+def _meaning(primitive: Primitive) -> tuple[Callable, set]:
+    found = _MEANINGS[primitive] = _NATIVE.get(primitive) or primitive.eager, set()
+    return found
 
 
 class Eager:
@@ -252,17 +259,27 @@ class Eager:
     def process(self, primitive: Primitive, operands: tuple, params: dict) -> Any:
         arrays = []
         record = False
+        kind = None
         grad = force.grad and primitive.vjp is not None
         for o in operands:
             if isinstance(o, Tensor):
                 a = o._array
-                arrays.append(a if a is not None and o._storage is None else o._data())
+                if a is None or o._storage is not None:
+                    a = o._data()
+                arrays.append(a)
+                kind = a.dtype
                 if grad and not record and (o._requires_grad or o._node is not None or o._view is not None):
                     record = requires_grad(o)
             else:
                 arrays.append(o.value if type(o) is Symbolic else o)
+        if kind is None:
+            kind = params.get("dtype")
+        meaning, admitted = _MEANINGS.get(primitive) or _meaning(primitive)
+        if kind not in admitted:  # what the rule refuses NumPy may take, and mean something else by it
+            infer(primitive, operands, params)
+            admitted.add(kind)
         try:
-            got = (_NATIVE.get(primitive) or primitive.eager)(*arrays, **params)
+            got = meaning(*arrays, **params)
         except (ValueError, TypeError, IndexError, OverflowError):
             infer(primitive, operands, params)  # says it in the primitive's own words, if the operands do not fit
             raise
@@ -380,6 +397,9 @@ SHARED_ELEMENTS = (
 
 def assign(target: Tensor, value: Tensor) -> Tensor:
     """`target`'s memory takes `value`'s data (equal shape and dtype); in gradient mode its history becomes `value`'s."""
+    if force.grad and target.requires_grad and not target.is_leaf and not value.requires_grad:
+        n = target.ndim  # what was there before still has a gradient, which is zero
+        value = slice_scatter(target, value, starts=(0,) * n, stops=tuple(target.shape), steps=(1,) * n)
     run = force.interpreter
     if run is not None:
         return run.assign(target, value)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from flame.autograd.tape import AccumulateGrad, eager, edge, user_source
+from flame.autograd.tape import AccumulateGrad, eager, edge, infer, user_source
 from flame.capture.differences import of_input
 from flame.capture.sizes import SizedSpec, dims_of, holds_sizes, takes, takes_params
 from flame.capture.state import RunState, SegmentEnded, new_object, weak
@@ -353,6 +353,8 @@ class Follower(RunState):
                     if not step.children:
                         self.run_out()
                     return got
+            if primitive in self.at.refused:
+                infer(primitive, operands, params)  # raises what it raised before, if it was for the operands' shapes or dtypes
             self.diverge_at_op(primitive, refs, params)
         return self.record(primitive, operands, refs, params)
 

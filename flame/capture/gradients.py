@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from flame.autograd.engine import accumulate_into, eager_backward, eager_grad, run_engine, start, topological
+from flame.autograd.engine import accumulate_into, deliver, eager_backward, eager_grad, run_engine, start, topological
 from flame.autograd.tape import AccumulateGrad, edge, user_source
 from flame.capture.sizes import condition
 from flame.capture.state import RunState, SegmentEnded, new_object, same_refs
 from flame.capture.trace import Step
 from flame.primitive import force
-from flame.reasons import BACKWARD_INPUTS, GRADIENT_LEAVES, HOOK_CALLED, NO_GRADIENT, OTHER_GRADIENT
+from flame.reasons import GRADIENT_LEAVES, HOOK_CALLED, NO_GRADIENT, OTHER_GRADIENT
 from flame.symbol import evaluate
 from flame.tensor import Tensor
 
@@ -28,12 +28,13 @@ class Gradients(RunState):
 
     def backward(self, ts: list, given: list | None, retain: bool, create_graph: bool, leaves: list | None) -> None:
         """backward(): one gradient step, then ordinary accumulation into the leaves."""
-        if leaves is not None:
-            self.leave(BACKWARD_INPUTS)
-            return self.now()._eagerly(lambda: eager_backward(ts, given, retain, create_graph, leaves))
-        got = self._gradient(ts, given, None, retain, create_graph)
+        got = self._gradient(ts, given, leaves, retain, create_graph)
         if got is None:
-            return self.now()._eagerly(lambda: eager_backward(ts, given, retain, create_graph, None))
+            return self.now()._eagerly(lambda: eager_backward(ts, given, retain, create_graph, leaves))
+        if leaves is not None:
+            run = self.now()
+            nodes = [run.edge_of(x._ref.edge)[0] if x._ref.edge in run.edges else None for x in leaves]
+            return deliver([(x, n, g) for x, n, (_, g) in zip(leaves, nodes, got, strict=True)], create_graph)
         before, force.grad = force.grad, create_graph
         try:
             for node, g in got:

@@ -75,6 +75,10 @@ class Recorder(RunState):
             t.__class__ = Tensor  # type: ignore[assignment]
         try:
             got = eager.process(primitive, tuple(values), params)
+        except (RuntimeError, TypeError, ValueError, IndexError):
+            if self.inner is None:
+                self.at.refused |= {primitive}
+            raise
         finally:
             force.interpreter = self
             for t in symbolic:  # (some of them are the rules' own, and may live on in the tape of second derivatives)

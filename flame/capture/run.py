@@ -108,7 +108,7 @@ class Run(Follower, Calls, Recorder, Effects, Gradients):
         force.interpreter = None
         try:
             if self.following:
-                if kind == "deopt":
+                if kind == "deopt" and leaf is None:
                     self.fall_back()
                 elif leaf is not None:
                     segment.flush(self, leaf)

@@ -90,13 +90,16 @@ def exact(a: Any, b: Any) -> bool:
     return same_number(a, b) if isinstance(a, int | float) else a == b
 
 
+_NOTHING: frozenset = frozenset()
+
+
 class Step:
     """One node of the tree. `kind` is "root", "input", "op", "write", "gradient" or "end"."""
 
     __slots__ = (
         "kind", "primitive", "operands", "params", "exact_params", "grad", "outs", "children", "note", "source", "key", "inner",
         "guards", "options", "successor", "plan", "plans", "view", "items", "tape",
-        "parent", "macros", "numpy", "depth", "plain", "paths", "waiting", "sized", "binds", "facts",
+        "parent", "macros", "numpy", "depth", "plain", "paths", "waiting", "sized", "binds", "facts", "refused",
     )  # fmt: skip
 
     def __init__(self, kind: str, primitive: Primitive | None = None):
@@ -132,6 +135,7 @@ class Step:
             tuple[int, int, Any], ...
         ] = ()  #: whole numbers that it names first: (slot, least, value when recorded)
         self.facts: tuple = ()  #: what has to hold of the Sizes on the path
+        self.refused: frozenset[Primitive] = _NOTHING  #: operations that were seen to raise here
 
     def __repr__(self) -> str:
         what = self.primitive.name if self.primitive else self.key or self.options or ""

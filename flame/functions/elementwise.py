@@ -443,6 +443,12 @@ def logical_not(input: Tensor, *, out: Tensor | None = None) -> Tensor:
     return deliver(registered("logical_not")(x) if x.dtype.kind == "b" else registered("eq")(x, 0), out, "logical_not")
 
 
+@public("logical_not_")
+def _logical_not_in_place(self: Tensor) -> Tensor:
+    """One where the element is zero, zero elsewhere."""
+    return assign(self, to_dtype(logical_not(self), self.dtype))
+
+
 @public()
 def bitwise_not(input: Tensor, *, out: Tensor | None = None) -> Tensor:
     x = tensor_operand(input, "bitwise_not")

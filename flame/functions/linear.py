@@ -285,7 +285,8 @@ def _two(a: Tensor, p: str, b: Tensor, q: str, later: set[str]) -> tuple[Tensor,
     ra, rb = tuple(a.shape[nb : nb + len(rows)]), tuple(b.shape[nb + len(summed) :])
     ks = broadcast_shapes(tuple(a.shape[nb + len(rows) :]), tuple(b.shape[nb : nb + len(summed)]), op="einsum")
     a, b = EXPAND(a, shape=(*shape, *ra, *ks)), EXPAND(b, shape=(*shape, *ks, *rb))
-    z = MATMUL(RESHAPE(a, shape=(*shape, _count(ra), _count(ks))), RESHAPE(b, shape=(*shape, _count(ks), _count(rb))))
+    x, y = RESHAPE(a, shape=(*shape, _count(ra), _count(ks))), RESHAPE(b, shape=(*shape, _count(ks), _count(rb)))
+    z = MATMUL(x, y) if summed or x.dtype.kind != "b" else x * y  # (booleans are multiplied, and not summed)
     return RESHAPE(z, shape=(*shape, *ra, *rb)), "".join(batch + rows + cols)
 
 
