@@ -243,7 +243,7 @@ def requires_grad(t: Tensor) -> bool:
 
 #: the meanings that run as native kernels on large arrays
 _NATIVE = eager_kernels()
-#: of each primitive: what runs, and the dtypes (of a last operand) that its shape rule was seen to take
+#: of each primitive: what runs, and the dtypes that its shape rule was seen to take
 _MEANINGS: dict[Primitive, tuple[Callable, set]] = {}
 _new: Any = object.__new__
 
@@ -259,7 +259,7 @@ class Eager:
     def process(self, primitive: Primitive, operands: tuple, params: dict) -> Any:
         arrays = []
         record = False
-        kind = None
+        kind: Any = None  #: the dtype of all operands; where they differ, of each
         grad = force.grad and primitive.vjp is not None
         for o in operands:
             if isinstance(o, Tensor):
@@ -267,7 +267,7 @@ class Eager:
                 if a is None or o._storage is not None:
                     a = o._data()
                 arrays.append(a)
-                kind = a.dtype
+                kind = a.dtype if kind is None or kind is a.dtype else (kind, a.dtype)
                 if grad and not record and (o._requires_grad or o._node is not None or o._view is not None):
                     record = requires_grad(o)
             else:
