@@ -32,9 +32,6 @@ from flame.primitive import Spec, registered
 from flame.symbol import evaluate
 from flame.tensor import Tensor
 
-#: programs for one path, each for other facts about its sizes; beyond them it runs step by step
-MOST_PLANS = 4
-
 COPY, LT, GE, ANY, LOGICAL_OR = map(registered, ("copy", "lt", "ge", "any", "logical_or"))
 
 
@@ -390,9 +387,8 @@ def _plan(run: Any, leaf: Step, alive: list[Tensor]) -> tuple[Plan, bool, TapeMo
         plans = leaf.plans = []
     at = next((i for i, p in enumerate(plans) if p.fits(run.bindings)), len(plans))
     plan = plans[at] if at < len(plans) else None
-    if plan is None and len(plans) >= MOST_PLANS:
-        run.fall_back()
-        return None
+    if plan is None and plans:  # compiled before, but for sizes of which other facts hold
+        run.another_path(run.at.source)
     if plan is None or not (values <= set(plan.values) and edges <= set(plan.edges)):
         if control.compiling != "yes":
             run.unknown("a recorded path was not compiled yet", run.at)
