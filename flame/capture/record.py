@@ -40,7 +40,7 @@ class Recorder(RunState):
         if shadow is not None and (shadow.primitive is not primitive or len(shadow.operands) != len(refs)):
             shadow = None
         sizing = self.sizing
-        wanted = params if sizing is None else self._sized_params(shadow, params)
+        wanted = params if sizing is None or not params else self._sized_params(shadow, refs, params)
         if wanted is not params:
             params = {k: sized_at(v, self.bindings) for k, v in wanted.items()}
         values: list = []
@@ -135,12 +135,17 @@ class Recorder(RunState):
         self.shadow = shadow
         self.sized().walked(shadow)
 
-    def _sized_params(self, shadow: Step | None, params: dict) -> dict:
+    def _sized_params(self, shadow: Step | None, refs: list, params: dict) -> dict:
         """An operation's parameters with Sizes where they vary, or as they are."""
-        if self.inner is not None or shadow is None:
-            found = {k: self.sizing.parameter(None, v) for k, v in params.items()}
+        sizing = self.sizing
+        if self.inner is not None:
+            found = {k: sizing.parameter(None, v) for k, v in params.items()}
+        elif shadow is None:
+            sizing.beside(refs, ())
+            found = {k: sizing.unshadowed(k, v) for k, v in params.items()}
         else:
-            found = {k: self.sizing.parameter(shadow.params.get(k), v) for k, v in params.items()}
+            sizing.beside(refs, shadow.operands)
+            found = {k: sizing.parameter(shadow.params.get(k), v) for k, v in params.items()}
         return found if any(map(holds_sizes, found.values())) else params
 
     def generalise(self, value: Any, old: Any) -> Slot | None:

@@ -23,7 +23,7 @@ from typing import Any
 from flame.capture.trace import Expr, Ref, Slot, Step, exact
 from flame.compiler.dims import LEAST, Dim, Fact, Space, as_tuple
 from flame.compiler.graph import infer_specs
-from flame.compiler.index_math import E, names, show, subst, var
+from flame.compiler.index_math import E, ex, names, show, subst, var
 from flame.primitive import Primitive, Spec
 from flame.symbol import Symbolic, evaluate
 from flame.tensor import Tensor
@@ -198,6 +198,8 @@ class Sizing:
         self.pairs: dict[int, tuple[int, int]] = {}  #: slot -> its value on the branch beside this one, and here
         self.old: dict[int, Any] = {}  #: what the slots of the shadow were when it was recorded
         self.map: dict[int, E] = {}  #: slot of the shadow -> what it is here
+        self.near: list[tuple[E, Any, int]] = []  #: sizes of the operands at hand: here, before (None: not known), their values
+        self.first: tuple = ()  #: the shape of the first of them
         self._bound: list[tuple[int, int, int]] = []
         self._swapped: list[Tensor] = []
         for s in run.path:
@@ -239,6 +241,53 @@ class Sizing:
             self.map[shadow.slot] = e
         return self._size(e)
 
+    def beside(self, operands: Sequence[Any], shadow: Sequence[Any]) -> None:
+        """The operands of the operation that is recorded next, and those that the shadow has there (or none). Their sizes, and
+        products of neighbouring ones, are what its parameters are likely to be."""
+        self.near.clear()
+        self.first = next((o.spec.dims for o in operands if type(o) is Ref and type(o.spec) is SizedSpec), ())
+        for i, o in enumerate(operands):
+            if type(o) is not Ref or type(o.spec) is not SizedSpec:
+                continue
+            dims = o.spec.dims
+            before = dims_of(shadow[i].spec) if i < len(shadow) and type(shadow[i]) is Ref else ()
+            old = [self._before(d) for d in before] if len(before) == len(dims) else [None] * len(dims)
+            for k in range(len(dims)):
+                e = ex(1)
+                was: int | None = 1
+                for d, o_d in zip(dims[k:], old[k:], strict=True):
+                    e = e * (d.expr if type(d) is Size else d)
+                    was = None if was is None or o_d is None else was * o_d
+                    if names(e):
+                        self.near.append((e, was, self.space.now(e)))
+
+    def _before(self, d: Any) -> int | None:
+        """What a size of the shadow was when it was recorded."""
+        if type(d) is not Size:
+            return d
+        return d.of(self.old) if all(s in self.old for s in map(_slot_of, names(d.expr))) else None  # type: ignore[arg-type]
+
+    def unshadowed(self, name: str, now: Any) -> Any:
+        """A parameter where there is no shadow to tell sizes from constants. In a shape, what an operand's size is now is that
+        size; the bounds of a slice are those of the dimension, or multiples of what it is a multiple of."""
+        if name == "shape":
+            return tuple([next((self._size(e) for e, _, b in self.near if b == n and n >= LEAST), n) for n in now])
+        if name in ("starts", "stops") and len(now) == len(self.first):
+            return tuple([self._part(n, d) for n, d in zip(now, self.first, strict=True)])
+        return now
+
+    def _part(self, n: int, d: Any) -> Any:
+        if type(d) is not Size or n == 0:
+            return n
+        if self.space.now(d.expr) == n:
+            return d
+        for monomial, _ in d.expr.terms if len(d.expr.terms) == 1 and len(d.expr.terms[0][0]) > 1 else ():
+            for name in monomial:
+                e = var(name) if isinstance(name, str) else ex(1)
+                if self.space.now(e) > 1 and n % self.space.now(e) == 0:
+                    return self._size(e * (n // self.space.now(e)))
+        return n
+
     def _size(self, e: E) -> Any:
         e = self.space.normal(e)
         return size(e) if e.const is None else e.const
@@ -259,6 +308,9 @@ class Sizing:
     def _fitting(self, o: int, n: int, guess: bool) -> E | None:
         """The plainest expression of the symbols that was `o` before and is `n` now; without `guess`, only a symbol itself."""
         varying = [(symbol(k), a, b) for k, (a, b) in self.pairs.items() if a != b]
+        for e, a, b in self.near if guess else ():
+            if (a, b) == (o, n):
+                return e
         for e, a, b in varying:
             if (a, b) == (o, n):
                 return e

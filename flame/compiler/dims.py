@@ -57,6 +57,7 @@ class Space:
         self._sizes: dict[E, Any] = {}  #: what `size` answered: equal sizes are one object
         self._results: dict[tuple, Any] = {}  #: of arithmetic
         self._unequal: set[E] = set()  #: differences that are never 0 for all that is known
+        self._zero: set[E] = set()  #: expressions that are 0, by equations that eliminate nothing
         self._bounds = Bounds(symbols=self.least)
         for f in facts:
             self.learn(f)
@@ -106,13 +107,22 @@ class Space:
         self._known.add(fact)
         self.facts.append(fact)
         if fact.kind == "ge":
-            self._lower.append(Cond(self.normal(fact.expr)))
+            e = self.normal(fact.expr)
+            name = next(iter(names(e)), "")
+            low = e - var(name) if name in self.least else ex(1)
+            if low.const is not None and low.const <= 0:  # a symbol, less a number
+                self.least[name] = max(self.least[name], -low.const)
+                self._bounds = Bounds(symbols=self.least)
+                self._results.clear()
+            else:
+                self._lower.append(Cond(e))
         elif fact.kind == "eq":
+            self._zero.add(_primitive(self.normal(fact.expr)))
             self._eliminate(fact.expr)
 
     def _eliminate(self, e: E) -> None:
         """Use `e == 0` to write a symbol as an expression of the others, if one stands in it alone."""
-        e = self.normal(e)
+        e = self._undivided(self.normal(e))
         for m, c in e.terms:
             if len(m) != 1 or not isinstance(m[0], str):
                 continue
@@ -129,6 +139,14 @@ class Space:
                 self._lower.append(Cond(other - low))
             return
 
+    def _undivided(self, e: E) -> E:
+        """An expression without the symbols that all its terms have as a factor, which are not 0."""
+        common = [a for a in dict.fromkeys(e.terms[0][0]) if self.positive(E({(a,): 1}) - 1)] if e.terms else []
+        for a in common:
+            while all(a in m for m, _ in e.terms):
+                e = E({tuple(x for i, x in enumerate(m) if i != m.index(a)): c for m, c in e.terms})
+        return e
+
     def positive(self, e: E) -> bool:
         """Is `e >= 0` proved?"""
         e = self.normal(e)
@@ -143,6 +161,8 @@ class Space:
         d = self.normal(d)
         if d.const is not None:
             return d.const == 0
+        if self._zero and _primitive(d) in self._zero:
+            return True
         if self.settled and not self._same:
             self._unequal.add(d)
         if self.settled or self.now(d) != 0 or self.positive(d - 1) or self.positive(-d - 1):
@@ -298,6 +318,12 @@ for _name, _f in (
     _forward, _backward = _arithmetic(_f, _name)
     setattr(Dim, f"__{_name}__", _forward)
     setattr(Dim, f"__r{_name}__", _backward)
+
+
+def _primitive(e: E) -> E:
+    """The expression without what all its coefficients have in common, and with a positive first one."""
+    common = math.gcd(*(c for _, c in e.terms)) * (-1 if e.terms and e.terms[0][1] < 0 else 1)
+    return E({m: c // common for m, c in e.terms}) if common not in (0, 1) else e
 
 
 def _bound(x: Any, rounding: Callable[[float], int]) -> E:

@@ -67,9 +67,7 @@ def mean(
     dims = wrap_dims(_axis(dim, axis), x.ndim, "mean")
     n = math.prod(x.shape[d] for d in dims)
     total = _reduce(SUM, x, dims, keepdim or keepdims)
-    return deliver(
-        total * (1.0 / n) if n and (n & (n - 1)) == 0 else total / float(n) if n else total * float("nan"), out, "mean"
-    )
+    return deliver(total / float(n) if n else total * float("nan"), out, "mean")
 
 
 @public()

@@ -101,7 +101,7 @@ def _runs(old: Ints, new: Ints) -> Iterator[tuple[range, range]]:
                 b, j = b * new[j], j + 1
             else:
                 a, i = a * old[i], i + 1
-            if a == b and (i > i0 or j > j0):
+            if (a == b and (i > i0 or j > j0)) or (i == len(old) and j == len(new)):
                 break
         yield range(i0, i), range(j0, j)
 
