@@ -103,7 +103,8 @@ def in_place(program: Program) -> Program:
     """The program with kernels that write over a temp which dies with them, where that is safe.
 
     Safe is a kernel without reductions whose stores all run over the same axes (so that one loop does everything), for a
-    pair of buffers of equal dtype and shape, if every load of the one has the index of the only store of the other.
+    pair of buffers of equal dtype and shape, if every load of the one has the index of the only store of the other. A call
+    that adds to a copy of its first operand is given that operand where its result is to be.
     """
     live = lifetimes(program)
     same: dict[int, int] = {}  # a slot that is gone -> the slot whose memory it has
@@ -124,6 +125,15 @@ def in_place(program: Program) -> Program:
                     step = replace(step, kernel=joined[which], buffers=buffers)
                     same[j] = i
                     live[i] = live[i][0], live[j][1]
+        if isinstance(step, CallStep) and step.node.primitive.name in _ADDS_TO_FIRST:
+            first, j = step.arguments[0], step.outputs[0]
+            i = first.slot if isinstance(first, Argument) and not first.views else -1
+            dies = i in live and live[i][1] == k and i not in same and i not in same.values()
+            if dies and j >= 0 and program.slots[j].kind != "input" and program.slots[i].spec == program.slots[j].spec:
+                if j not in live or live[j][0] == k:
+                    same[i] = j
+                    if j in live:
+                        live[j] = live[i][0], live[j][1]
         steps.append(step)
     return program if not same else _renumbered(program, steps, same)
 
@@ -238,6 +248,10 @@ def _loads_under(kernel: Kernel, s: Statement) -> list[Load]:
         seen.update(new)
         todo += new
     return found
+
+
+#: calls whose result is their first operand, changed in places: routines and eager functions take both in one memory
+_ADDS_TO_FIRST = frozenset({"index_add"})
 
 
 def pairs_in_place(kernel: Kernel) -> list[tuple[str, str]]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flame.compiler import llvm_attention
+from flame.compiler import llvm_attention, llvm_scatter
 from flame.compiler.index_math import ex
 from flame.compiler.llvm_attention import Attention, Routine
+from flame.compiler.llvm_scatter import IndexAdd
 from flame.compiler.target_cpu import CpuTarget, LlvmSource, Phase
 from flame.primitive import Primitive, Spec
 from flame.runtime import cpu
@@ -36,14 +37,19 @@ def routine(
     primitive: Primitive, operands: Sequence[Spec], params: Mapping[str, Any], target: CpuTarget
 ) -> NativeRoutine | None:
     """The routine that runs a primitive on arrays of these specs, compiled at need."""
-    if primitive.name not in _MAKERS or not all(s.numel for s in operands):
+    make = _ROUTINES.get(primitive.name)
+    if make is None or not all(s.numel for s in operands):
         return None
+    return make(primitive.name, operands, params, target)
+
+
+def _attention(name: str, operands: Sequence[Spec], params: Mapping[str, Any], target: CpuTarget) -> NativeRoutine:
     q, k, v = operands[:3]
     attention = Attention(q.dtype, q.shape[-1], v.shape[-1], bool(params["causal"]), float(params["scale"]))
-    made = _written(primitive.name, attention, target)
+    made = _written(name, attention, target)
     heads, queries, keys = math.prod(q.shape[:-2]), q.shape[-2], k.shape[-2]
     return NativeRoutine(
-        cpu.load_routine(LlvmSource(made.text, (Phase(made.entry, ex(1)),), ()), primitive.name, target),
+        _stored(made.text, made.entry, target),
         made.sizes(heads, queries, keys),
         made.chunks(heads, queries),
         made.workspace(heads, queries, keys),
@@ -51,9 +57,30 @@ def routine(
     )
 
 
-_MAKERS = {"attention": llvm_attention.forward, "attention_grad": llvm_attention.backward}
-
-
 @functools.lru_cache(maxsize=256)
 def _written(name: str, attention: Attention, target: CpuTarget) -> Routine:
-    return _MAKERS[name](attention, target)
+    maker = llvm_attention.forward if name == "attention" else llvm_attention.backward
+    return maker(attention, target)
+
+
+def _index_add(name: str, operands: Sequence[Spec], params: Mapping[str, Any], target: CpuTarget) -> NativeRoutine | None:
+    x, index, src = operands
+    if x.dtype.itemsize < 4 or index.dtype.kind != "i":  # narrow numbers are added up in wider ones
+        return None
+    dim = params["dim"]
+    lead, rows, columns = math.prod(x.shape[:dim]), x.shape[dim], math.prod(x.shape[dim + 1 :])
+    chunks = llvm_scatter.chunks(lead, columns)
+    text = llvm_scatter.index_add(IndexAdd(x.dtype, index.dtype), target)
+    microseconds = 1e-4 * (x.nbytes + 3 * src.nbytes) / 8
+    return NativeRoutine(_stored(text, name, target), (lead, rows, index.numel, columns, chunks), chunks, 0, microseconds)
+
+
+def _stored(text: str, entry: str, target: CpuTarget) -> str:
+    return cpu.load_routine(LlvmSource(text, (Phase(entry, ex(1)),), ()), entry, target)
+
+
+_ROUTINES: dict[str, Callable[..., NativeRoutine | None]] = {
+    "attention": _attention,
+    "attention_grad": _attention,
+    "index_add": _index_add,
+}
