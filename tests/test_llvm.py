@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 
 import kernels_for_tests as given
@@ -12,12 +13,14 @@ from llvm_for_tests import HOST, Runner
 from random_kernels import random_case
 
 from flame import dtypes
+from flame.compiler import cpu_cost
 from flame.compiler.index_math import var
 from flame.compiler.kernel import Kernel, Store
 from flame.compiler.schedule_cpu import CpuSchedule, choose_cpu
 from flame.compiler.target_cpu import CpuTarget
 from flame.compiler.to_llvm import to_llvm
 from flame.ops.machine import COMPARISONS, NumpyMachine
+from flame.primitive import REGISTRY
 
 TOLERANCE = {"float32": 3e-5, "float64": 1e-12, "float16": 2e-3, "bfloat16": 1.6e-2}
 CASES = given.cases()
@@ -303,3 +306,66 @@ def test_what_is_read_and_written_in_place_is_read_first() -> None:
     fresh = {b: a.copy() for b, a in case[1].items()}
     Runner(case[0]).bind(fresh, {})()
     agree(case[0], fresh, want)
+
+
+# ---- primitives that a kernel calls
+
+
+def applied(primitive: str, kinds: tuple[dtypes.dtype, ...], times: int, n: int) -> given.Case:
+    """`times` applications of a primitive to vectors and, now and then, to one number for all lanes."""
+    m = given.Make(f"often_{primitive}", i=n)
+    d = kinds[0]
+    xs = [m.load(f"x{k}", (var("i"),), d) for k in range(len(kinds))]
+    for t in range(times):
+        shift = m.const(0.125 * t, d)
+        operands = [m.op("add", xs[0], shift), *xs[1:]]
+        if t % 4 == 3 and len(operands) > 1:
+            operands[-1] = m.const(0.5 + t, d)
+        m.store(f"y{t}", (var("i"),), m.op(primitive, *operands))
+    m.store("one", (var("i"),), m.op(primitive, *[m.const(0.75, d)] * len(kinds)))
+    return m.case()
+
+
+def long_primitives() -> list[tuple[str, int]]:
+    """Those that may be called, with their number of operands."""
+    found = []
+    for p in REGISTRY.values():
+        if p.kind == "elementwise" and p.scalar is not None and p.scalar.define is not None and p.vjp is not None:
+            count = len(inspect.signature(p.scalar.define).parameters) - 1
+            if cpu_cost.op_cost(p.name, (dtypes.float32,) * count) >= 12:
+                found.append((p.name, count))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("primitive, count", long_primitives())
+def test_a_primitive_that_is_called_gives_the_bits_of_one_that_is_written_out(
+    primitive: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    d = dtypes.float64 if primitive in ("exp", "erf", "pow") else dtypes.float32
+    kernel, arrays, symbols = applied(primitive, (d,) * count, 9, 21)
+    assert cpu_cost.called_often(kernel) == {primitive}
+    results = []
+    for outlined in (True, False):
+        if not outlined:
+            monkeypatch.setattr(cpu_cost, "_OFTEN", 1 << 30)
+        runner = Runner(kernel)
+        assert runner.source.text.count("define internal") == outlined
+        got = {b: a.copy() for b, a in arrays.items()}
+        runner.bind(got, symbols)()
+        results.append(got)
+    for b in kernel.outputs:
+        assert results[0][b].tobytes() == results[1][b].tobytes(), b
+
+
+def test_kernels_of_much_work_or_of_unknown_sizes_call_nothing() -> None:
+    kinds = (dtypes.float32,)
+    assert cpu_cost.called_often(applied("tanh", kinds, 9, 64)[0]) == {"tanh"}
+    assert cpu_cost.called_often(applied("tanh", kinds, 6, 64)[0]) == set()
+    assert cpu_cost.called_often(applied("tanh", kinds, 9, 1 << 20)[0]) == set()
+    m = given.Make("symbolic")
+    n = m.symbol("n", 50)
+    m.axes["i"] = n
+    x = m.load("x", (var("i"),), dtypes.float32)
+    for t in range(9):
+        m.store(f"y{t}", (var("i"),), m.op("tanh", m.op("add", x, m.const(float(t), dtypes.float32))))
+    assert cpu_cost.called_often(m.case()[0]) == set()

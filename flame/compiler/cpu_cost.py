@@ -5,6 +5,7 @@ The figures only decide how work is cut into chunks, how far loops are unrolled 
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -59,6 +60,26 @@ def op_cost(op: str, kinds: tuple[DType, ...]) -> int:
         return _SLOW.get(op, 1)
     counter = _counted(op, kinds)
     return 1 if counter is None else counter.count
+
+
+#: applications of one primitive in a kernel, and instructions of each, from which on it is a function instead of being written
+#: out; and the work of a kernel up to which that is so, in instructions of one lane: some 20 us
+_OFTEN, _LONG, _LITTLE = 8, 12, 1 << 20
+
+
+def called_often(kernel: Kernel) -> frozenset[str]:
+    """The primitives that a short kernel applies often: written out, a hundred of them take LLVM 0.3 s. As functions they take
+    a tenth of that, and run up to 1.4 times as long, since neighbours don't overlap: nothing for a kernel of much work."""
+    count: dict[str, int] = {}
+    work = 0.0
+    for s in kernel.definitions.values():
+        if isinstance(s, Op) and s.op not in BASIC and s.op not in ("cast", "bitcast"):
+            cost = op_cost(s.op, tuple(kernel.definitions[v].dtype for v in s.operands))
+            if cost >= _LONG:
+                count[s.op] = count.get(s.op, 0) + 1
+                work += cost
+    work *= math.prod(math.inf if e.const is None else e.const for e in kernel.axes.values())
+    return frozenset(op for op, n in count.items() if n >= _OFTEN) if work <= _LITTLE else frozenset()
 
 
 def calls_library(op: str, kinds: tuple[DType, ...]) -> bool:

@@ -52,11 +52,12 @@ def is_number(x: Any) -> bool:
 
 
 class LlvmMachine(Machine):
-    """Writes to `function`."""
+    """Writes to `function`. Primitives that are `called` are functions of their own, where they are applied to vectors."""
 
-    def __init__(self, function: Function, target: CpuTarget):
+    def __init__(self, function: Function, target: CpuTarget, called: frozenset[str] = frozenset()):
         self.function = function
         self.target = target
+        self.called = called
 
     # -- constants and shapes
 
@@ -92,7 +93,31 @@ class LlvmMachine(Machine):
         scalar = REGISTRY[op].scalar
         if scalar is None or scalar.define is None:
             raise NotImplementedError(f"{op} has no scalar definition")
+        if op in self.called and any(x.lanes > 1 for x in operands):
+            return self._call(op, operands, d)
         return scalar.define(self, *operands)
+
+    def _call(self, op: str, operands: list[Value], d: DType) -> Value:
+        """A primitive on vectors by a function, which is written once."""
+        lanes = max(x.lanes for x in operands)
+        xs = [self.widen(x, lanes) for x in operands]
+        name = f"{op}_{'_'.join(x.dtype.name for x in xs)}_{lanes}"
+        if name not in self.function.helpers:
+            gives = wide(element(d), lanes)
+            f = Function(
+                name,
+                [(x.type, f"x{i}") for i, x in enumerate(xs)],
+                attributes="nounwind noinline",
+                linkage="internal",
+                gives=gives,
+            )
+            define = REGISTRY[op].scalar.define  # type: ignore[union-attr]
+            got = define(LlvmMachine(f, self.target), *(Value(f"%x{i}", x.dtype, lanes) for i, x in enumerate(xs)))  # type: ignore[misc]
+            f.result = LlvmMachine(f, self.target).widen(got, lanes).text
+            self.function.helpers[name] = f
+            self.function.externals |= f.externals
+        arguments = ", ".join(f"{x.type} {x.text}" for x in xs)
+        return Value(self.function.emit(f"call {wide(element(d), lanes)} @{name}({arguments})"), d, lanes)
 
     def emit(self, op: str, *operands: Any) -> Value:
         if op == "where":

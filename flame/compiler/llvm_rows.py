@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from flame.compiler.cpu_cost import EXPENSIVE, cone, microseconds, op_cost, statement_cost
+from flame.compiler.cpu_cost import EXPENSIVE, called_often, cone, microseconds, op_cost, statement_cost
 from flame.compiler.index_math import E, ex, var
 from flame.compiler.kernel import Kernel, Load, Op, Reduce, Store
 from flame.compiler.llvm_axes import inside, lanes_for, product, size, vector_axis
@@ -46,7 +46,7 @@ def begin(name: str, kernel: Kernel, places: dict[str, E], target: CpuTarget, ex
     """Open an entry function. `places` gives the buffers that lie in workspace, by their offset in bytes; the first
     `external` buffers of the kernel are the caller's."""
     f = Function(name, [("ptr", "bufs"), ("ptr", "syms"), ("i64", "begin"), ("i64", "end")])
-    machine = LlvmMachine(f, target)
+    machine = LlvmMachine(f, target, called_often(kernel))
     symbols = {s: f.load("i64", f.address("%syms", i, "i64"), 8) for i, s in enumerate(kernel.symbols)}
     buffers = {}
     for i, b in enumerate(b for b in kernel.buffers if b not in places):

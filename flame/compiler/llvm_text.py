@@ -83,10 +83,22 @@ Lines = list  # of str | Lines
 class Function:
     """One function being written."""
 
-    def __init__(self, name: str, parameters: Sequence[tuple[str, str]], *, attributes: str = "nounwind", linkage: str = ""):
+    def __init__(
+        self,
+        name: str,
+        parameters: Sequence[tuple[str, str]],
+        *,
+        attributes: str = "nounwind",
+        linkage: str = "",
+        gives: str = "void",
+    ):
         self.name = name
+        self.gives = gives  #: the type of its result
+        self.result = ""
+        #: functions that it calls, by name: they go into the same module
+        self.helpers: dict[str, Function] = {}
         signature = ", ".join(f"{t} %{n}" for t, n in parameters)
-        self.head = f"define {linkage + ' ' if linkage else ''}void @{name}({signature}) {attributes} {{"
+        self.head = f"define {linkage + ' ' if linkage else ''}{gives} @{name}({signature}) {attributes} {{"
         self.declarations: set[str] = set()
         self.externals: set[str] = set()
         self._lines: Lines = ["entry:"]
@@ -135,7 +147,7 @@ class Function:
                     break
             else:
                 stack.pop()
-        return "\n".join([self.head, *out, "  ret void", "}"])
+        return "\n".join([self.head, *out, f"  ret {self.gives} {self.result}".rstrip(), "}"])
 
     # -- blocks
 
@@ -314,5 +326,7 @@ def transpose(f: Function, t: str, rows: list[str], lanes: int) -> list[str]:
 
 def module(functions: Sequence[Function], constants: Sequence[str] = ()) -> str:
     """The module of these functions. Equal functions give equal text."""
-    declarations = sorted(set().union(*(f.declarations for f in functions)))
-    return "\n".join([*declarations, *constants, *(f.text() for f in functions)]) + "\n"
+    helpers = {n: h for f in functions for n, h in f.helpers.items()}
+    every = [*helpers.values(), *functions]
+    declarations = sorted(set().union(*(f.declarations for f in every)))
+    return "\n".join([*declarations, *constants, *(f.text() for f in every)]) + "\n"
