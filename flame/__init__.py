@@ -8,7 +8,22 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from flame import autograd, compiler, cuda, dtypes, functions, jit, linalg, nn, optim, serialization, special, utils
+from flame import (
+    autograd,
+    compiler,
+    cuda,
+    dtypes,
+    func,
+    functions,
+    jit,
+    linalg,
+    nn,
+    optim,
+    serialization,
+    special,
+    testing,
+    utils,
+)
 from flame.autograd import enable_grad, inference_mode, is_grad_enabled, is_inference_mode_enabled, no_grad, set_grad_enabled
 from flame.dtypes import (
     bfloat16,

@@ -36,6 +36,8 @@ LAYERS = (
     "flame.optim",
     "flame.serialization",
     "flame.special",
+    "flame.func",
+    "flame.testing",
     "flame.utils",
     "flame.cuda",
     "flame.drawing",

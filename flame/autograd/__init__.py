@@ -1,7 +1,9 @@
 """Reverse-mode differentiation: the tape, backward and grad, modes, custom functions."""
 
+from flame.autograd import functional
 from flame.autograd.engine import backward, grad
 from flame.autograd.function import Function
+from flame.autograd.gradcheck import gradcheck, gradgradcheck
 from flame.autograd.modes import (
     enable_grad,
     inference_mode,
@@ -19,7 +21,10 @@ __all__ = [
     "Variable",
     "backward",
     "enable_grad",
+    "functional",
     "grad",
+    "gradcheck",
+    "gradgradcheck",
     "inference_mode",
     "is_grad_enabled",
     "is_inference_mode_enabled",
