@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import sys
 import threading
 import time
 import types
@@ -76,6 +77,8 @@ class CompiledFunction:
                 return result
         c = self._capture
         if force.interpreter is not None or c.given_up or control.eager or knobs.disable:
+            if c.given_up and self._options.fullgraph and not (force.interpreter is not None or control.eager or knobs.disable):
+                raise RecompileError(f"{c.name}: {c.given_up}; with fullgraph=True it is not run eagerly instead")
             return self._fn(*args, **kwargs)
         lock = _Region.lock
         if not lock.acquire(blocking=False):
@@ -115,10 +118,10 @@ class CompiledFunction:
                 looking.result = result
             if run is not None:  # None: capture raised, and the function caught it and went on eagerly
                 run.end("return")
-                if run is first and run.following:
-                    run.rest()
             if looking is not None and replays is not None:
-                replays.settle(looking, "" if run is not None and run.root is c.root else "it has breaks")
+                replays.settle(looking, run)
+            if run is first and run.following:
+                run.rest()
             if before is not None:
                 followed, recorded, flushed = s.followed - before[0], s.recorded - before[1], s.flushed - before[2]
                 text = f"{followed} steps followed, {recorded} recorded; {flushed} segments ran as kernels"
@@ -144,6 +147,14 @@ class CompiledFunction:
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
+
+    def __reduce__(self) -> Any:
+        """By name, as functions are; one that its name does not lead to is compiled anew from the function."""
+        found: Any = sys.modules.get(self.__module__)
+        name = getattr(self, "__qualname__", "")
+        for part in name.split("."):
+            found = getattr(found, part, None)
+        return name if found is self else (_compiled_again, (self._fn, self.settings))
 
     def __repr__(self) -> str:
         return f"<compiled {self._capture.name}>"
@@ -198,6 +209,11 @@ class CompiledFunction:
             self._replays = Replays(self._fn, self._capture, self._alone)
 
 
+def _compiled_again(fn: Callable, settings: dict[str, Any]) -> Any:
+    """What a compiled function is unpickled or copied as."""
+    return compile(fn, **settings)
+
+
 def compile(
     model: Any = None,
     *,
@@ -215,7 +231,8 @@ def compile(
     decorator, with or without arguments. A Module is compiled in place of its `forward` and returned as a Module. Of a class,
     `__call__` is compiled, and the class returned. What is compiled already is returned, unless other options are asked for.
 
-    fullgraph: raise GraphBreakError where capture has to stop, instead of going on after it.
+    fullgraph: raise GraphBreakError where capture has to stop, instead of going on after it, and RecompileError once there were too
+        many paths, instead of running eagerly.
     mode: "default"; "replay" also skips the Python of calls that it proved to be like earlier ones (see docs/graph-breaks.md for
         what that takes, and raises ReplayError where an audit disagrees); "reduce-overhead" and "max-autotune" are taken, and on a
         CPU do what "default" does.

@@ -617,6 +617,43 @@ def test_audits_come_after_1_3_7_replays() -> None:
     assert [i for i, ran in enumerate(with_python) if ran] == [0, 1, 2, 4, 7, 12, 21, 38]
 
 
+def test_a_tree_that_grows_meanwhile_is_no_difference() -> None:
+    """Numbers and sizes become symbols when others are seen; an audit may then find its old path known in another way."""
+    net = nn.Linear(3, 2)
+
+    def f(x, k):
+        return net(x) * k + x.shape[0]
+
+    compiled = flame.compile(f, mode="replay")
+    x = tensor(4, 3)
+    with flame.no_grad():
+        for i in range(60):
+            close(compiled(x, 2.0), f(x, 2.0))
+            if i in (5, 11, 17):
+                for _ in range(2):
+                    close(compiled(tensor(i, 3), float(i)), f(tensor(i, 3), float(i)))
+            if i in (7, 13):
+                with pytest.raises(RuntimeError):
+                    compiled(tensor(2, i), 2.0)
+    assert compiled.stats.replayed >= 20, compiled.stats
+
+
+def test_a_number_that_became_a_symbol_does_not_hide_a_difference() -> None:
+    def f(x):
+        return x * (2.0 if "FLAME_TEST_REPLAY" not in os.environ else 3.0)
+
+    compiled = flame.compile(f, mode="replay")
+    for _ in range(5):
+        compiled(tensor(3))
+    os.environ["FLAME_TEST_REPLAY"] = "1"
+    try:
+        with pytest.raises(ReplayError, match="mul at .*with other operands"):
+            for _ in range(20):
+                compiled(tensor(3))
+    finally:
+        del os.environ["FLAME_TEST_REPLAY"]
+
+
 def test_wrong_memory_is_caught_though_nothing_told() -> None:
     net = nn.Linear(3, 3)
     f = flame.compile(net, mode="replay")

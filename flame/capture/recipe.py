@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from flame.autograd.tape import AccumulateGrad
-from flame.capture.trace import Ref, Slot, Step, exact
+from flame.capture.sizes import params_at, sized_at
+from flame.capture.trace import Expr, Ref, Slot, Step, exact
 from flame.capture.watching import CONSTANTS, Unprovable, Watch
 from flame.functions.random import default_generator
 from flame.reasons import (
@@ -35,6 +36,7 @@ from flame.reasons import (
     REPLAY_VIEW,
     REPLAY_WRITES,
 )
+from flame.symbol import evaluate
 from flame.tensor import Tensor
 
 #: ("argument", i), ("held", k), ("gradient", source)
@@ -69,6 +71,7 @@ class Recipe:
     """See the head of this file. Refs and steps compare by identity."""
 
     leaf: Step
+    at: Step  #: the step before it
     inputs: tuple[Step, ...]
     sources: tuple[Source, ...]
     shapes: tuple[tuple, ...]  #: of each source: shape and strides
@@ -98,6 +101,46 @@ class Recipe:
         if (self.made, self.writes, self.gradients) != (other.made, other.writes, other.gradients):
             return Unprovable(REPLAY_KEPT, "another tensor than in the call before")
         return None
+
+
+def other_path(old: Sequence[Step], bound: Sequence[Any], new: Sequence[Step], bindings: Sequence[Any]) -> str:
+    """Where two paths do different things; empty if they only know numbers and sizes in different ways (as constants, or as what
+    differs from call to call), as the tree comes to do with time."""
+    names: dict[int, int] = {}
+
+    def same(was: Any, now: Any) -> bool:
+        if isinstance(was, Ref) or isinstance(now, Ref):
+            return isinstance(was, Ref) and isinstance(now, Ref) and names.get(was.value) == now.value
+        return exact(_number(was, bound), _number(now, bindings))
+
+    def pairs(olds: Sequence[Step], news: Sequence[Step]) -> str:
+        for a, b in zip(olds, news, strict=False):
+            what = f"{_said(b)}{' at ' + b.source if b.source else ''}, where {_said(a)} was replayed"
+            if a.kind != b.kind or a.primitive is not b.primitive or a.grad is not b.grad or len(a.operands) != len(b.operands):
+                return what
+            random = a.primitive is not None and a.primitive.kind == "random"
+            if a.kind != "input" and not random and not all(map(same, a.operands, b.operands)):
+                return what + " with other operands"
+            if a.options != b.options or not exact(*(tuple(params_at(*x).items()) for x in ((a, bound), (b, bindings)))):
+                return what + " with other parameters"
+            if len(a.inner) != len(b.inner) or (said := pairs(a.inner, b.inner)):
+                return said or what
+            names.update((r.value, q.value) for r, q in zip(a.outs, b.outs, strict=True) if r is not None and q is not None)
+        longer, how = (news, "followed") if len(news) > len(olds) else (olds, "was replayed")
+        return "" if len(olds) == len(news) else f"{_said(longer[min(len(olds), len(news))])} {how} where the other path ended"
+
+    return pairs(old, new)
+
+
+def _said(s: Step) -> str:
+    return s.primitive.name if s.primitive is not None else "a tensor from outside" if s.kind == "input" else f"a {s.kind}"
+
+
+def _number(x: Any, bindings: Sequence[Any]) -> Any:
+    """A number operand as it is with these bindings."""
+    if isinstance(x, Slot):
+        return bindings[x.index]
+    return evaluate(x.expr, bindings) if isinstance(x, Expr) else sized_at(x, bindings)
 
 
 def walk_result(x: Any, tensor: Callable[[Tensor], Any]) -> Any:
@@ -146,6 +189,19 @@ def shown(result: tuple) -> str:
     raise AssertionError(result)
 
 
+def places(before: Before) -> tuple[dict[int, Source], set[int]]:
+    """Where tensors known before the call are found, by id; and which are found in several ways."""
+    where: dict[int, Source] = {}
+    twice: set[int] = set()
+    for source, t, g in before.known:
+        for x, s in ((t, source), (g, ("gradient", source))):
+            if x is not None:
+                if id(x) in where:
+                    twice.add(id(x))
+                where.setdefault(id(x), s)
+    return where, twice
+
+
 @dataclass(slots=True)
 class Before:
     """What has to be known of the moment before the call."""
@@ -165,14 +221,7 @@ def observe(run: Any, leaf: Step, result: Any, watch: Watch, before: Before) -> 
     """The recipe of a call that was one followed segment, which has just been computed."""
     path = run.path
     inputs = [s for s in path if s.kind == "input"]
-    where: dict[int, Source] = {}
-    twice: set[int] = set()
-    for source, t, g in before.known:
-        for x, s in ((t, source), (g, ("gradient", source))):
-            if x is not None:
-                if id(x) in where:
-                    twice.add(id(x))
-                where.setdefault(id(x), s)
+    where, twice = places(before)
 
     def source_of(t: Tensor, step: Step) -> Source:
         s = where.get(id(t))
@@ -231,6 +280,7 @@ def observe(run: Any, leaf: Step, result: Any, watch: Watch, before: Before) -> 
     matters = bool(gradients) or any(s.kind == "gradient" for s in path) or any(s[0] == "gradient" for s in sources)
     return Recipe(
         leaf=leaf,
+        at=run.at,
         inputs=tuple(inputs),
         sources=tuple(sources),
         shapes=tuple((t._array.shape, t._array.strides) for t, _, _ in run.externals),

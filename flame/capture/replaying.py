@@ -24,7 +24,7 @@ from flame import dtypes
 from flame.autograd.tape import AccumulateGrad, edge
 from flame.capture import segment
 from flame.capture.arguments import MISS, Arguments, matcher
-from flame.capture.recipe import Before, Recipe, Source, observe
+from flame.capture.recipe import Before, Recipe, Source, observe, other_path, places
 from flame.capture.run import Run
 from flame.capture.segment import Plan, check_positions, scalar_array
 from flame.capture.state import weak
@@ -65,6 +65,16 @@ class Entry:
         if self.plain:
             names |= self._prepare()
         self.call: Callable[[tuple, dict], Any] = matcher(args, kwargs, self._ending, names)
+
+    @property
+    def path(self) -> list[Step]:
+        """The steps of the recipe's path."""
+        found = []
+        s = self.recipe.at
+        while s.kind != "root":
+            found.append(s)
+            s = s.parent
+        return found[::-1]
 
     @property
     def due(self) -> bool:
@@ -112,7 +122,7 @@ class Entry:
         """What a plain call reads, as names for its code."""
         r, plan = self.recipe, self.plan
         assert plan is not None
-        bindings = self._bindings()
+        bindings = self.bindings()
         self._forward = plan.forward.at(plan.sizes(bindings))
         self._positions = [
             (n, *(x(bindings) if callable(x) else x for x in (least, size)), what) for n, least, size, what in plan.positions
@@ -131,7 +141,7 @@ class Entry:
         return {**arrays, "forward": self._forward, "result": r.result}
 
     def _numbers(self) -> list[Any]:
-        bindings = self._bindings()
+        bindings = self.bindings()
         return [scalar_array(value_of(expr, bindings), d) for expr, d in self._scalars]
 
     def plainly(self, tensors: tuple) -> Any:
@@ -173,7 +183,7 @@ class Entry:
         outside, edges = found
         r = self.recipe
         run: Any = Run(self.capture, self.capture.root, get_ident())
-        run.at, run.following, run.bindings, run.edges = r.leaf.parent, True, self._bindings(), edges
+        run.at, run.following, run.bindings, run.edges = r.at, True, self.bindings(), edges
         force.interpreter = run
         try:
             for t, step in zip(outside, r.inputs, strict=True):
@@ -270,7 +280,7 @@ class Entry:
             case (_, of):
                 return self.find(of, tensors)._grad
 
-    def _bindings(self) -> list:
+    def bindings(self) -> list:
         r = self.recipe
         taken = {i for seed, at, _ in r.random for i in (seed, at)}
         plain = iter(r.numbers)
@@ -327,7 +337,6 @@ class Observation:
         self.recipe: Recipe | None = None
         self.problem: Unprovable | None = None
         self.result: Any = None
-        self.recorded = False
 
     def __call__(self, run: Any, leaf: Step) -> None:
         """The run's segment has been computed, and its tensors still have their refs."""
@@ -410,25 +419,21 @@ class Replays:
             self._watch = watch
         return watch
 
-    def settle(self, o: Observation, breaks: str) -> None:
-        """A call that was looked on at is over. `breaks` says what kept it from being one followed segment, if anything did.
+    def settle(self, o: Observation, run: Any) -> None:
+        """A call that was looked on at is over. `run` is the segment that it ended in, or None.
 
         Raises ReplayError where an audit met a difference.
         """
-        problem = o.problem
+        if run is None or run.root is not self._capture.root:
+            problem: Unprovable | None = Unprovable(REPLAY_BROKEN, "it has breaks")
+        else:
+            problem = o.problem
+        if o.audited is not None:
+            return self._audit(o, o.audited, run, problem)
         if problem is None and o.recipe is None:
-            if o.audited is None and not breaks:
-                return  # recorded, or compiled in the background: not yet
-            problem = Unprovable(REPLAY_BROKEN, breaks or "it took another path than before")
+            return  # recorded, or compiled in the background: not yet
         if problem is None and (name := o.watch.difference()):
             problem = Unprovable(REPLAY_STATE, name)
-        if o.audited is not None:
-            e = o.audited
-            problem = problem or e.recipe.difference(o.recipe)  # type: ignore[arg-type]
-            e.audit_at = 2 * e.audit_at
-            if problem is not None:
-                self._stop(problem)
-            return
         before, o.candidate.recipe = o.candidate.recipe, o.recipe
         if problem is None and before is not None:
             assert o.recipe is not None
@@ -440,6 +445,27 @@ class Replays:
                 self._refusals = 0
         if problem is not None:
             self._refuse(problem)
+
+    def _audit(self, o: Observation, e: Entry, run: Any, problem: Unprovable | None) -> None:
+        """Compare what a call did with what would have been replayed."""
+        if problem is None and (name := o.watch.difference()):
+            problem = Unprovable(REPLAY_STATE, name)
+        if problem is None and (o.recipe is None or o.recipe.leaf is not e.recipe.leaf):
+            # another way through the tree, which may mean no more than that numbers and sizes have become symbols meanwhile
+            where, _ = places(o.before)
+            sources = tuple(where.get(id(run.originals.get(n, t))) for n, (t, _, _) in enumerate(run.externals))
+            said = other_path(e.path, e.bindings(), run.path, run.bindings)
+            if said or sources != e.recipe.sources:
+                problem = Unprovable(REPLAY_BROKEN, f"it took another path: {said or 'other tensors are used'}")
+            else:
+                self.entries = [x for x in self.entries if x is not e]
+                return
+        elif problem is None:
+            assert o.recipe is not None
+            problem = e.recipe.difference(o.recipe)
+        e.audit_at = 2 * e.audit_at
+        if problem is not None:
+            self._stop(problem)
 
     def _stop(self, problem: Unprovable) -> None:
         """Never replay again, and say why."""
