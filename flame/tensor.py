@@ -79,6 +79,7 @@ class Tensor:
     _view: View | None = None
     _hooks: Any = None
     _retains_grad = False
+    _reassigned = 0  #: how often it was given other memory (`t.data = other`)
     _inference = False
     _ref: Any = None  #: identity inside a captured segment
     _trace: Any = None  #: the memory window that it shows there

@@ -329,7 +329,7 @@ def observe(x: Any) -> Any:
 
 
 CALLS = 7
-ERRORS = (RuntimeError, TypeError, IndexError, ValueError, AttributeError, ZeroDivisionError)
+ERRORS = (RuntimeError, TypeError, IndexError, ValueError, AttributeError, ZeroDivisionError, OverflowError)
 
 
 @contextmanager

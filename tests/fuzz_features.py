@@ -240,7 +240,7 @@ def shape_split(s: Scene, t: Any, b: float, c: float) -> Any:
 
 @inside
 def int_of_value(s: Scene, t: Any, b: float, c: float) -> Any:
-    n = int(t.detach().abs().sum()) % 3
+    n = int(t.detach().abs().sum().clamp(max=50.0)) % 3
     return t[:n] if c < 0.5 else t * n
 
 

@@ -528,6 +528,7 @@ def _set_data(self: Tensor, value: Tensor) -> None:
     self._known = None
     self._storage = value.storage_of()
     self._view = None
+    self._reassigned += 1
     changes.note()
 
 

@@ -60,7 +60,7 @@ class Node:
         for i, o in enumerate(operands):
             if isinstance(o, Tensor):
                 if keep[i]:
-                    versions.append((o, o._version, o._array))
+                    versions.append((o, o._version, o._reassigned))
                     kept.append(o)
                 else:
                     kept.append(o.spec)
@@ -71,7 +71,7 @@ class Node:
         self.results: tuple = ()
         if keep_output:
             self.results = tuple([alias(o) for o in outs])
-            versions += [(y, o._version, y._array) for y, o in zip(self.results, outs, strict=True)]
+            versions += [(y, o._version, 0) for y, o in zip(self.results, outs, strict=True)]
         self.versions = versions
 
     def name(self) -> str:
@@ -96,9 +96,9 @@ class Node:
                 "Specify retain_graph=True if you need to backward through the graph a second time or if you need to access "
                 "saved tensors after calling backward."
             )
-        for t, version, array in self.versions:
+        for t, version, reassigned in self.versions:
             now = t._version
-            if now != version or t._array is not array:  # written, or given other memory (`t.data = other`)
+            if now != version or t._reassigned != reassigned:  # written, or given other memory
                 raise RuntimeError(
                     "one of the variables needed for gradient computation has been modified by an inplace operation: "
                     f"[{t.dtype!r} {list(t.shape)}], which is an operand or the result of {self.primitive.name}"

@@ -214,6 +214,7 @@ class Follower(RunState):
         if volatile:
             snapshot = new_object(Tensor)
             snapshot._array = np.array(a, order="K")
+            snapshot._storage = st  # (whose versions the tape compares)
             snapshot._node = e
             snapshot._ref = ref
             self.track(snapshot)

@@ -118,7 +118,7 @@ class SegmentNode:
             before._storage = st
             self.externals[i] = (before, ref, None)
             self._watch(st)
-            if w is not None and not w.mutations and home(ref.value) in self.guarded:
+            if (ref in run.snapshots if w is None else not w.mutations) and home(ref.value) in self.guarded:
                 self.versions.append((t, st, st.version, ref.spec, home(ref.value)))
         for w in run.written:
             if w.external is not None and home(w.current) in self.guarded:
