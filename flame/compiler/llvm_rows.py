@@ -84,7 +84,9 @@ class RowWriter:
         return f"for {', '.join(self.nest.outer) or 'one point'}{lane}, {self.unroll} side by side: {sweeps}{kept}"
 
     def _unroll(self) -> int:
-        """Vectors side by side: fewer where one is many instructions already."""
+        """Vectors side by side: fewer where one is many instructions already. Without sums to keep apart, the processor overlaps
+        the rounds of a loop of two dozen instructions by itself: more of them side by side take longer to compile, and no less
+        to run."""
         heaviest = 0
         for s in self.nest.sweeps:
             values = dict.fromkeys(v for t in sinks_of(s) for v in cone(self.kernel, t))
@@ -92,6 +94,8 @@ class RowWriter:
         self.heaviest = heaviest
         if self.outer_lane and self.nest.reduces and self.target.registers >= 16 and heaviest <= 12:
             return 2 * self.schedule.unroll
+        if not self.nest.reduces and not self.nest.across:
+            return max(1, min(self.schedule.unroll, 24 // max(heaviest, 1)))
         return self.schedule.unroll if heaviest <= 60 else max(1, self.schedule.unroll // 2) if heaviest <= 150 else 1
 
     # -- what is kept between the sweeps of a row
