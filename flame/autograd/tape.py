@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -415,6 +415,16 @@ def about_to_write(storage: Storage) -> None:
             keeper = w()
             if keeper is not None:
                 keeper.keep_copies(storage)
+
+
+def update(f: Callable[[Sequence[Tensor], tuple], None], tensors: Sequence[Tensor], numbers: tuple) -> None:
+    """Call `f(tensors, numbers)`, which overwrites some of the tensors, whole, with what it makes of them and of the numbers. It
+    uses the numbers as they are, and no other tensors: so capture can know all of it by what it is given."""
+    run = force.interpreter
+    if run is None:
+        f(tensors, numbers)
+    else:
+        run.update(f, tensors, numbers)
 
 
 def eager_assign(target: Tensor, value: Tensor) -> Tensor:

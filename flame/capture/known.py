@@ -185,9 +185,9 @@ class Calls(RunState):
         if steady and not shadowed and self.shadow is None:
             m = self._learned(f, given, arguments, len(args), names, start, got)
             if m is not None:
-                _remember(begin, m, bindings)
+                remember(begin, m, bindings)
                 if start is not begin:
-                    _remember(start, m, bindings)
+                    remember(start, m, bindings)
         return got
 
     def _arguments(self, x: Any) -> tuple | None:
@@ -293,7 +293,8 @@ def _noted(f: Any, name: str, args: tuple, kwargs: dict) -> Any:
         force.note = ""
 
 
-def _remember(step: Step, m: Macro, bindings: tuple) -> None:
+def remember(step: Step, m: Any, bindings: tuple = ()) -> None:
+    """Keep a known call (or update) where it begins, the latest first."""
     if step.macros is None:
         step.macros = []
     if m.checked is not None:

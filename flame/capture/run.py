@@ -27,6 +27,7 @@ from flame.capture.gradients import Gradients
 from flame.capture.known import Calls
 from flame.capture.record import Recorder
 from flame.capture.trace import Step
+from flame.capture.updates import Updates
 from flame.errors import GraphBreakError
 from flame.knobs import knobs
 from flame.primitive import force
@@ -36,7 +37,7 @@ from flame.tensor import Tensor
 AFTER_A_BREAK = "the path after a break was followed for the first time"
 
 
-class Run(Follower, Calls, Recorder, Effects, Gradients):
+class Run(Follower, Calls, Updates, Recorder, Effects, Gradients):
     """One segment of one call."""
 
     def read(self, t: Tensor) -> None:

@@ -170,12 +170,13 @@ class Known:
     The trace is used again with its window, which is empty (`external` None) between two segments.
     """
 
-    __slots__ = ("key", "array", "storage", "wants", "trace", "window")
+    __slots__ = ("key", "array", "storage", "wants", "trace", "window", "writeable")
 
     def __init__(self, key: InputKey, array: Any, wants: bool, trace: Trace):
         self.key = key
         self.array = array  #: the very array object: whoever could give it another shape has made the tensor volatile
         self.wants = wants
+        self.writeable: bool = array.flags.writeable
         self.trace = trace
         self.window = trace.window
         self.storage = trace.window.storage

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from flame.autograd.tape import assign
+from flame.autograd.tape import assign, update
 from flame.functions.elementwise import PUBLIC
-from flame.optim.optimizer import Optimizer, check, check_rate, filled
+from flame.optim.optimizer import Optimizer, check, check_rate, filled, moving
 from flame.tensor import Tensor
 
 
@@ -58,24 +59,54 @@ class Adam(Optimizer):
             ),
         )  # fmt: skip
 
-    def _update(self, p: Tensor, g: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
-        if not state:
-            state.update(step=0.0, exp_avg=filled(p), exp_avg_sq=filled(p))
-            if group["amsgrad"]:
-                state["max_exp_avg_sq"] = filled(p)
-        state["step"] = step = state["step"] + 1.0
-        lr, (beta1, beta2), x = group["lr"], group["betas"], p
-        if group["weight_decay"]:
-            if group["decoupled_weight_decay"]:
-                x = x * (1 - lr * group["weight_decay"])  # type: ignore[operator]
-            else:
-                g = g + p * group["weight_decay"]  # type: ignore[operator]
-        m, v = first_moment(state, g, beta1), second_moment(state, g, beta2)
-        if group["amsgrad"]:
-            v = PUBLIC["maximum"](state["max_exp_avg_sq"], v)
-            assign(state["max_exp_avg_sq"], v)
-        scale = v.sqrt() / math.sqrt(1 - beta2**step) + group["eps"]
-        assign(p, x - m / scale * (lr / (1 - beta1**step)))  # type: ignore[operator]
+    def _step(self, group: dict[str, Any]) -> None:
+        amsgrad, decay, lr = group["amsgrad"], group["weight_decay"], group["lr"]
+        by_step: dict[float, list[Tensor]] = {}
+        for p, g in moving(group):
+            state = self.state[p]
+            if not state:
+                state.update(step=0.0, exp_avg=filled(p), exp_avg_sq=filled(p))
+                if amsgrad:
+                    state["max_exp_avg_sq"] = filled(p)
+            state["step"] = step = state["step"] + 1.0
+            batch = by_step.setdefault(step, [])
+            batch += (p, g, state["exp_avg"], state["exp_avg_sq"])
+            if amsgrad:
+                batch.append(state["max_exp_avg_sq"])
+        (beta1, beta2), decoupled = group["betas"], group["decoupled_weight_decay"]
+        rule = _RULES[amsgrad, ("decoupled" if decoupled else "added") if decay else ""]
+        shrink = 1 - lr * decay if decoupled else decay
+        for step, batch in by_step.items():
+            root, rate = math.sqrt(1 - beta2**step), lr / (1 - beta1**step)
+            update(rule, batch, (1 - beta1, beta2, 1 - beta2, shrink, root, group["eps"], rate))
+
+
+def _rule(amsgrad: bool, decay: str) -> Callable[[Sequence[Any], tuple], None]:
+    """Parameters, gradients and moments in turn, all moved by the same numbers. `decay` is "decoupled", "added" or none."""
+    width = 5 if amsgrad else 4
+
+    def rule(tensors: Sequence[Any], numbers: tuple) -> None:
+        towards_g, beta2, towards_gg, shrink, root, eps, rate = numbers
+        for i in range(0, len(tensors), width):
+            p, g, m, v = tensors[i : i + 4]
+            x = p
+            if decay == "decoupled":
+                x = x * shrink
+            elif decay:
+                g = g + p * shrink
+            m_new = m + (g - m) * towards_g
+            assign(m, m_new)
+            v_new = v * beta2 + g * g * towards_gg
+            assign(v, v_new)
+            if amsgrad:
+                v_new = PUBLIC["maximum"](tensors[i + 4], v_new)
+                assign(tensors[i + 4], v_new)
+            assign(p, x - m_new / (v_new.sqrt() / root + eps) * rate)
+
+    return rule
+
+
+_RULES = {(a, d): _rule(a, d) for a in (False, True) for d in ("", "added", "decoupled")}
 
 
 class AdamW(Adam):

@@ -1,6 +1,7 @@
 """`Optimizer`: groups of parameters with settings, state for each parameter, and one step over all of them.
 
-A subclass gives `_update(p, g, state, group)`: how one parameter moves by its gradient. Counts of steps are Python floats while
+A subclass gives `_update(p, g, state, group)`: how one parameter moves by its gradient; or `_step(group)`, which moves many by one
+`flame.autograd.tape.update`, so that capture follows all of them in one check. Counts of steps are Python floats while
 in use, so that no captured step has to read them; `state_dict` shows them as PyTorch does, as float32 tensors. What changes from
 step to step (bias corrections, the learning rate) enters operations as numbers, which capture turns into run-time scalars.
 """
@@ -119,14 +120,15 @@ class Optimizer:
                 loss = closure()
         self._step_count += 1
         for group in self.param_groups:
-            maximize = group.get("maximize", False)
-            for p in group["params"]:
-                g = p.grad
-                if g is not None:
-                    self._update(p, -g if maximize else g, self.state[p], group)
+            self._step(group)
         for hook in list(self._post_hooks.values()):
             hook(self, (closure,), {})
         return loss
+
+    def _step(self, group: dict[str, Any]) -> None:
+        """Move the parameters of one group that have a gradient."""
+        for p, g in moving(group):
+            self._update(p, g, self.state[p], group)
 
     def _update(self, p: Tensor, g: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
         raise NotImplementedError(f"{type(self).__name__} does not say how a parameter moves")
@@ -207,6 +209,12 @@ def _taken(name: str, value: Any, p: Tensor) -> Any:
         return copy.deepcopy(value)
     value = value.detach().clone()  # type: ignore[attr-defined]
     return to_dtype(value, p.dtype) if p.dtype.is_floating_point else value
+
+
+def moving(group: dict[str, Any]) -> list[tuple[Tensor, Any]]:
+    """The parameters of a group that have a gradient, with it (its negative to maximize)."""
+    found = [(p, g) for p in group["params"] if (g := p._grad) is not None]
+    return [(p, -g) for p, g in found] if group.get("maximize") else found
 
 
 def filled(p: Tensor, value: float = 0.0, shape: tuple[int, ...] | None = None) -> Tensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from flame.autograd.tape import assign
-from flame.optim.optimizer import Optimizer, check, check_rate, filled
+from flame.autograd.tape import assign, update
+from flame.optim.optimizer import Optimizer, check, check_rate, filled, moving
 from flame.tensor import Tensor
 
 
@@ -30,15 +31,45 @@ class SGD(Optimizer):
             ),
         )  # fmt: skip
 
-    def _update(self, p: Tensor, g: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
-        momentum = group["momentum"]
-        if group["weight_decay"]:
-            g = g + p * group["weight_decay"]  # type: ignore[operator]
-        if momentum:
-            share = 1.0 - group["dampening"]
+    def _step(self, group: dict[str, Any]) -> None:
+        momentum, decay = group["momentum"], group["weight_decay"]
+        numbers = (group["lr"], decay, momentum, 1.0 - group["dampening"])
+        plain: list[Tensor] = []
+        begun: list[Tensor] = []
+        for p, g in moving(group):
+            if not momentum:
+                plain += (p, g)
+                continue
+            state = self.state[p]
             if state.get("momentum_buffer") is None:
-                state["momentum_buffer"], share = filled(p), 1.0
-            velocity = state["momentum_buffer"] * momentum + g * share
-            assign(state["momentum_buffer"], velocity)
-            g = g + velocity * momentum if group["nesterov"] else velocity
-        assign(p, p - g * group["lr"])  # type: ignore[operator]
+                state["momentum_buffer"] = filled(p)
+                begun += (p, g, state["momentum_buffer"])
+            else:
+                plain += (p, g, state["momentum_buffer"])
+        rule = _RULES[bool(momentum), bool(group["nesterov"]), bool(decay)]
+        if begun:  # a buffer begins as the gradient, without dampening
+            update(rule, begun, (*numbers[:3], 1.0))
+        if plain:
+            update(rule, plain, numbers)
+
+
+def _rule(momentum: bool, nesterov: bool, decay: bool) -> Callable[[Sequence[Any], tuple], None]:
+    """Parameters, gradients and (with momentum) buffers in turn."""
+    width = 3 if momentum else 2
+
+    def rule(tensors: Sequence[Any], numbers: tuple) -> None:
+        lr, shrink, kept, share = numbers
+        for i in range(0, len(tensors), width):
+            p, g = tensors[i : i + 2]
+            if decay:
+                g = g + p * shrink
+            if momentum:
+                velocity = tensors[i + 2] * kept + g * share
+                assign(tensors[i + 2], velocity)
+                g = g + velocity * kept if nesterov else velocity
+            assign(p, p - g * lr)
+
+    return rule
+
+
+_RULES = {(m, n, d): _rule(m, n, d) for m in (False, True) for n in (False, True) for d in (False, True)}
