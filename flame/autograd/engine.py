@@ -184,6 +184,14 @@ def _accumulate(pending: dict, node: Any, i: int, g: Any) -> None:
 def accumulate_into(leaf: AccumulateGrad, g: Tensor, create_graph: bool) -> None:
     """leaf.grad += g. The first one is a copy: rules may hand one tensor to two leaves."""
     t = leaf.tensor
+    accumulate(t, g, create_graph)
+    if leaf.post_hooks:
+        for hook in list(leaf.post_hooks.values()):
+            hook(t)
+
+
+def accumulate(t: Tensor, g: Tensor, create_graph: bool) -> None:
+    """The same for a leaf without hooks."""
     have = t._grad
     if have is None:
         t._grad = g if create_graph else copy(g)
@@ -191,9 +199,6 @@ def accumulate_into(leaf: AccumulateGrad, g: Tensor, create_graph: bool) -> None
         t._grad = add(have, g)
     else:
         have.add_(g)  # type: ignore[attr-defined]
-    if leaf.post_hooks:
-        for hook in list(leaf.post_hooks.values()):
-            hook(t)
 
 
 def start(outputs: Sequence[Tensor], given: Sequence[Any] | None, op: str) -> tuple[list[Edge], list[Any]]:

@@ -8,15 +8,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from flame.autograd.engine import accumulate_into, deliver, eager_backward, eager_grad, run_engine, start, topological
+from flame.autograd.engine import (
+    accumulate,
+    accumulate_into,
+    deliver,
+    eager_backward,
+    eager_grad,
+    run_engine,
+    start,
+    topological,
+)
 from flame.autograd.tape import AccumulateGrad, edge, user_source
 from flame.capture.sizes import condition
 from flame.capture.state import RunState, SegmentEnded, new_object, same_refs
 from flame.capture.trace import Step
-from flame.primitive import force
+from flame.primitive import force, registered
 from flame.reasons import GRADIENT_LEAVES, HOOK_CALLED, NO_GRADIENT, OTHER_GRADIENT
 from flame.symbol import evaluate
 from flame.tensor import Tensor
+
+COPY = registered("copy")
 
 
 class Gradients(RunState):
@@ -37,9 +48,15 @@ class Gradients(RunState):
             return deliver([(x, n, g) for x, n, (_, g) in zip(leaves, nodes, got, strict=True)], create_graph)
         before, force.grad = force.grad, create_graph
         try:
-            for node, g in got:
-                if g is not None:
-                    accumulate_into(node, g, create_graph)
+            for leaf, g in got:
+                if g is None:
+                    continue
+                if isinstance(leaf, AccumulateGrad):
+                    accumulate_into(leaf, g, create_graph)
+                elif create_graph or leaf._grad is not None:
+                    accumulate(leaf, g, create_graph)
+                else:
+                    leaf._grad = _copied(g)
         finally:
             force.grad = before
 
@@ -51,7 +68,7 @@ class Gradients(RunState):
         return [g for _, g in got]
 
     def _gradient(self, ys: list, given: list | None, xs: list | None, retain: bool, create_graph: bool) -> list | None:
-        """[(leaf node or None, cotangent)], or None after leaving the segment, where the engine must run outside of it."""
+        """[(leaf, its node, or None; cotangent)], or None after leaving the segment, where the engine must run outside of it."""
         operands = [*ys, *([] if given is None else [g for g in given if g is not None]), *(xs or [])]
         if not all(isinstance(t, Tensor) for t in operands):
             start(ys, given, "backward")
@@ -84,8 +101,14 @@ class Gradients(RunState):
         return run_engine(roots, gs, retain_graph=options[3], create_graph=options[4], wanted=wanted)
 
     def _hooks_free(self, step: Step) -> bool:
+        edges = self.edges
         for e in step.key:
-            node = self.edge_of(e)[0]
+            leaf = edges[e]
+            if isinstance(leaf, Tensor):
+                if leaf._accumulator is None or leaf._accumulator() is None:
+                    continue  # (where nothing holds the end of its tape, no hook is on it)
+                leaf = self.edge_of(e)
+            node = leaf[0]
             if node.hooks or (isinstance(node, AccumulateGrad) and node.post_hooks):
                 return False
         return True
@@ -109,7 +132,9 @@ class Gradients(RunState):
         if not step.children:
             self.run_out()
         if xs is None:
-            return [(self.edge_of(e)[0], g) for e, g in zip(step.key, got, strict=True)]
+            edges = self.edges
+            leaves = [edges[e] for e in step.key]
+            return [(x if isinstance(x, Tensor) else x[0], g) for x, g in zip(leaves, got, strict=True)]
         return [(None, g) for g in got]
 
     def _record_gradient(self, ys: list, given: list | None, xs: list | None, refs: list, options: tuple) -> list | None:
@@ -165,3 +190,10 @@ class Gradients(RunState):
         if xs is None:
             return list(zip((n for _, n in leaves), results, strict=True))
         return [(None, g) for g in results]
+
+
+def _copied(g: Tensor) -> Tensor:
+    """The first gradient of a leaf."""
+    run = force.interpreter
+    got = None if run is None or run.next is None else run.plain(COPY, g)
+    return COPY(g) if got is None else got

@@ -79,8 +79,9 @@ class Calls(RunState):
 
     def composite(self, f: Any, name: str, args: tuple, kwargs: dict) -> Any:
         """Follow a call that is known here; else run it, and know it from then on."""
+        begin = self.at
         if self.next is not None:
-            macros = self.at.macros
+            macros = begin.macros
             if macros is not None:
                 names = tuple(kwargs) if kwargs else ()
                 given = (*args, *kwargs.values()) if kwargs else args
@@ -102,7 +103,7 @@ class Calls(RunState):
                     else:
                         if m.checked is None or tuple(self.bindings) in m.checked:
                             return self._follow_call(m, given)
-        return self._call(f, name, args, kwargs)
+        return self._call(f, name, args, kwargs, begin)
 
     def _fits(self, want: Any, a: Any) -> bool:
         """Whether an argument is what it was: tensors by ref, everything else by type and bits."""
@@ -153,11 +154,10 @@ class Calls(RunState):
         self.tracked.append(weak(t))
         return t
 
-    def _call(self, f: Any, name: str, args: tuple, kwargs: dict) -> Any:
+    def _call(self, f: Any, name: str, args: tuple, kwargs: dict, begin: Step) -> Any:
         """A call that is not known where it begins; it may be known where its inputs are."""
         if self.inner is not None:
             return f(*args, **kwargs)
-        begin = self.at
         given = (*args, *kwargs.values()) if kwargs else args
         try:
             arguments = self._arguments(given)

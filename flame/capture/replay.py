@@ -179,34 +179,39 @@ def fill(
                 t._node = None if e is None else edge_of(e)
                 t._requires_grad = t._requires_grad and e is None
         force.grad = before[0]
-        waiting = [t for t in alive if t._array is None]
-        for t in waiting:
-            trace = t._trace
-            if trace is None:
-                t._array = array_of(t._ref.value)
-            else:
-                w = trace.window
-                if w.external is not None:
-                    a = w.external._array
-                else:
-                    if w.base is None:
-                        w.base = array_of(w.current)
-                    a = w.base
-                for p, items in trace.chain:
-                    a = p.eager(a, **dict(items))
-                t._array = a
-                t._storage = w.storage
-                w.storage.version = max(w.storage.version, w.version) if w.external is None else w.storage.version
-        for t in waiting:
-            trace, ref = t._trace, t._ref
-            if ref.edge is not None:
-                t._node = edge_of(ref.edge)
-            if trace is not None and trace.root is not None:
-                root = trace.root
-                rel = trace.chain[len(root._trace.chain) if root._trace is not None else 0 :]
-                v = root._view
-                stale = type(ref) is not Ref
-                version = -1 if stale else t._version
-                t._view = View(root, rel, version) if v is None else View(v.base, (*v.chain, *rel), version)
+        show(alive, array_of, edge_of)
     finally:
         force.grad, force.interpreter = before
+
+
+def show(alive: Sequence[Tensor], array_of: Callable[[int], Any], edge_of: Callable[[int], Any]) -> None:
+    """Give pending tensors their arrays, as views of each other where they are, and edges. (No interpreter is in force.)"""
+    waiting = [t for t in alive if t._array is None]
+    for t in waiting:
+        trace = t._trace
+        if trace is None:
+            t._array = array_of(t._ref.value)
+        else:
+            w = trace.window
+            if w.external is not None:
+                a = w.external._array
+            else:
+                if w.base is None:
+                    w.base = array_of(w.current)
+                a = w.base
+            for p, items in trace.chain:
+                a = p.eager(a, **dict(items))
+            t._array = a
+            t._storage = w.storage
+            w.storage.version = max(w.storage.version, w.version) if w.external is None else w.storage.version
+    for t in waiting:
+        trace, ref = t._trace, t._ref
+        if ref.edge is not None:
+            t._node = edge_of(ref.edge)
+        if trace is not None and trace.root is not None:
+            root = trace.root
+            rel = trace.chain[len(root._trace.chain) if root._trace is not None else 0 :]
+            v = root._view
+            stale = type(ref) is not Ref
+            version = -1 if stale else t._version
+            t._view = View(root, rel, version) if v is None else View(v.base, (*v.chain, *rel), version)

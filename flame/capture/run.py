@@ -132,6 +132,7 @@ class Run(Follower, Calls, Updates, Recorder, Effects, Gradients):
 
     def close(self) -> None:
         self.alive = False
+        self.next = None
         self.capture.run = None
         self.sizing = None  # (it holds this run)
         for t in self.live():

@@ -87,7 +87,8 @@ class Plan:
             return o
 
         self.signature: list = []  #: of the results asked for last
-        self.asked: tuple[bool, TapeModel | None] = (False, None)  #: what that meant: whether one carries gradient; the tape
+        #: what that meant: whether one carries gradient; the tape; whether results go straight to where they are wanted
+        self.asked: tuple[bool, TapeModel | None, bool] = (False, None, False)
         for step in op_steps(self.path):
             p = step.primitive
             assert p is not None
@@ -272,17 +273,18 @@ def flush(run: Any, leaf: Step) -> None:
     """End a followed segment: compute what is alive, fill it in, write what was written."""
     run.capture.stats.flushed += 1
     alive = run.survive()
-    signature, plain = _signature(run, alive)
+    signature = _signature(run, alive)
     plan = leaf.plan
     if plan is not None and plan.signature == signature and plan.fits(run.bindings):
-        differentiated, tape = plan.asked
+        differentiated, tape, straight = plan.asked
     else:
         asked = _plan(run, leaf, alive)
         if asked is None:
             return
         plan, differentiated, tape = asked
         plan.signature = signature
-        plan.asked = differentiated, tape
+        straight = not differentiated and tape is None and _goes_straight(run, alive, plan)
+        plan.asked = differentiated, tape, straight
     inputs = plan.inputs(run)
     for number, least, size, what in plan.positions:
         if callable(size):
@@ -297,9 +299,23 @@ def flush(run: Any, leaf: Step) -> None:
         if results[number]:
             raise PositionError(f"an index is out of bounds for {what}")
     place = plan.place
-    if plain and not differentiated and tape is None and plan.forward.distinct:
+    if straight and all([w.external is None or w.external._view is None for w in run.written]):
+        for w in run.written:
+            t = w.external
+            if t is not None:
+                a = results[place[w.current]]
+                if a is not t._array:  # (else it was computed there)
+                    t._array[...] = a
+                w.storage.version += w.mutations
+        seen = []
         for t in alive:
-            t._array = results[place[t._ref.value]]
+            if t._array is None:
+                if t._trace is None and t._ref.edge is None:
+                    t._array = results[place[t._ref.value]]
+                else:
+                    seen.append(t)
+        if seen:
+            replay.show(seen, lambda v: results[place[v]], run.edge_of)
         return
     if node is not None:
         node.keep(inputs, results, run, alive)
@@ -326,15 +342,13 @@ def flush(run: Any, leaf: Step) -> None:
         node.settled()
 
 
-def _signature(run: Any, alive: list[Tensor]) -> tuple[list, bool]:
-    """What tells which values and edges are asked for; and whether all are results of operations that nobody saw views of."""
+def _signature(run: Any, alive: list[Tensor]) -> list:
+    """What tells which values and edges are asked for."""
     signature: list = []
-    plain = not run.written
     for t in alive:
         signature.append(t._ref)
         trace = t._trace
         if trace is not None:
-            plain = False
             w = trace.window
             if w.external is None:
                 signature.append(w.current)
@@ -343,7 +357,31 @@ def _signature(run: Any, alive: list[Tensor]) -> tuple[list, bool]:
     if run.written:
         signature += [w.current for w in run.written if w.external is not None]
         signature += [t._ref for t, _, _ in run.externals]
-    return signature, plain
+    return signature
+
+
+def _goes_straight(run: Any, alive: list[Tensor], plan: Plan) -> bool:
+    """Whether every result is wanted at one place, as it is: as new memory, or as data alone in memory from outside."""
+    if not plan.forward.distinct:
+        return False
+    before = {id(t): ref for t, ref, w in run.externals if w is not None}
+    wanted: list[int] = []
+    windows = {id(t._trace.window): t._trace.window for t in alive if t._array is None and t._trace is not None}
+    wanted += [w.current for w in windows.values() if w.external is None and w.base is None]
+    for t in alive:
+        if t._array is None:
+            if t._trace is None:
+                wanted.append(t._ref.value)
+        elif t._trace is None or t._trace.window.external is None:
+            return False
+    for w in run.written:
+        t = w.external
+        if t is not None:
+            if id(t) not in before or t._ref.edge != before[id(t)].edge:
+                return False
+            wanted.append(w.current)
+    changed = any(w is None and t._ref.edge != ref.edge for t, ref, w in run.externals) if run.written else False
+    return not changed and len(set(wanted)) == len(wanted)
 
 
 def _plan(run: Any, leaf: Step, alive: list[Tensor]) -> tuple[Plan, bool, TapeModel | None] | None:

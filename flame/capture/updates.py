@@ -51,12 +51,12 @@ class Updates(RunState):
 
     def update(self, f: Callable, tensors: Sequence[Tensor], numbers: tuple) -> None:
         """Follow an update that is known here; else run it, and know it from then on."""
+        begin = self.at
         if self.next is not None and self._follow_known(f, tensors, numbers):
             return
         if self.inner is not None or force.grad or not all(type(x) is float or type(x) is int for x in numbers):
             f(tensors, numbers)
             return
-        begin = self.at
         try:
             given = self._arguments(tensors)
         except SegmentEnded:
