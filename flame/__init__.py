@@ -9,17 +9,24 @@ import math
 from typing import Any
 
 from flame import (
+    absent,
+    accelerator,
     autograd,
+    backends,
     compiler,
     cuda,
+    distributions,
     dtypes,
     func,
     functions,
     jit,
+    legacy,
     linalg,
     nn,
     optim,
+    random,
     serialization,
+    signal,
     special,
     testing,
     utils,
@@ -72,8 +79,14 @@ long = int64
 inf, nan, pi, e = math.inf, math.nan, math.pi, math.e
 globals().update(functions.PUBLIC)
 globals().update(recurrent.FLAME_NAMES)
+globals().update(legacy.PUBLIC_NAMES)
+globals().update(absent.FUNCTIONS)
+vars(cuda).update(legacy.LEGACY_CUDA)
+distributed, hub, onnx = absent.distributed, absent.hub, absent.onnx
+for _name, _method in absent.METHODS.items():
+    setattr(Tensor, _name, _method)
 vars(compiler).update(jit.PUBLIC)
 
 
 def __getattr__(name: str) -> Any:
-    raise AttributeError(f"module 'flame' has no attribute {name!r}")
+    raise absent.missing("flame", name)

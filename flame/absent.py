@@ -1,0 +1,74 @@
+"""What PyTorch has and flame has not: the names, and what to use instead. Reaching for one raises an error that says so.
+
+A name of a module raises AttributeError where it is read (`hasattr` answers False); a function that programs mention without
+calling it (onnx.export) is there, and raises NotImplementedError when called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+#: name -> what to do instead
+NAMES: dict[str, str] = {
+    "complex32": "complex64",
+    "chalf": "complex64",
+    "sparse_csr_tensor": "a dense tensor: flame has no sparse layouts",
+    "fx": "flame.explain, which shows captured graphs",
+    "quantization": "float16 or bfloat16 weights: flame has no quantised kernels",
+    "ao": "float16 or bfloat16 weights: flame has no quantised kernels",
+    "sparse": "dense tensors: flame has no sparse layouts",
+    "nested": "padding, or nn.utils.rnn.pack_sequence",
+    "package": "flame.save and flame.load",
+    "multiprocessing": "Python's multiprocessing, or DataLoader(num_workers=...)",
+    "mps": "the CPU: Apple GPUs are not used",
+    "xpu": "the CPU: Intel GPUs are not used",
+    "vmap": "flame.func.vmap",
+    "grid_sampler": "nn.functional.grid_sample",
+}
+
+
+def missing(where: str, name: str) -> AttributeError:
+    """The error for a name that is not there."""
+    instead = NAMES.get(name)
+    if instead is None:
+        return AttributeError(f"module {where!r} has no attribute {name!r}")
+    return AttributeError(f"{where}.{name} is not there: use {instead}")
+
+
+def _refusing(name: str, instead: str) -> Callable[..., Any]:
+    def function(*args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(f"{name}() is not supported: {instead}")
+
+    function.__name__ = function.__qualname__ = name.rpartition(".")[2]
+    function.__doc__ = f"Raises NotImplementedError: {instead}."
+    return function
+
+
+def _space(name: str, **functions: str) -> SimpleNamespace:
+    return SimpleNamespace(**{f: _refusing(f"flame.{name}.{f}", instead) for f, instead in functions.items()})
+
+
+_ONE = "flame runs in one process: remove the call, or guard it by distributed.is_available()"
+_DENSE = "flame has no sparse layouts: use dense tensors (scatter_add builds one from coordinates)"
+
+distributed = _space("distributed", init_process_group=_ONE, all_reduce=_ONE, all_gather=_ONE, broadcast=_ONE, barrier=_ONE,
+                     get_rank=_ONE, get_world_size=_ONE, destroy_process_group=_ONE)  # fmt: skip
+distributed.is_available = lambda: False
+distributed.is_initialized = lambda: False
+hub = _space("hub", load_state_dict_from_url="download the file yourself and read it with flame.load",
+             load="clone the repository and import the model; weights are read with flame.load",
+             download_url_to_file="use urllib.request.urlretrieve")  # fmt: skip
+onnx = _space("onnx", export="flame's graphs are shown by flame.explain; there is no exporter to ONNX")
+FUNCTIONS = {
+    "sparse_coo_tensor": _refusing("flame.sparse_coo_tensor", _DENSE),
+    "spmm": _refusing("flame.spmm", _DENSE + "; flame.matmul multiplies them"),
+    "sspaddmm": _refusing("flame.sspaddmm", _DENSE),
+}
+METHODS = {
+    "to_sparse": _refusing("Tensor.to_sparse", _DENSE),
+    "coalesce": _refusing("Tensor.coalesce", _DENSE),
+    "indices": _refusing("Tensor.indices", _DENSE),
+    "values": _refusing("Tensor.values", _DENSE),
+}

@@ -1,0 +1,150 @@
+"""The base of distributions: shapes, sampling, and the check of arguments.
+
+batch_shape   the shape of independent distributions that one object holds
+event_shape   the shape of one draw
+sample(s)     s + batch_shape + event_shape
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from flame.autograd.modes import no_grad
+from flame.functions import PUBLIC
+from flame.functions.promotion import number
+from flame.tensor import Size, Tensor
+
+
+def broadcast_all(*values: Any) -> tuple[Tensor, ...]:
+    """Numbers and tensors as tensors of one shape; numbers take a tensor's dtype, or the default one."""
+    like = next((v for v in values if isinstance(v, Tensor)), None)
+    ts = []
+    for v in values:
+        if not isinstance(v, Tensor):
+            n = number(v)
+            if n is None:
+                raise ValueError(f"Input arguments must all be instances of Number or Tensor, but got {type(v).__name__}")
+            v = PUBLIC["tensor"](float(n), dtype=None if like is None or like.dtype.kind != "f" else like.dtype)
+        ts.append(v)
+    return PUBLIC["broadcast_tensors"](*ts)
+
+
+class Distribution:
+    """A probability distribution. Subclasses give `rsample` or `sample`, `log_prob`, and the moments they have."""
+
+    has_rsample = False
+    _validate = True
+    #: names of parameters and, for each, what must hold: (words, predicate)
+    arg_constraints: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {}
+
+    def __init__(self, batch_shape: Any = (), event_shape: Any = (), validate_args: bool | None = None):
+        self._batch_shape, self._event_shape = Size(batch_shape), Size(event_shape)
+        self._check = self._validate if validate_args is None else validate_args
+        if self._check:
+            for name, (words, holds) in self.arg_constraints.items():
+                v = self.__dict__.get(name)
+                if isinstance(v, Tensor) and not bool(holds(v).all()):
+                    raise ValueError(
+                        f"Expected parameter {name} (Tensor of shape {tuple(v.shape)}) of distribution {type(self).__name__} to be "
+                        f"{words}, but found invalid values:\n{v}"
+                    )
+
+    @staticmethod
+    def set_default_validate_args(value: bool) -> None:
+        """Whether distributions check their arguments unless told otherwise."""
+        Distribution._validate = bool(value)
+
+    @property
+    def batch_shape(self) -> Size:
+        return self._batch_shape
+
+    @property
+    def event_shape(self) -> Size:
+        return self._event_shape
+
+    def _extended_shape(self, sample_shape: Any = ()) -> tuple[int, ...]:
+        return (*sample_shape, *self._batch_shape, *self._event_shape)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws, through which no gradient flows."""
+        with no_grad():
+            return self.rsample(sample_shape)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws that are differentiable functions of the parameters."""
+        raise NotImplementedError(f"{type(self).__name__} has no reparametrised draws: use sample() and log_prob()")
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """The logarithm of the density (or probability) at `value`."""
+        raise NotImplementedError
+
+    def cdf(self, value: Tensor) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__}.cdf is not known")
+
+    def icdf(self, value: Tensor) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__}.icdf is not known")
+
+    def entropy(self) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__}.entropy is not known")
+
+    @property
+    def mean(self) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__}.mean is not known")
+
+    @property
+    def mode(self) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} has no mode")
+
+    @property
+    def variance(self) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__}.variance is not known")
+
+    @property
+    def stddev(self) -> Tensor:
+        return PUBLIC["sqrt"](self.variance)
+
+    def perplexity(self) -> Tensor:
+        return PUBLIC["exp"](self.entropy())
+
+    def expand(self, batch_shape: Any) -> Distribution:
+        """This distribution with its parameters expanded to another batch shape."""
+        new = object.__new__(type(self))
+        new.__dict__ |= self.__dict__
+        new._batch_shape = Size(batch_shape)
+        for k, v in self.__dict__.items():
+            if isinstance(v, Tensor):
+                tail = tuple(v.shape)[len(self._batch_shape) :]
+                new.__dict__[k] = PUBLIC["broadcast_to"](v, (*batch_shape, *tail))
+        return new
+
+    def _valid(self, value: Any, support: Callable[[Tensor], Tensor] | None = None, words: str = "") -> None:
+        if not self._check:
+            return
+        if not isinstance(value, Tensor):
+            raise ValueError(f"The value argument to log_prob must be a Tensor, but got {type(value).__name__}")
+        n = len(self._event_shape)
+        if n and tuple(value.shape)[-n:] != tuple(self._event_shape):
+            raise ValueError(
+                f"The right-most size of value must match event_shape: {tuple(value.shape)} vs {tuple(self._event_shape)}."
+            )
+        if support is not None and not bool(support(value).all()):
+            raise ValueError(
+                f"Expected value argument (Tensor of shape {tuple(value.shape)}) to be within the support ({words}) of the "
+                f"distribution {self!r}, but found invalid values:\n{value}"
+            )
+
+    def __repr__(self) -> str:
+        shown = [
+            f"{k}: {v if v.numel() == 1 else tuple(v.shape)}"
+            for k in self.arg_constraints
+            if isinstance(v := self.__dict__.get(k), Tensor)
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+POSITIVE = ("positive", lambda v: v > 0)
+REAL = ("real numbers", lambda v: v == v)
+UNIT = ("in [0, 1]", lambda v: (v >= 0) & (v <= 1))
+HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
