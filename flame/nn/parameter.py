@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from flame.dtypes import from_numpy_dtype
 from flame.functions.elementwise import PUBLIC
 from flame.tensor import Tensor
 
@@ -42,4 +43,63 @@ class Buffer(Tensor):
         return t
 
 
-__all__ = ["Buffer", "Parameter"]
+class Uninitialized:
+    """What parameters and buffers without a shape share. `materialize` gives them one, in place."""
+
+    _becomes: type
+
+    def materialize(self, shape: Any, device: Any = None, dtype: Any = None) -> None:
+        """Become an ordinary parameter (or buffer) of this shape, its values not yet set."""
+        me: Any = self
+        d = object.__getattribute__(self, "_array").dtype if dtype is None else dtype.numpy
+        made = PUBLIC["empty"](*shape, dtype=from_numpy_dtype(d), device=device)
+        me.__class__ = self._becomes
+        me.data = made
+
+    @property
+    def shape(self) -> Any:
+        raise RuntimeError(
+            "Can't access the shape of an uninitialized parameter or buffer. This error usually happens in `load_state_dict` when "
+            "trying to load an uninitialized parameter into an initialized one. Call `forward` to initialize the parameters before "
+            "accessing their attributes."
+        )
+
+    def detach(self) -> Any:
+        return self
+
+    def __deepcopy__(self, memo: dict) -> Any:
+        if id(self) not in memo:
+            me: Any = self
+            memo[id(self)] = type(self)(dtype=me.dtype, requires_grad=me.requires_grad)  # type: ignore[call-arg]
+        return memo[id(self)]
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"
+
+
+class UninitializedParameter(Uninitialized, Parameter):
+    """A parameter that has no shape yet."""
+
+    _becomes = Parameter
+
+    def __new__(cls, requires_grad: bool = True, device: Any = None, dtype: Any = None) -> Any:
+        return _as(cls, PUBLIC["empty"](0, dtype=dtype, device=device), requires_grad)
+
+
+class UninitializedBuffer(Uninitialized, Buffer):
+    """A buffer that has no shape yet."""
+
+    _becomes = Buffer
+
+    def __new__(cls, requires_grad: bool = False, device: Any = None, dtype: Any = None, persistent: bool = True) -> Any:
+        t = _as(cls, PUBLIC["empty"](0, dtype=dtype, device=device), requires_grad)
+        t.persistent = persistent
+        return t
+
+
+def is_lazy(param: Any) -> bool:
+    """Whether a parameter or buffer has no shape yet."""
+    return isinstance(param, Uninitialized)
+
+
+__all__ = ["Buffer", "Parameter", "UninitializedBuffer", "UninitializedParameter", "is_lazy"]

@@ -21,7 +21,7 @@ from flame.jit import compile as compile_function
 from flame.nn.modules.hooks import around_backward
 from flame.nn.modules.registry import REGISTRIES, Registry
 from flame.nn.modules.state import StateDict
-from flame.nn.parameter import Buffer, Parameter
+from flame.nn.parameter import Buffer, Parameter, is_lazy
 from flame.tensor import Tensor
 
 Self = TypeVar("Self", bound="Module")
@@ -111,10 +111,14 @@ class Module(StateDict, Noted):
 
         def remove() -> None:
             hooks.pop(key, None)
-            changes.note()
-            self.__dict__["_hooked"] = any(self.__dict__[h] for h in _HOOKS)
+            self._count_hooks()
 
         return RemovableHandle(remove)
+
+    def _count_hooks(self) -> None:
+        """To be called when hooks were taken away."""
+        changes.note()
+        self.__dict__["_hooked"] = any(self.__dict__[h] for h in _HOOKS)
 
     def register_forward_pre_hook(self, hook: Callable, *, prepend: bool = False, with_kwargs: bool = False) -> RemovableHandle:
         """Call `hook(module, args)` before forward; what it returns (if not None) replaces the arguments."""
@@ -349,6 +353,20 @@ class Module(StateDict, Noted):
                 raise AttributeError(f"`{part}` is not an nn.Module")
         return m
 
+    def set_submodule(self, target: str, module: Module, strict: bool = False) -> None:
+        """Put a module in the place of a dotted name; with `strict` only where there is one. Raises ValueError for ""."""
+        path, _, name = target.rpartition(".")
+        if not name:
+            raise ValueError("Cannot set the submodule without a target name!")
+        if not isinstance(module, Module):
+            raise ValueError(f"`module` is not an nn.Module, found {type(module)}")
+        parent = self.get_submodule(path)
+        if strict and not hasattr(parent, name):
+            raise AttributeError(f"{type(parent).__name__} has no attribute `{name}`")
+        if hasattr(parent, name) and not isinstance(getattr(parent, name), Module):
+            raise AttributeError(f"`{name}` is not an nn.Module")
+        parent._modules[name] = module
+
     def get_parameter(self, target: str) -> Parameter:
         path, _, name = target.rpartition(".")
         m = self.get_submodule(path)
@@ -413,7 +431,9 @@ class Module(StateDict, Noted):
                 if grad is not None:
                     p.grad = fn(grad).requires_grad_(grad.requires_grad)  # type: ignore[attr-defined]
             for name, b in self._buffers.items():
-                if b is not None:
+                if is_lazy(b):
+                    b.data = fn(b.data)  # type: ignore[union-attr]
+                elif b is not None:
                     self._buffers[name] = fn(b)
         return self
 
@@ -453,6 +473,11 @@ class Module(StateDict, Noted):
 
     def type(self: Self, dst_type: DType) -> Self:
         return self._apply(lambda t: t.to(dst_type))  # type: ignore[attr-defined]
+
+    def to_empty(self: Self, *, device: Any = None, recurse: bool = True) -> Self:
+        """Give parameters and buffers fresh memory, whose values are not set."""
+        empty = lambda t: t.new_empty(tuple(t.shape)) if device is None else t.new_empty(tuple(t.shape), device=device)
+        return self._apply(empty, recurse)
 
     def cpu(self: Self) -> Self:
         return self._apply(lambda t: t.cpu())  # type: ignore[attr-defined]

@@ -81,7 +81,7 @@ class RNNBase(Module):
     @property
     def _flat_weights(self) -> list[Tensor]:
         d = self.__dict__
-        return [d[name] for names in self._all_weights for name in names]
+        return [d[name] if name in d else getattr(self, name) for names in self._all_weights for name in names]
 
     def flatten_parameters(self) -> None:
         """Nothing to do: parameters need not lie side by side in memory."""
