@@ -56,6 +56,31 @@ def test_depthwise_convolutions_and_their_gradients(seed: int) -> None:
     agree(b.graph, arrays, (d.name, n, c, size, kernel, how))
 
 
+@pytest.mark.parametrize("seed", range(16))
+def test_convolutions_by_tiles_and_their_gradients(seed: int) -> None:
+    rng = np.random.default_rng(100 + seed)
+    d = [dt.float32, dt.float32, dt.float64, dt.bfloat16][seed % 4]
+    n, groups = int(rng.integers(1, 3)), int(rng.integers(1, 3))
+    c, o = groups * int(rng.integers(2, 9)), groups * int(rng.integers(4, 17))
+    kernel = (int(rng.integers(1, 6)), int(rng.choice([1, 3, 5, 7])))
+    size = (int(rng.integers(8, 20)), int(rng.choice([14, 16, 24, 31, 40])))
+    stride, dilation = int(rng.integers(1, 4)), int(rng.integers(1, 3))
+    padding = tuple((int(rng.integers(0, 3)), int(rng.integers(1, 4))) for _ in range(2))
+    how = {"stride": (1, stride), "padding": padding, "dilation": (1, dilation), "groups": groups}
+    if dilation * (kernel[1] - 1) >= sum(padding[1]) + size[1]:
+        size = (size[0], size[1] + 12)
+    b = Builder()
+    x, w = b.input(Spec((n, c, *size), d), "x"), b.input(Spec((o, c // groups, *kernel), d), "w")
+    with b:
+        y = registered("conv")(x, w, **how)
+        g = registered("mul")(y, 0.5)
+        gx = registered("conv_input_grad")(g, w, input_shape=x.shape, **how)
+        gw = registered("conv_weight_grad")(x, g, weight_shape=w.shape, **how)
+    b.graph.outputs = [y, gx, gw]
+    arrays = [rng.standard_normal(v.shape).astype(v.dtype.numpy) for v in b.graph.inputs]
+    agree(b.graph, arrays, (d.name, n, c, o, size, kernel, how))
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("name", ["max_pool2d", "avg_pool2d"])
 def test_pools_forward_and_backward(name: str, threads: int) -> None:

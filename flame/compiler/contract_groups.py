@@ -8,9 +8,10 @@ Each group made one axis, every contraction reads left[batch, m, k] * right[batc
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from flame.compiler.index_math import E, simplify, subst, var
+from flame.compiler.index_math import E, ex, simplify, subst, var
 from flame.compiler.kernel import Contract, IndexOf, Kernel, Load, Statement, Store
 from flame.compiler.llvm_axes import product, size, unit_axes
 from flame.compiler.nests import Nest
@@ -18,6 +19,8 @@ from flame.compiler.target_cpu import CpuTarget
 from flame.ops.access import Cond
 
 M, N, K, BATCH = "group_m", "group_n", "group_k", "group_b"
+TAP, REST = "tap", "group_k_rest"  #: k by two axes, see `by_taps`
+MOST_TAPS = 25
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,26 @@ def worth_tiles(kernel: Kernel, g: Groups, target: CpuTarget) -> bool:
     return rows >= 4 and columns >= target.lanes_f32 and depth >= 4 and rows * columns * depth >= 1 << 13
 
 
+def taps_of(kernel: Kernel, g: Groups) -> int:
+    """How many points the last short axes of k have (the window of a convolution), if there is another axis before them."""
+    taps = 1
+    for a in reversed(g.k[1:]):
+        n = kernel.axes[a].const
+        if n is None or taps * n > MOST_TAPS:
+            break
+        taps *= n
+    return taps
+
+
+def by_taps(kernel: Kernel, taps: int) -> Kernel:
+    """A grouped kernel with k as taps * REST + TAP, for packing tap by tap: what depends on the tap alone is computed once."""
+    axes: dict[str, E] = {}
+    for a, e in kernel.axes.items():
+        axes |= {REST: e // taps, TAP: ex(taps)} if a == K else {a: e}
+    part = Kernel(kernel.name, kernel.buffers, axes, kernel.symbols, (), kernel.values)
+    return _over(kernel, axes, lambda x: simplify(subst(x, {K: var(REST) * taps + var(TAP)}), part.bounds))
+
+
 def grouped(kernel: Kernel, g: Groups) -> Kernel:
     """The same kernel over one axis a group: the old axes are digits of the new ones, the last the fastest."""
     axes: dict[str, E] = {}
@@ -82,8 +105,11 @@ def grouped(kernel: Kernel, g: Groups) -> Kernel:
             rest = rest // kernel.axes[a]
     part = Kernel(kernel.name, kernel.buffers, axes, kernel.symbols, (), kernel.values)
 
-    def e(x: E) -> E:
-        return simplify(subst(x, digits), part.bounds)
+    return _over(kernel, axes, lambda x: simplify(subst(x, digits), part.bounds), g.contract)
+
+
+def _over(kernel: Kernel, axes: dict[str, E], e: Callable[[E], E], contract: Contract | None = None) -> Kernel:
+    """The kernel over other axes, its expressions mapped by `e`; `contract` sums over K then."""
 
     def conds(mask: tuple[Cond, ...]) -> tuple[Cond, ...]:
         return tuple(Cond(e(c.expr), c.kind) for c in mask)
@@ -97,7 +123,7 @@ def grouped(kernel: Kernel, g: Groups) -> Kernel:
                 s = Store(s.buffer, tuple(map(e, s.index)), s.value, conds(s.mask))
             case IndexOf():
                 s = IndexOf(s.name, e(s.expr), s.dtype)
-            case Contract() if s is g.contract:
+            case Contract() if s is contract:
                 s = Contract(s.name, s.operands, (K,), s.dtype, s.note)
         out.append(s)
     return Kernel(kernel.name, kernel.buffers, axes, kernel.symbols, out, kernel.values)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from flame.compiler.cpu_cost import cone
 from flame.compiler.index_math import E, evaluate, ex, extreme, names, var
 from flame.compiler.kernel import Kernel, Load, Store, domain_of, typical
-from flame.compiler.llvm_point import address
+from flame.compiler.llvm_address import address
 from flame.compiler.nests import Nest, Sink, loads_of, walked
 from flame.compiler.target_cpu import CpuTarget
 

@@ -16,9 +16,10 @@ give; what they lead to is never stored.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from flame.compiler.contract_groups import BATCH, Groups, K, M, N, grouped
+from flame.compiler.contract_groups import BATCH, REST, TAP, Groups, K, M, N, by_taps, grouped, taps_of
 from flame.compiler.index_math import E, ex
 from flame.compiler.kernel import Kernel, Store
 from flame.compiler.llvm_axes import size, unit_axes
@@ -49,7 +50,7 @@ class Tiling:
         return self.vectors * self.lanes
 
 
-def choose_tiling(kernel: Kernel, d: dtype, schedule: CpuSchedule, target: CpuTarget) -> Tiling:
+def choose_tiling(kernel: Kernel, d: dtype, schedule: CpuSchedule, target: CpuTarget, taps: int = 1) -> Tiling:
     """Of a grouped kernel: the tile that fills the registers with the least waste at the edge, the blocks that fill L2."""
     lanes = max(2, target.vector_bytes // d.itemsize)
     rows_in_all, columns_in_all, depth_in_all = (kernel.axes[a].const for a in (M, N, K))
@@ -78,7 +79,8 @@ def choose_tiling(kernel: Kernel, d: dtype, schedule: CpuSchedule, target: CpuTa
     depth: int | None = None
     if depth_in_all is None or depth_in_all > 1024:
         blocks = -(-depth_in_all // 512) if depth_in_all else 1
-        depth = -(-depth_in_all // blocks // 8) * 8 if depth_in_all else 512
+        unit = math.lcm(8, taps)
+        depth = -(-depth_in_all // blocks // unit) * unit if depth_in_all else 512 // unit * unit
     depth = schedule.block_depth or depth
     panel = (depth or depth_in_all or 512) * vectors * lanes * d.itemsize
     panels = schedule.block_panels or max(1, target.l2 // 2 // max(1, panel))
@@ -96,7 +98,11 @@ class ContractWriter:
         self.stores = [s for s in self.kernel.statements if isinstance(s, Store)]
         self.stores = [self._same_store(kernel, t) for t in nest.stores]
         self.dtype = g.contract.dtype
-        self.tiling = choose_tiling(self.kernel, self.dtype, schedule, target)
+        self.taps = taps_of(kernel, g)
+        self.tiling = choose_tiling(self.kernel, self.dtype, schedule, target, self.taps)
+        if self.tiling.depth is not None and self.tiling.depth % self.taps:
+            self.taps = 1
+        self.tapped = by_taps(self.kernel, self.taps) if self.taps > 1 else self.kernel
         self.t = element(self.dtype)
         k, t = self.kernel, self.tiling
         lanes, item = t.lanes, self.dtype.itemsize
@@ -421,13 +427,19 @@ class ContractWriter:
         return m.widen(m.cast(p.need(name), self.dtype), self.tiling.lanes)
 
     def _pack_straight(self, p: Point, name: str, group: str, start: Int, width: int, target: str, k0: Int, kc: Int) -> None:
-        """Lanes along the group: a vector a line and k. The last vector may write past the line; the next line follows."""
+        """Lanes along the group: a vector a line and k, tap by tap. Where the last vector writes past its line, lines are written
+        in order, so that the next one follows."""
         f, lanes = p.function, self.tiling.lanes
         n = p.integer_of(self.kernel.axes[group])
         vectors = -(-width // lanes)
+        taps = self.taps if width % lanes == 0 else 1
         v = wide(self.t, lanes)
 
         def lines(masked: bool) -> None:
+            for tap in range(taps):
+                lines_of(tap, masked)
+
+        def lines_of(tap: int, masked: bool) -> None:
             points = []
             for j in range(vectors):
                 q = p.fork()
@@ -436,12 +448,16 @@ class ContractWriter:
                 if masked:
                     q.tail = existing_lanes(f, at, n, lanes)
                 q.bind(group, Linear(at, 1, None, width % lanes == 0))
+                if taps > 1:
+                    q.kernel = self.tapped
+                    q.bind(TAP, Linear(tap))
                 points.append(q)
+            first = f.div(k0, taps)
 
             def line(k: str, _: list[str]) -> list[str]:
-                to = f.address(target, f.mul(k, width), self.t)
+                to = f.address(target, f.mul(f.add(f.mul(k, taps), tap), width), self.t)
                 for j, q in enumerate(points):
-                    q.bind(K, Linear(f.add(k0, k)))
+                    q.bind(REST if taps > 1 else K, Linear(f.add(first, k)))
                     x = self._value(q, name)
                     f.store(v, x.text, f.address(to, j * lanes, self.t), self.dtype.itemsize)
                 return []
@@ -449,7 +465,7 @@ class ContractWriter:
             before = [dict(q.axes) for q in points]
             for q in points:
                 q.open()
-            f.loop(0, kc, 1, [], line)
+            f.loop(0, f.div(kc, taps), 1, [], line)
             for q, axes in zip(points, before, strict=True):
                 q.close(axes)
 

@@ -18,10 +18,10 @@ from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
 
-from flame.compiler.index_math import Bounds, Div, E, Mod, Val, ex, extreme, names, nonneg, simplify, subst, var
-from flame.compiler.kernel import Const, IndexOf, Kernel, Load, Op, Store, flat
+from flame.compiler.index_math import Bounds, Div, E, Mod, Val, ex, names, nonneg, subst, var
+from flame.compiler.kernel import Const, IndexOf, Kernel, Load, Op, Store
+from flame.compiler.llvm_address import address, index_type
 from flame.compiler.llvm_machine import LlvmMachine, Value
 from flame.compiler.llvm_text import Function, Int, Lines, element, literal, memory_element, repeat, suffix, vector, wide
 from flame.dtypes import bool_, dtype, int32, int64
@@ -460,6 +460,8 @@ class Point:
             high = f.load(wide(t, n), f.address(start, n - 1, t), align)  # ends with the last element that is wanted
             order = [2 * i if 2 * i < n else 2 * i + 1 for i in range(n)]
             return self._from_memory(Value(f.shuffle(t, n, low, high, order), d, n))
+        if rest.stride == 2 and rest.vector is None and d.itemsize >= 4:
+            return Value(self._every_second(pointer, t, align, self.both(same, mask) or "", other), d, n)
         pointers = self._pointers(pointer, rest, t)
         guard = self.both(same, mask)
         if guard is not None:
@@ -469,6 +471,19 @@ class Point:
             (f"{wide('ptr', n)} align {align}", pointers), (wide("i1", n), repeat("true", "i1", n)), (wide(t, n), "poison")
         ]  # fmt: skip
         return self._from_memory(Value(f.call(wide(t, n), f"llvm.masked.gather.{suffix(t, n)}.v{n}p0", arguments), d, n))
+
+    def _every_second(self, pointer: str, t: str, align: int, mask: str, other: str) -> str:
+        """Every second element from `pointer` on, under a mask of lanes: by two masked loads."""
+        f, n, holds = self.function, self.lanes, wide("i1", self.lanes)
+        halves = []
+        for start, odd in ((0, 0), (n - 1, 1)):
+            lanes = [(start + e) // 2 if e % 2 == odd else n for e in range(n)]
+            which = f.emit(f"shufflevector {holds} {mask}, {holds} zeroinitializer, <{n} x i32> {vector(lanes, 'i32')}")
+            given: list[tuple[str, Int]] = [
+                (f"ptr align {align}", f.address(pointer, start, t)), (holds, which), (wide(t, n), repeat(other, t, n))
+            ]  # fmt: skip
+            halves.append(f.call(wide(t, n), f"llvm.masked.load.{suffix(t, n)}.p0", given))
+        return f.shuffle(t, n, halves[0], halves[1], [2 * i if 2 * i < n else 2 * i + 1 for i in range(n)])
 
     def _from_memory(self, x: Value) -> Value:
         """A byte of a bool is true where it is not 0."""
@@ -558,37 +573,6 @@ def _values(e: E) -> Iterator[str]:
             elif isinstance(a, Div | Mod):
                 yield from _values(a.numerator)
                 yield from _values(a.divisor)
-
-
-_addresses: WeakKeyDictionary[Kernel, dict[tuple, E]] = WeakKeyDictionary()
-
-
-def address(kernel: Kernel, s: Load | Store) -> E:
-    """The address of a load or store in elements, simplified; worked out once a kernel."""
-    known = _addresses.setdefault(kernel, {})
-    key = (s.buffer, s.index)
-    if key not in known:
-        known[key] = simplify(flat(kernel, s), kernel.bounds)
-    return known[key]
-
-
-def index_type(kernel: Kernel) -> str:
-    """i32 where every index expression and everything inside it provably fits, else i64."""
-
-    def fits(e: E) -> bool:
-        ends = extreme(e, 1, kernel.bounds), extreme(e, -1, kernel.bounds)
-        if any(x is None or x.const is None or abs(x.const) >= 1 << 31 for x in ends):
-            return False
-        inner = [x for m, _ in e.terms for a in m if isinstance(a, Div | Mod) for x in (a.numerator, a.divisor)]
-        return all(fits(x) for x in inner)
-
-    for s in kernel.statements:
-        if isinstance(s, Load | Store):
-            if not fits(address(kernel, s)) or not all(fits(c.expr) for c in s.mask):
-                return "i64"
-        elif isinstance(s, IndexOf) and not fits(s.expr):
-            return "i64"
-    return "i32"
 
 
 def vector_of(d: dtype, lanes: int) -> str:
