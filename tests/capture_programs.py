@@ -25,7 +25,8 @@ Wrap = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class Case:
-    """One program. `native`: also run through LLVM. `follows`: capture must have followed something, or the test says nothing."""
+    """One program. `native`: also run through LLVM, as all are but those that take long, or round 16 bits at other places.
+    `follows`: capture must have followed something, or the test says nothing."""
 
     body: Callable[[Wrap], list]
     module: str
@@ -40,7 +41,7 @@ class Case:
 _cases: list[Case] = []
 
 
-def program(body: Any = None, *, native: bool = False, follows: bool = True) -> Any:
+def program(body: Any = None, *, native: bool = True, follows: bool = True) -> Any:
     """Register a program of the calling file."""
     if body is None:
         return functools.partial(program, native=native, follows=follows)

@@ -120,7 +120,7 @@ def a_call_that_gives_its_argument(wrap):
     return drive(f, batches(3, n=6))
 
 
-@program(native=True)
+@program
 def parts_are_views_of_the_argument(wrap):
     @wrap
     def f(x):
@@ -134,7 +134,7 @@ def parts_are_views_of_the_argument(wrap):
     return drive(f, batches(3, n=6))
 
 
-@program(native=True)
+@program
 def parts_of_a_tensor_from_outside(wrap):
     @wrap
     def f(x):
@@ -147,7 +147,7 @@ def parts_of_a_tensor_from_outside(wrap):
     return drive(f, xs, *xs)
 
 
-@program(native=True)
+@program
 def views_that_nobody_looked_at_before_the_write(wrap):
     kept: list = []
 
@@ -164,7 +164,7 @@ def views_that_nobody_looked_at_before_the_write(wrap):
     return drive(f, batches(3, n=6), kept)
 
 
-@program(native=True)
+@program
 def a_view_and_then_a_write(wrap):
     @wrap
     def f(x):
@@ -179,7 +179,7 @@ def a_view_and_then_a_write(wrap):
     return drive(f, batches(3, n=6))
 
 
-@program(native=True)
+@program
 def gradients_through_known_views(wrap):
     w = tensor(6, 3, grad=True)
 
@@ -198,7 +198,7 @@ def gradients_through_known_views(wrap):
     return drive(call, batches(3, n=6), lambda: w.grad)
 
 
-@program(native=True)
+@program
 def strides_of_a_view_that_is_pending(wrap):
     @wrap
     def f(x):
@@ -273,7 +273,7 @@ def one_memory_twice(wrap):
     return drive(f, pairs)
 
 
-@program(native=True)
+@program
 def two_tensors_of_one_memory_that_are_both_known(wrap):
     x, y = tensor(3), tensor(3)
     d = x.detach()
@@ -295,7 +295,7 @@ def new_tensors_beside_known_ones(wrap):
     return drive(f, [x for x in batches(3, n=4)] + [w, w, v, v] + [x for x in batches(3, n=3)])
 
 
-@program(native=True)
+@program
 def an_input_that_is_written(wrap):
     state, other = tensor(3), tensor(3)
 
@@ -313,7 +313,7 @@ def an_input_that_is_written(wrap):
 # -------------------------------------------------------------------- who is alive
 
 
-@program(native=True)
+@program
 def results_kept_in_all_ways(wrap):
     kept: dict = {}
 

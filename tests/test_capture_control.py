@@ -10,7 +10,7 @@ from tests.capture_programs import Case, agree, batches, cases, drive, of_sizes,
 # -------------------------------------------------------------------- values that decide
 
 
-@program(native=True)
+@program
 def branch_on_a_value(wrap):
     w = tensor(3, seed=1, grad=True)
 
@@ -232,7 +232,7 @@ def many_branches(wrap):
     return drive(f, [(x, (i * 7) % 16) for i, x in enumerate(batches(3, n=40))])
 
 
-@program
+@program(native=False)
 def more_branches_than_are_kept(wrap):
     f = wrap(lambda x, name: getattr(x, name)().sum())
     names = [

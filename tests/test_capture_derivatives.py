@@ -17,7 +17,7 @@ def total(y):
 # -------------------------------------------------------------------- autograd.grad and second order
 
 
-@program(native=True)
+@program
 def grad_inside(wrap):
     w = tensor(3, seed=1, grad=True)
 
@@ -42,7 +42,7 @@ def grad_of_the_input(wrap):
     return drive(f, batches(3), w)
 
 
-@program(native=True)
+@program
 def gradient_penalty(wrap):
     w = tensor(3, 3, seed=1, grad=True)
 
@@ -361,7 +361,7 @@ def no_grad_inside(wrap):
     return drive(f, batches(3), w, after=lambda r: r[1].sum().backward())
 
 
-@program(native=True)
+@program
 def called_under_no_grad_sometimes(wrap):
     w = tensor(3, seed=1, grad=True)
     f = wrap(lambda x: (x * w).exp().sum())

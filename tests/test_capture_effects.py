@@ -22,7 +22,7 @@ CACHED: Any = None
 # -------------------------------------------------------------------- lists, dicts, attributes, globals
 
 
-@program(native=True)
+@program
 def appends_results_to_a_list(wrap):
     seen: list = []
 

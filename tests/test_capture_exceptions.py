@@ -484,7 +484,7 @@ def thread_started_inside(wrap):
     return drive(f, batches(3))
 
 
-@program(native=True)
+@program
 def an_operation_that_always_raises(wrap):
     def f(x):
         y = (x * 2).tanh()
@@ -493,7 +493,7 @@ def an_operation_that_always_raises(wrap):
     return drive(wrap(f), batches(3, 3))
 
 
-@program(native=True)
+@program
 def an_error_that_is_always_caught(wrap):
     def f(x):
         y = x * 2

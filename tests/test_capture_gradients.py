@@ -16,7 +16,7 @@ def total(y):
 # -------------------------------------------------------------------- backward outside
 
 
-@program(native=True)
+@program
 def backward_outside(wrap):
     w = tensor(3, seed=1, grad=True)
     f = wrap(lambda x: ((x * w).tanh() * w).sum())
@@ -137,7 +137,7 @@ def input_is_itself_a_result(wrap):
     return drive(lambda x: f(f(x * v) * v), batches(3), w, v, after=lambda y: y.sum().backward())
 
 
-@program(native=True)
+@program
 def compiled_layers_in_a_chain(wrap):
     ws = [tensor(3, 3, seed=i, grad=True) for i in range(3)]
     layer = wrap(lambda x, w: (x @ w).relu() + x)
@@ -269,7 +269,7 @@ def input_not_read_by_backward_is_changed(wrap):
 # -------------------------------------------------------------------- backward inside
 
 
-@program(native=True)
+@program
 def backward_inside(wrap):
     w = tensor(3, seed=1, grad=True)
 
@@ -282,7 +282,7 @@ def backward_inside(wrap):
     return drive(f, batches(3), w)
 
 
-@program(native=True)
+@program
 def training_step_inside(wrap):
     w = tensor(3, seed=1, grad=True)
 

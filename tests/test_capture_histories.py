@@ -583,7 +583,7 @@ def view_of_a_view_written_after_a_break(wrap):
     return drive(f, batches(4), w, after=lambda y: y.backward())
 
 
-@program
+@program(native=False)
 def views_written_in_every_segment(wrap):
     w = tensor(6, seed=2, grad=True)
 
@@ -618,7 +618,7 @@ def row_of_a_leaf_is_not_written_after_a_break(wrap):
     return drive(f, batches(3), w)
 
 
-@program(native=True)
+@program
 def equal_results_do_not_share_memory(wrap):
     w = tensor(3, seed=2, grad=True)
     f = wrap(lambda x: (x * w, x * w, (x * w).tanh(), (x * w).tanh(), x + 1, x + 1))
@@ -632,7 +632,7 @@ def equal_results_do_not_share_memory(wrap):
     return drive(f, batches(3), w, after=after)
 
 
-@program(native=True)
+@program
 def an_input_written_that_only_the_other_result_needs(wrap):
     w, v = tensor(3, seed=2, grad=True), tensor(3, seed=3, grad=True)
     f = wrap(lambda x: (x * w, (x.detach().exp() * v).sum(), v * 3))

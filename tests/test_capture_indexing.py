@@ -11,7 +11,7 @@ from tests.capture_programs import Case, agree, array, batches, cases, drive, pr
 # -------------------------------------------------------------------- masks and index tensors
 
 
-@program(native=True)
+@program
 def masked_write(wrap):
     buffer = flame.zeros(4)
 
@@ -132,6 +132,20 @@ def index_by_a_tensor_item(wrap):
         return y, x[i]
 
     return drive(f, batches(4))
+
+
+@program
+def a_position_written_that_varies(wrap):
+    """What is found out about one position while kernels are made for it does not hold of the others."""
+
+    @wrap
+    def f(x, i):
+        y = x.clone()
+        y[i] = 0.0
+        y[i:].mul_(2.0)
+        return y
+
+    return drive(f, [(x, i) for x, i in zip(batches(4, n=10), (0, 0, 2, 3, 0, 1, 2, 1, 3, 0), strict=True)])
 
 
 @program
@@ -344,7 +358,7 @@ def read_only_memory(wrap):
 # -------------------------------------------------------------------- caches of keys and values
 
 
-@program(native=True)
+@program
 def key_value_cache_by_slices(wrap):
     cache = flame.zeros(2, 8, 4)
 

@@ -21,7 +21,7 @@ def two_results(wrap: Any, w: Any) -> Any:
     return wrap(f)
 
 
-@program(native=True)
+@program
 def gradient_with_respect_to_a_result(wrap):
     w = tensor(3, seed=1, grad=True)
     f = two_results(wrap, w)
@@ -33,7 +33,7 @@ def gradient_with_respect_to_a_result(wrap):
     return drive(g, batches(4, 3))
 
 
-@program(native=True)
+@program
 def a_result_that_keeps_its_gradient(wrap):
     w = tensor(3, seed=1, grad=True)
     f = two_results(wrap, w)
@@ -47,7 +47,7 @@ def a_result_that_keeps_its_gradient(wrap):
     return drive(g, batches(4, 3), w)
 
 
-@program(native=True)
+@program
 def a_hook_on_a_result_changes_what_flows_on(wrap):
     w = tensor(3, seed=1, grad=True)
     f, seen = two_results(wrap, w), []
@@ -63,7 +63,7 @@ def a_hook_on_a_result_changes_what_flows_on(wrap):
     return drive(g, batches(4, 3), w, seen)
 
 
-@program(native=True)
+@program
 def backward_into_a_result_alone(wrap):
     w = tensor(3, seed=1, grad=True)
     f = two_results(wrap, w)
@@ -76,7 +76,7 @@ def backward_into_a_result_alone(wrap):
     return drive(g, batches(4, 3))
 
 
-@program(native=True)
+@program
 def second_derivative_from_a_result(wrap):
     w = tensor(3, seed=1, grad=True)
     f = two_results(wrap, w)
@@ -90,7 +90,7 @@ def second_derivative_from_a_result(wrap):
     return drive(g, batches(4, 3), w)
 
 
-@program(native=True)
+@program
 def a_chain_of_results(wrap):
     w = tensor(3, seed=1, grad=True)
     seen: list = []
@@ -114,7 +114,7 @@ def a_chain_of_results(wrap):
     return drive(g, batches(4, 3), w, seen)
 
 
-@program(native=True)
+@program
 def a_result_wanted_that_the_loss_does_not_reach(wrap):
     w, v = tensor(3, seed=1, grad=True), tensor(3, seed=2, grad=True)
     f = wrap(lambda x: (x * w, (x * v).sum()))
@@ -126,7 +126,7 @@ def a_result_wanted_that_the_loss_does_not_reach(wrap):
     return drive(g, batches(4, 3))
 
 
-@program(native=True)
+@program
 def inputs_written_before_a_second_derivative(wrap):
     w, b = tensor(3, seed=1, grad=True), tensor(3, seed=2)
     f = wrap(lambda x: ((x + b) * w).tanh().sum() + (b * 2).sum())
@@ -141,7 +141,7 @@ def inputs_written_before_a_second_derivative(wrap):
     return drive(g, batches(4, 3), w, b)
 
 
-@program(native=True)
+@program
 def a_saved_parameter_written_before_a_second_derivative(wrap):
     w = tensor(3, seed=1, grad=True)
     f = wrap(lambda x: ((x * w) ** 3).sum())
@@ -160,7 +160,7 @@ def a_saved_parameter_written_before_a_second_derivative(wrap):
     return drive(g, [(x, i % 3) for i, x in enumerate(batches(4, 3))], w)
 
 
-@program(native=True)
+@program
 def a_view_of_an_input_is_saved(wrap):
     w = tensor(3, seed=1, grad=True)
     f = wrap(lambda x: (x.t()[:, 1:] * w[0]).sum() + (x[1] * w).sum())
@@ -174,7 +174,7 @@ def a_view_of_an_input_is_saved(wrap):
     return drive(g, [(x, i % 2) for i, x in enumerate(batches(4, 3))], w)
 
 
-@program(native=True)
+@program
 def parts_of_a_graph_are_freed_as_eagerly(wrap):
     w, v = tensor(3, seed=1, grad=True), tensor(3, seed=2, grad=True)
 
@@ -194,7 +194,7 @@ def parts_of_a_graph_are_freed_as_eagerly(wrap):
     return drive(g, [(x, i % 3) for i, x in enumerate(batches(4, 3))], w, v)
 
 
-@program(native=True)
+@program
 def a_path_left_after_a_write_refuses_as_eagerly(wrap):
     w = tensor(3, seed=1, grad=True)
 
@@ -213,7 +213,7 @@ def a_path_left_after_a_write_refuses_as_eagerly(wrap):
     return drive(g, [(x, i in (3, 5)) for i, x in enumerate(batches(4, 3))], w)
 
 
-@program(native=True)
+@program
 def a_detached_alias_comes_first(wrap):
     w = tensor(3, seed=1, grad=True)
 
@@ -230,7 +230,7 @@ def a_detached_alias_comes_first(wrap):
     return drive(f, [(x, i in (3, 5)) for i, x in enumerate(batches(4, 3))], w, after=lambda loss: loss.backward())
 
 
-@program(native=True)
+@program
 def what_was_overwritten_has_a_gradient_of_zero(wrap):
     w = tensor(3, seed=1, grad=True)
 
@@ -252,7 +252,7 @@ def what_was_overwritten_has_a_gradient_of_zero(wrap):
     return drive(f, given, w, after=lambda r: r[2].backward())
 
 
-@program(native=True)
+@program
 def backward_into_inputs_inside(wrap):
     w, v = tensor(3, seed=1, grad=True), tensor(3, seed=2, grad=True)
 
@@ -266,7 +266,7 @@ def backward_into_inputs_inside(wrap):
     return drive(wrap(f), batches(4, 3), w, v)
 
 
-@program(native=True)
+@program
 def backward_into_inputs_with_a_graph(wrap):
     w, v = tensor(3, seed=1, grad=True), tensor(3, seed=2, grad=True)
 

@@ -99,7 +99,7 @@ def result_feeds_the_next_call(wrap):
     return seen
 
 
-@program(native=True)
+@program
 def result_feeds_the_next_call_and_is_differentiated(wrap):
     w = tensor(3, seed=9, grad=True)
 

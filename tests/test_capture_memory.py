@@ -10,7 +10,7 @@ from tests.capture_programs import Case, agree, batches, cases, drive, of_sizes,
 # -------------------------------------------------------------------- views
 
 
-@program(native=True)
+@program
 def returns_only_a_view_of_its_argument(wrap):
     f = wrap(lambda x: x[1:])
     return drive(f, batches(4), after=lambda y: y.add_(1.0))
@@ -235,7 +235,7 @@ def narrow_and_select_write(wrap):
 # -------------------------------------------------------------------- writing to what is outside
 
 
-@program(native=True)
+@program
 def buffer_accumulates(wrap):
     buffer = flame.zeros(3)
 

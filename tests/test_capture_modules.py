@@ -32,14 +32,14 @@ def train(net, step, xs, *world):
 # -------------------------------------------------------------------- modules
 
 
-@program(native=True)
+@program
 def module_forward_and_backward(wrap):
     net = small()
     f = wrap(net)
     return drive(f, batches(5, 3), gradients(net), after=lambda y: y.square().mean().backward())
 
 
-@program(native=True)
+@program
 def batch_norm_running_statistics(wrap):
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU())
     f = wrap(net)
@@ -50,7 +50,7 @@ def batch_norm_running_statistics(wrap):
     return seen
 
 
-@program
+@program(native=False)
 def batch_norm_in_a_training_step(wrap):
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 1))
     o = optim.SGD(net.parameters(), lr=0.1)
@@ -78,7 +78,7 @@ def batch_norm_with_cumulative_average(wrap):
     return drive(wrap(net), batches(4, 3), parameters(net))
 
 
-@program
+@program(native=False)
 def train_and_eval_flips_inside(wrap):
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
 
@@ -286,7 +286,7 @@ def buffers_replaced_inside(wrap):
     return drive(wrap(net), batches(3), parameters(net))
 
 
-@program
+@program(native=False)
 def module_list_of_changing_length(wrap):
     net = nn.ModuleList([nn.Linear(3, 3) for _ in range(2)])
 
@@ -329,7 +329,7 @@ def layer_dropped_by_chance(wrap):
     )
 
 
-@program
+@program(native=False)
 def convolution_and_pooling(wrap):
     net = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 2))
     f = wrap(net)
@@ -339,7 +339,7 @@ def convolution_and_pooling(wrap):
     )
 
 
-@program(native=True)
+@program
 def attention_block(wrap):
     net = nn.ModuleDict({"norm": nn.LayerNorm(4), "qkv": nn.Linear(4, 12), "out": nn.Linear(4, 4)})
 
@@ -368,7 +368,7 @@ def recurrent_cell(wrap):
     return drive(f, xs, gradients(cell), after=lambda y: y.sum().backward() if y.requires_grad else None)
 
 
-@program
+@program(native=False)
 def losses_of_every_kind(wrap):
     net = nn.Linear(3, 3)
     labels = flame.tensor([0, 2, 1, 1])

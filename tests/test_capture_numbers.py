@@ -18,7 +18,7 @@ nan, inf = math.nan, math.inf
 # -------------------------------------------------------------------- numbers
 
 
-@program(native=True)
+@program
 def a_rate_that_decays(wrap):
     f = wrap(lambda x, k: x * k + k)
     return drive(f, [(x, 0.9**i) for i, x in enumerate(batches(3))])
@@ -68,7 +68,7 @@ def two_numbers_change_at_different_times(wrap):
     return drive(f, [(x, a, b) for x, (a, b) in zip(batches(3, n=8), ks, strict=True)])
 
 
-@program(native=True)
+@program
 def a_changing_number_in_a_gradient(wrap):
     w = tensor(3, seed=1, grad=True)
     f = wrap(lambda x, k: ((x * w * k) ** 2).sum() + (w**k).abs().sum() if k != 1.5 else (w * k).sum())
@@ -76,7 +76,7 @@ def a_changing_number_in_a_gradient(wrap):
     return drive(f, [(x, k) for x, k in zip(batches(3, n=8), ks, strict=True)], w, after=lambda y: y.backward())
 
 
-@program(native=True)
+@program
 def powers_of_many_kinds(wrap):
     w = tensor(3, seed=1, grad=True)
     f = wrap(lambda x, k: ((x.abs() + 0.5 + w * 0.1) ** k).sum())
@@ -270,7 +270,7 @@ def more_than_a_few_different_numbers(wrap):
 # -------------------------------------------------------------------- sizes
 
 
-@program(native=True)
+@program
 def batches_of_changing_size(wrap):
     w = tensor(3, 2, seed=1, grad=True)
     f = wrap(lambda x: ((x @ w).relu().sum(-1)).mean() if x.shape[0] else (x @ w).sum())
@@ -374,19 +374,19 @@ def _each_apart(wrap, f, givens):
     return [drive(wrap(f), [given] * 3) for given in givens]
 
 
-@program
+@program(native=False)
 def every_promotion(wrap):
     pairs = [(of_dtype(a, seed=1), of_dtype(b, seed=2)) for a in ALL for b in ALL]
     return _each_apart(wrap, lambda a, b: a + b, pairs[::3])
 
 
-@program
+@program(native=False)
 def every_promotion_in_products(wrap):
     pairs = [(of_dtype(a, seed=1), of_dtype(b, seed=2)) for a in ALL for b in ALL]
     return _each_apart(wrap, lambda a, b: (a * b, a / (b + 1), flame.maximum(a, b)), pairs[1::3])
 
 
-@program
+@program(native=False)
 def every_promotion_with_a_number(wrap):
     return _each_apart(
         wrap,
@@ -395,25 +395,25 @@ def every_promotion_with_a_number(wrap):
     )
 
 
-@program
+@program(native=False)
 def every_promotion_with_a_zero_dimensional(wrap):
     pairs = [(of_dtype(a), of_dtype(b, 1, seed=3)) for a in ALL for b in ALL]
     return _each_apart(wrap, lambda a, b: a * b[0], pairs[::4])
 
 
-@program
+@program(native=False)
 def every_promotion_of_where(wrap):
     pairs = [(of_dtype(a), of_dtype(b, seed=3)) for a in ALL for b in ALL]
     return _each_apart(wrap, lambda a, b: (flame.where(a > b, a, b), flame.where(a == b, a, 2)), pairs[2::4])
 
 
-@program(native=True)
+@program
 def one_input_of_each_dtype_in_turn(wrap):
     f = wrap(lambda x: (x + x, x * 2, x.sum(), x.float().exp(), x == x))
     return drive(f, [of_dtype(d, seed=i) for _ in range(2) for i, d in enumerate(ALL)])
 
 
-@program
+@program(native=False)
 def casts_there_and_back(wrap):
     f = wrap(lambda x, d: x.to(d).to(flame.float32) + x.to(d).sum().float())
     return drive(
@@ -421,14 +421,14 @@ def casts_there_and_back(wrap):
     )
 
 
-@program
+@program(native=False)
 def gradients_in_each_floating_dtype(wrap):
     ws = [tensor(4, seed=1).to(d).requires_grad_() for d in FLOATS]
     f = wrap(lambda x, w: (x.to(w.dtype) * w).sin().sum())
     return drive(f, [(tensor(4, seed=i), ws[i % 4]) for i in range(8)], ws, after=lambda y: y.backward())
 
 
-@program
+@program(native=False)
 def mixed_precision_by_hand(wrap):
     w = tensor(4, 4, seed=1, grad=True)
 
@@ -487,13 +487,13 @@ def bit_operations(wrap):
     )
 
 
-@program
+@program(native=False)
 def comparisons_of_mixed_dtypes(wrap):
     pairs = [(of_dtype(a, seed=1), of_dtype(b, seed=2)) for a in ALL for b in ALL]
     return _each_apart(wrap, lambda a, b: (a < b, a == b, flame.minimum(a, b)), pairs[1::5])
 
 
-@program
+@program(native=False)
 def arithmetic_of_booleans(wrap):
     fs = [
         lambda a, b: (

@@ -123,7 +123,7 @@ def zero_grad_both_ways(wrap):
     return train(net, step, [(x, i % 4 < 2) for i, x in enumerate(batches(4, 3, n=9))])
 
 
-@program
+@program(native=False)
 def clipped_gradients(wrap):
     net = small()
     o = optim.SGD(net.parameters(), lr=0.1)
@@ -154,7 +154,7 @@ def clipped_values(wrap):
     return train(net, step, batches(4, 3))
 
 
-@program(native=True)
+@program
 def accumulated_gradients(wrap):
     net = small()
     o = optim.AdamW(net.parameters(), lr=0.05)
@@ -329,7 +329,7 @@ def early_stopping_on_the_loss(wrap):
     return train(net, fit, [(x, tensor(4, 2, seed=i)) for i, x in enumerate(batches(4, 3, n=6))])
 
 
-@program
+@program(native=False)
 def two_networks_against_each_other(wrap):
     maker, judge = nn.Linear(2, 3), nn.Linear(3, 1)
     om, oj = optim.Adam(maker.parameters(), lr=0.05), optim.Adam(judge.parameters(), lr=0.05)
@@ -350,7 +350,7 @@ def two_networks_against_each_other(wrap):
     return train(maker, step, batches(4, 3), parameters(judge), gradients(judge))
 
 
-@program
+@program(native=False)
 def perturbed_weights_and_back(wrap):
     net = small()
     o = optim.SGD(net.parameters(), lr=0.1)

@@ -13,13 +13,13 @@ def offset():
     return [flame.default_generator.offset, flame.initial_seed()]
 
 
-@program(native=True)
+@program
 def dropout_every_call(wrap):
     f = wrap(lambda x: F.dropout(x, 0.5))
     return drive(f, batches(16), offset)
 
 
-@program(native=True)
+@program
 def dropout_with_gradient(wrap):
     w = tensor(16, seed=1, grad=True)
     f = wrap(lambda x: F.dropout(x * w, 0.3).square().sum())
@@ -47,7 +47,7 @@ def dropout_rate_changes(wrap):
     return drive(f, [(x, p, i != 5) for i, (x, p) in enumerate(zip(batches(16), rates, strict=True))], offset)
 
 
-@program
+@program(native=False)
 def every_distribution(wrap):
     def f(x):
         weights = x.abs()
@@ -212,7 +212,7 @@ def draw_after_an_exception(wrap):
     return drive(f, [(x, i in (1, 4)) for i, x in enumerate(batches(3))], offset)
 
 
-@program
+@program(native=False)
 def draw_in_a_loop_of_changing_length(wrap):
     @wrap
     def f(x, n):
@@ -318,7 +318,7 @@ def interleaved_with_eager_draws(wrap):
     return drive(g, batches(3), offset)
 
 
-@program
+@program(native=False)
 def module_dropout_in_train_and_eval(wrap):
     net = flame.nn.Sequential(flame.nn.Linear(4, 8), flame.nn.ReLU(), flame.nn.Dropout(0.5), flame.nn.Linear(8, 2))
     f = wrap(net)

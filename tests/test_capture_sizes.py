@@ -233,7 +233,7 @@ def inputs_that_broadcast_now_and_then(wrap: Wrap) -> list:
     )
 
 
-@program(native=True)
+@program
 def windows_on_longer_rows(wrap: Wrap) -> list:
     """Batches for a language model: inputs and targets are views of one array."""
     flame.manual_seed(3)
@@ -257,7 +257,7 @@ def transposed_inputs(wrap: Wrap) -> list:
     return calls(f, lambda n: tensor(6, n).t())
 
 
-@program(native=True)
+@program
 def a_network_with_buffers(wrap: Wrap) -> list:
     flame.manual_seed(3)
     net = nn.Sequential(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.25), nn.Linear(8, 3))
@@ -275,7 +275,7 @@ def a_network_with_buffers(wrap: Wrap) -> list:
     return [seen, [observe(v) for v in net.state_dict().values()]]
 
 
-@program(native=True)
+@program
 def convolution_over_lengths(wrap: Wrap) -> list:
     flame.manual_seed(3)
     conv = nn.Conv1d(2, 3, 3, padding=1)
@@ -305,7 +305,7 @@ def embedding_of_ragged_lists(wrap: Wrap) -> list:
     return seen
 
 
-@program(native=True)
+@program
 def generation_with_a_growing_cache(wrap: Wrap) -> list:
     flame.manual_seed(3)
     table, q, k, v = nn.Embedding(9, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
@@ -327,7 +327,7 @@ def generation_with_a_growing_cache(wrap: Wrap) -> list:
     return seen
 
 
-@program(native=True)
+@program
 def generation_with_a_filled_cache(wrap: Wrap) -> list:
     flame.manual_seed(3)
     table, q, k = nn.Embedding(9, 8), nn.Linear(8, 8), nn.Linear(8, 8)

@@ -184,8 +184,11 @@ def interpret_graph(graph: Graph, arrays: Sequence[np.ndarray]) -> list[np.ndarr
 def compile_segment(
     capture: Any, graph: Graph, updates: Sequence[tuple[int, int]] = (), guards: Sequence[int] = ()
 ) -> Compiled:
+    space = space_of(graph)
+    if space is not None:
+        return _of_sizes(capture, graph, space, updates, guards)
     about = Identity.of(graph, f"{updates} {guards}")
-    key = (about.name, about.lines) if about.name else _printed(graph, updates, guards)
+    key = (about.name, about.lines) if about.name else (str(graph), tuple(updates), tuple(guards))
     got = capture.programs.get(key)
     if got is None:
         found = about.look_up(capture, [graph.name])
@@ -196,11 +199,16 @@ def compile_segment(
     return got
 
 
-def _printed(graph: Graph, updates: Sequence[tuple[int, int]], guards: Sequence[int]) -> tuple:
-    """What tells a graph apart that has no place on disk."""
-    space = space_of(graph)
-    of_sizes = "" if space is None else f"{space.least} {[*map(str, space.facts)]}"
-    return str(graph), of_sizes, tuple(updates), tuple(guards)
+def _of_sizes(capture: Any, graph: Graph, space: Space, updates: Sequence[tuple[int, int]], guards: Sequence[int]) -> Compiled:
+    """A graph with symbols: one program for all sizes of which the facts hold that compiling rested on."""
+    known = capture.programs.setdefault((str(graph), str(space.least), tuple(updates), tuple(guards)), [])
+    for got in known:
+        if all(f.holds(space.values) for f in got.space.facts):
+            for f in got.space.facts:
+                space.learn(f)
+            return got
+    known.append(Compiled(capture, lambda: graph, "forward", updates, guards))
+    return known[-1]
 
 
 def compile_pair(
