@@ -261,7 +261,7 @@ class Identity:
         return index.look_up(self.name, self.lines, names) if self.usable(capture) else None
 
     def keep(self, capture: Any, facts: Any, made: Sequence[Compiled]) -> None:
-        if self.usable(capture) and all(c.executable is not None for c in made):
+        if self.usable(capture) and all(isinstance(c.executable, Executable) for c in made):
             index.enter(self.name, self.lines, facts, [c.executable for c in made])
 
 

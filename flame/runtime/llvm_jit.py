@@ -16,7 +16,7 @@ import ctypes
 import functools
 import itertools
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
@@ -121,15 +121,18 @@ def compile_objects(jobs: Sequence[Job], cpu: CpuTarget, workers: int) -> list[b
     require()
     made: list[bytes | CompileError] = [b""] * len(jobs)
     order = sorted(range(len(jobs)), key=lambda i: -len(jobs[i].text))  # the long ones first: all end at about one time
-    rest = iter(order)
+    rest: Iterator[int] = iter(order)
 
     def work(worker: int) -> None:
-        for i in rest:  # (one step of a list's iterator is atomic)
+        while (i := next(rest, None)) is not None:  # (one step of a list's iterator is atomic)
             made[i] = _attempt(jobs[i], cpu, worker)
 
     with ThreadPoolExecutor(min(workers, len(jobs)), "flame-llvm") as pool:
-        for done in [pool.submit(work, k) for k in range(1, min(workers, len(jobs)) + 1)]:
-            done.result()
+        try:
+            for done in [pool.submit(work, k) for k in range(1, min(workers, len(jobs)) + 1)]:
+                done.result()
+        finally:  # (whoever interrupts this waits for the jobs that were begun, not for all)
+            rest = iter(())
     return made
 
 
