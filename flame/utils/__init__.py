@@ -1,5 +1,5 @@
-"""What surrounds training: loading data, and (in `checkpoint`) trading memory for time. PyTorch's `torch.utils` names."""
+"""What surrounds training: loading data, and trading time for memory. PyTorch's `torch.utils` names."""
 
-from flame.utils import data
+from flame.utils import checkpoint, data
 
-__all__ = ["data"]
+__all__ = ["checkpoint", "data"]
