@@ -86,6 +86,27 @@ PAST: list[tuple[str, Program]] = [
             ("matmul", 0.361, 0.663, 0.854), ("grow_dict", 0.957, 0.911, 0.149),
         ],
     ),
+    ("second derivatives while sizes are symbolic", [("penalty_of_weights", 0.149, 0.675, 0.607)]),
+    (
+        "cotangents whose sizes are symbolic",
+        [("delete_base", 0.125, 0.285, 0.293), ("given_cotangent", 0.599, 0.689, 0.633), ("given_cotangent", 0.333, 0.692, 0.489)],
+    ),
+    (
+        "the strides of an empty tensor",
+        [("batches", 0.374, 0.792, 0.801), ("half", 0.359, 0.79, 0.176), ("shape_text", 0.909, 0.583, 0.811)],
+    ),
+    ("data assigned between forward and backward", [("into_inputs", 0.152, 0.491, 0.743), ("new_data", 0.648, 0.083, 0.502)]),
+    (
+        "memory that NumPy shares, written between forward and backward",
+        [
+            ("shape_arange", 0.499, 0.246, 0.662), ("replaced_weight", 0.352, 0.101, 0.424), ("power", 0.405, 0.726, 0.612),
+            ("view_of_view", 0.362, 0.153, 0.525), ("numpy_peek", 0.233, 0.382, 0.904),
+        ],
+    ),
+    (
+        "a view made under no_grad, written with gradients by an operation without a temporary",
+        [("replaced_weight", 0.625, 0.986, 0.784), ("no_grad_view", 0.766, 0.109, 0.996), ("hook_free_exp", 0.785, 0.475, 0.507)],
+    ),
 ]  # fmt: skip
 
 SECONDS = 60

@@ -189,7 +189,8 @@ def inplace(primitive: Primitive, target: Tensor, *others: Any, op: str = "", **
             check_fits(target, x, op)
     wants = requires_grad if force.interpreter is None else _wants
     needs = force.grad and (wants(target) or any(isinstance(x, Tensor) and wants(x) for x in others))
-    if force.interpreter is None and not needs and xs[0] is target and (d is dtypes.float32 or d is dtypes.float64):
+    plain = not needs and not (force.grad and target._view is not None and requires_grad(target._view.base))
+    if force.interpreter is None and plain and xs[0] is target and (d is dtypes.float32 or d is dtypes.float64):
         f = getattr(primitive.eager, "numpy", None)
         if isinstance(f, np.ufunc) and primitive.scalar is not None:
             return _write_over(f, target, xs)
