@@ -1,11 +1,28 @@
 """Random programs, eager against compiled: values, side effects, gradients, errors, over several calls.
 
 A program is a list of (operation, three random numbers) that an interpreter below runs on a list of tensors, some from outside
-(parameters, a buffer), some views, with in-place writes, breaks, branches, backward, an optimizer step. Run as
+(`tests.fuzz_world`), some views of others. The operations here are those of tensors; `tests.fuzz_features` has those of the Python
+around them, `tests.fuzz_gradients` of the gradients. Together they cover
 
-    python -m tests.fuzz_capture FIRST LAST [--backend eager|interpret|llvm]     seeds FIRST to LAST - 1, each minimised if it fails
+    memory      views of views, aliases, overlapping windows, writes through all of them, `out=`, NumPy's share, `.data`, deepcopy
+    Python      globals, attributes, closures, lists and dicts that grow, generators (also suspended ones), recursion, contexts,
+                exceptions raised and caught after effects, weak references, `del`
+    numbers     that vary from call to call, in value and kind; made from shapes (arithmetic, slices, arange, loops, branches) and
+                from values; first dimensions that vary, 0 and 1 among them
+    gradients   backward and grad inside, outside and across segments; several losses, unused and undefined gradients, inputs,
+                accumulation, retain_graph, create_graph up to third order, penalties; hooks on leaves, results and inner tensors;
+                custom Functions; checkpoints, where there are any; writes between forward and backward; grad modes in each other
+    the rest    modules with buffers and hooks, freezing, state_dict, optimizers with schedules, clipping, random streams, dtypes,
+                compiled functions in each other, calls under no_grad and inference_mode, what happens to results between calls
 
-The default backend runs the captured graph by its primitives, which tests capture alone and takes some 20 ms a program.
+Run as
+
+    python -m tests.fuzz_capture FIRST LAST [--backend eager|interpret|llvm] [--seconds N]     seeds FIRST to LAST - 1
+
+A program that differs is minimised, and shown as it can be given to `check`: findings go to the corpus in `tests/test_fuzz.py`. The
+default backend runs the captured graph by its primitives, which tests capture alone and takes some 60 ms a program.
+
+Not compared: how far a backward pass came that raised, which of two refusals is named, when memory that nobody holds is let go.
 """
 
 from __future__ import annotations
@@ -24,6 +41,7 @@ import flame
 import tests.fuzz_features as fuzz_features
 from flame.nn.functional.activation import softmax
 from flame.nn.functional.normalisation import layer_norm
+from tests import fuzz_gradients  # noqa: F401  (enters its operations)
 from tests.fuzz_features import INSIDE, OUTSIDE, Scene
 from tests.fuzz_world import NUMBERS, SIZES, Halved, World, aside, tensor
 
@@ -478,7 +496,7 @@ def main() -> int:
             small = minimise(program, given.backend)
             print(f"seed {seed}: {found[:300]}")
             print(
-                f"    {[(o, round(a, 2), round(b, 2), round(c, 2)) for o, a, b, c in small]}: {check(small, given.backend)[:200]}"
+                f"    {[(o, round(a, 3), round(b, 3), round(c, 3)) for o, a, b, c in small]}: {check(small, given.backend)[:200]}"
             )
             sys.stdout.flush()
     print(f"{done} programs, {bad} mismatches, {stats}")

@@ -536,6 +536,25 @@ def grad_cleared_outside(wrap):
     return drive(g, [(x, i in (1, 2, 5)) for i, x in enumerate(batches(3))], w)
 
 
+def test_second_order_inside_is_one_compiled_program() -> None:
+    """A gradient penalty (and its backward) is captured and compiled with all the rest: no break, nothing interpreted."""
+    w, v = tensor(8, 8, seed=1, grad=True), tensor(8, 1, seed=2, grad=True)
+
+    def step(x):
+        out = ((x @ w).tanh() @ v).sum()
+        (g,) = flame.autograd.grad(out, x, create_graph=True)
+        loss = ((g.norm(dim=1) - 1) ** 2).mean() + out
+        w.grad = v.grad = None
+        loss.backward()
+        return loss.detach()
+
+    f = flame.compile(step, backend="llvm")
+    for x in batches(16, 8, n=4, grad=True):
+        f(x)
+    assert not f.stats.breaks and not f.stats.fallbacks and f.stats.flushed == 3 and f.stats.compiled == 1, f.stats
+    assert len(f.graphs) == 1 and f.kernels
+
+
 @pytest.mark.parametrize("case, backend", cases(__name__))
 def test_same_as_eager(case: Case, backend: str) -> None:
     agree(case, backend)

@@ -137,6 +137,6 @@ def test_random_programs() -> None:
 
 def test_random_programs_compiled() -> None:
     stats: dict = {}
-    for seed in range(12):
+    for seed in range(25):
         found = check(generate(random.Random(seed)), "llvm", stats)
         assert not found, f"seed {seed}: {found}  (python -m tests.fuzz_capture {seed} {seed + 1} --backend llvm minimises it)"
