@@ -177,68 +177,73 @@ class Entry:
 
     def _stand_in(self, tensors: tuple) -> Any:
         """Stand where the run stood that was observed, with today's tensors, and end it."""
-        found = self._fitting(tensors)
-        if found is None:
+        r, capture = self.recipe, self.capture
+        if not self._gradients_as_before(tensors):
             return MISS
-        outside, edges = found
-        r = self.recipe
-        run: Any = Run(self.capture, self.capture.root, get_ident())
-        run.at, run.following, run.bindings, run.edges = r.at, True, self.bindings(), edges
-        force.interpreter = run
+        run: Any = capture.spare
+        if run is None:
+            run = Run(capture, capture.root, get_ident())
+        else:
+            capture.spare = None
+            run.begin(capture.root, get_ident())
+        run.following, run.bindings = True, self.bindings()
         try:
-            for t, step in zip(outside, r.inputs, strict=True):
-                self._enter(run, t, step)
-            for w in r.writes:
-                t = outside[w.external]
-                window = run.externals[w.external][2]
-                window.current, window.version, window.mutations = w.current, w.version, w.mutations
-                window.storage.pending = run
-                t._ref = w.ref
-                run.written.append(window)
+            for i, (source, step) in enumerate(zip(r.sources, r.inputs, strict=True)):
+                t = self.find(source, tensors)
+                run.next = step
+                if t is None or (run.enter(t) is None and not self._enter(run, t, i)) or (t._hooks is not None and hooked(t)):
+                    return MISS
+            run.at = r.at
+            if r.writes and not self._write(run):
+                return MISS
             made = self._pending(run)
-            for s, i in r.gradients:
-                self.find(s, tensors)._grad = None if i is None else made[i]
-            force.interpreter = None
+            for s, k in r.gradients:
+                self.find(s, tensors)._grad = None if k is None else made[k]
             segment.flush(run, r.leaf)
         finally:
-            force.interpreter = None
             run.close()
+        run.rest()
         default_generator.offset += r.drawn
         return self.build(r.result, made, tensors)
 
-    def _fitting(self, tensors: Sequence) -> tuple[list[Tensor], dict[int, Any]] | None:
-        """The tensors from outside and their gradient edges, if all are what the path's input steps ask for."""
-        r = self.recipe
-        outside = [self.find(s, tensors) for s in r.sources]
-        if any(t is None or t._array is None for t in outside):
-            return None
-        if r.writes and len({id(t.storage_of()) for t in outside}) < len(outside):  # one memory under two names
-            return None
-        if any((self.find(s, tensors)._grad is None) is not empty for s, empty in r.without):
-            return None
-        edges: dict[int, Any] = {}
-        for t, step, layout in zip(outside, r.inputs, r.shapes, strict=True):
-            k, volatile = step.key, t._handed_out()  # (before the array has a name here: it counts who holds it)
-            e, a = edge(t), t._array
-            same = (a.shape, a.strides) == layout and a.dtype is step.numpy
-            if not same or volatile is not k.volatile or (e is not None) is not k.differentiable:
-                return None
-            if e is not None:
-                node, leaf = e[0], type(e[0]) is AccumulateGrad
-                if leaf is not k.leaf or node.hooks or (leaf and node.post_hooks):
-                    return None
-                edges[step.outs[0].edge] = e  # type: ignore[index]
-        if any(not outside[w.external]._array.flags.writeable for w in r.writes):
-            return None
-        return outside, edges
+    def _gradients_as_before(self, tensors: Sequence) -> bool:
+        """Whether those `.grad` are None that were, where that matters."""
+        return all((self.find(s, tensors)._grad is None) is empty for s, empty in self.recipe.without)
+
+    def _fits(self, t: Tensor, i: int) -> bool:
+        """Whether a tensor from outside is what input step `i` of the path asks for."""
+        step: Step = self.recipe.inputs[i]
+        k, volatile = step.key, t._handed_out()  # (before the array has a name here: it counts who holds it)
+        a = t._array
+        if (
+            a is None
+            or (a.shape, a.strides) != self.recipe.shapes[i]
+            or a.dtype is not step.numpy
+            or volatile is not k.volatile
+        ):
+            return False
+        e = edge(t)
+        return (e is not None) is k.differentiable and (e is None or (type(e[0]) is AccumulateGrad) is k.leaf)
 
     def audits(self, key: tuple, tensors: Sequence) -> bool:
         """Whether a call of this kind is one that would have been replayed."""
-        return self.key == key and self.watch.still() and self._fitting(tensors) is not None
+        if self.key != key or not self.watch.still() or not self._gradients_as_before(tensors):
+            return False
+        outside = [self.find(s, tensors) for s in self.recipe.sources]
+        if any(t is None or not self._fits(t, i) or hooked(t) for i, t in enumerate(outside)):
+            return False
+        return not self.recipe.writes or len({id(t.storage_of()) for t in outside}) == len(outside)
 
-    def _enter(self, run: Any, t: Tensor, step: Step) -> None:
-        """An outside tensor, as its first use would make it known."""
-        ref = step.outs[0]
+    def _enter(self, run: Any, t: Tensor, i: int) -> bool:
+        """An outside tensor that does not come as it came last, made known as its first use would make it; whether it fits."""
+        if not self._fits(t, i):
+            return False
+        step = self.recipe.inputs[i]
+        ref, st = step.outs[0], t.storage_of()
+        if st.pending is not None or (st.window is not None and self.recipe.writes):  # one memory under two names
+            return False
+        if step.key.differentiable:
+            run.edges[ref.edge] = edge(t)
         if step.key.volatile:
             snapshot: Tensor = _new(Tensor)
             snapshot._array = np.array(t._array, order="K")
@@ -246,13 +251,26 @@ class Entry:
             snapshot._ref = ref
             run.track(snapshot)
             run.externals.append((snapshot, ref, None))
-            return
-        window = Window(t, ref.value, ref.spec, t.storage_of())
-        window.next, window.storage.window = window.storage.window, window
+            return True
+        window = Window(t, ref.value, ref.spec, st)
+        window.next, st.window = st.window, window
         window.members.append(weak(t))
         run.externals.append((t, ref, window))
         t._ref = ref
         t._trace = Trace(window, (), None)
+        return True
+
+    def _write(self, run: Any) -> bool:
+        """Outside memory holds other values from here on; whether it can be written."""
+        for w in self.recipe.writes:
+            t, _, window = run.externals[w.external]
+            if window.next is not None or not t._array.flags.writeable:
+                return False
+            window.current, window.version, window.mutations = w.current, w.version, w.mutations
+            window.storage.pending = run
+            t._ref = w.ref
+            run.written.append(window)
+        return True
 
     def _pending(self, run: Any) -> list[Tensor]:
         made: list[Tensor] = [_new(Tensor) for _ in self.recipe.made]
@@ -305,6 +323,11 @@ class Entry:
                 return [self.build(p, made, tensors) for p in parts]
             case (_, keys, parts):
                 return dict(zip(keys, (self.build(p, made, tensors) for p in parts), strict=True))
+
+
+def hooked(t: Tensor) -> bool:
+    """Whether a gradient hook is registered on a leaf."""
+    return t._hooks is not None and bool(t._hooks.hooks or t._hooks.post_hooks)
 
 
 def value_of(expr: tuple, bindings: list) -> Any:
