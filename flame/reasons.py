@@ -297,3 +297,9 @@ REPLAY_WRONG = _reason(
     "Results since the audit before this one may be wrong. What differs depends on something that replay can't see: pass it as "
     "an argument, or compile with mode='default'.",
 )
+REPLAY_READS = _reason(
+    "FL5015",
+    "value of an input read",
+    "replay: Python reads the values of a tensor from outside",
+    "Keep the number in a tensor, or pass it as a Python number: then each value is a kind of call of its own.",
+)

@@ -60,12 +60,12 @@ def cases(module: str) -> list:
     return out
 
 
-def agree(case: Case, backend: str) -> None:
-    """Run a program both ways and compare."""
+def agree(case: Case, backend: str, mode: str = "default") -> int:
+    """Run a program both ways and compare. How many calls were replayed."""
     compiled: list = []
 
     def wrap(f: Any) -> Any:
-        compiled.append(flame.compile(f, backend=backend))
+        compiled.append(flame.compile(f, backend=backend, mode=mode))
         return compiled[-1]
 
     flame.manual_seed(0)
@@ -75,10 +75,11 @@ def agree(case: Case, backend: str) -> None:
     found = difference(want, got, rtol=1e-5 if backend == "eager" else 1e-4, atol=1e-6 if backend == "eager" else 1e-5)
     assert not found, f"{case.name} differs at {found}"
     stats = [c.stats for c in compiled]
-    failed = [k for s in stats for k in s.fallbacks if "another thread" not in k[1]]
+    failed = [k for s in stats for k in s.fallbacks if "another thread" not in k[1] and " replay: " not in k[1]]
     assert not failed, f"{case.name} could not be compiled: {failed}"
     if case.follows:
         assert any(s.followed for s in stats), f"{case.name} was never followed: {stats}"
+    return sum(s.replayed for s in stats)
 
 
 ERRORS = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, ZeroDivisionError, OverflowError)

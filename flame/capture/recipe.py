@@ -306,7 +306,7 @@ def _draws(path: list[Step], bindings: list, before: Before) -> tuple[tuple, int
             if bindings[seed.index] != before.seed or bindings[at.index] != before.offset + drawn:
                 raise Unprovable(REPLAY_RANDOM, source=s.source)
             found.append((seed.index, at.index, drawn))
-            drawn += -(-math.prod(s.params["shape"]) // 4) * 4
+            drawn += -(-math.prod(params_at(s, bindings)["shape"]) // 4) * 4
     if default_generator.seed_value != before.seed or default_generator.offset != before.offset + drawn:
         raise Unprovable(REPLAY_RANDOM)
     return tuple(found), drawn

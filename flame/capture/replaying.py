@@ -34,7 +34,7 @@ from flame.changes import changes
 from flame.errors import ReplayError
 from flame.functions.random import default_generator
 from flame.primitive import force
-from flame.reasons import REPLAY_BROKEN, REPLAY_STATE, REPLAY_VARIES, REPLAY_WRONG
+from flame.reasons import REPLAY_BROKEN, REPLAY_READS, REPLAY_STATE, REPLAY_VARIES, REPLAY_WRONG
 from flame.symbol import evaluate
 from flame.tensor import Storage, Tensor
 
@@ -166,7 +166,7 @@ class Entry:
         """Whether the arrays that would be read are not those of a run of the same path."""
         if not self.plain:
             return False
-        arrays = [run.externals[i][0] for i in self.plan.arrays]  # type: ignore[union-attr]
+        arrays = [run.originals.get(i, run.externals[i][0]) for i in self.plan.arrays]  # type: ignore[union-attr]
         return any(arrays[n]._array is not a for n, a in self._held.items())
 
     # ---- with them
@@ -232,6 +232,8 @@ class Entry:
         outside = [self.find(s, tensors) for s in self.recipe.sources]
         if any(t is None or not self._fits(t, i) or hooked(t) for i, t in enumerate(outside)):
             return False
+        if len(set(map(id, outside))) < len(outside):  # an argument that is seen in another way, too
+            return False
         return not self.recipe.writes or len({id(t.storage_of()) for t in outside}) == len(outside)
 
     def _enter(self, run: Any, t: Tensor, i: int) -> bool:
@@ -240,8 +242,8 @@ class Entry:
             return False
         step = self.recipe.inputs[i]
         ref, st = step.outs[0], t.storage_of()
-        if st.pending is not None or (st.window is not None and self.recipe.writes):  # one memory under two names
-            return False
+        if st.pending is not None or t._ref is not None or (st.window is not None and self.recipe.writes):
+            return False  # one memory under two names
         if step.key.differentiable:
             run.edges[ref.edge] = edge(t)
         if step.key.volatile:
@@ -342,6 +344,7 @@ class Candidate:
         self.key = key
         self.watch = watch
         self.recipe: Recipe | None = None
+        self.tries = 0
 
 
 class Observation:
@@ -360,12 +363,15 @@ class Observation:
         self.recipe: Recipe | None = None
         self.problem: Unprovable | None = None
         self.result: Any = None
+        self.read_at = ""  #: where Python read values of a tensor from outside, which ends no segment
 
     def __call__(self, run: Any, leaf: Step) -> None:
         """The run's segment has been computed, and its tensors still have their refs."""
         if leaf.key != "return" or run.root is not run.capture.root or not run.following:
             return
         try:
+            if self.read_at:
+                raise Unprovable(REPLAY_READS, source=self.read_at)
             self.recipe = observe(run, leaf, self.result, self.watch, self.before)
             if self.audited is not None and self.audited.inputs_differ(run):
                 self.problem = Unprovable(REPLAY_BROKEN, "a parameter or buffer has other memory, and nothing told of it")
@@ -460,6 +466,9 @@ class Replays:
         before, o.candidate.recipe = o.candidate.recipe, o.recipe
         if problem is None and before is not None:
             assert o.recipe is not None
+            if before.leaf is not o.recipe.leaf and o.candidate.tries < 3:
+                o.candidate.tries += 1  # the tree may have come to know numbers and sizes as symbols
+                return
             problem = before.difference(o.recipe)
             if problem is None:
                 entry = Entry(self._capture, o.key, o.watch, o.recipe, o.args, o.kwargs, self._alone)

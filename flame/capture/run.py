@@ -45,6 +45,8 @@ class Run(Follower, Calls, Updates, Recorder, Effects, Gradients):
         st = t._storage
         if st is not None and st.pending is self:
             return self.break_(WRITTEN_VALUE_READ)
+        if self.observer is not None:
+            self.observer.read_at = user_source()
         if t._ref is None:
             self.reads += 1
             return

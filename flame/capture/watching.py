@@ -2,7 +2,7 @@
 
     watch = Watch(roots)      walks from functions and objects to all that their code can reach
     watch.holds()             the cheap check: what can change without being noted (globals, closures, lists, dicts, objects)
-    watch.still()             the whole check: modules and code too; needed when `changes.now` is another token
+    watch.still()             the whole check: modules too; needed when `changes.now` is another token
 
 Walked are closures, defaults, the globals that code names, attributes of objects, classes and Python modules by the names that the
 code uses, containers, modules of flame (`Noted`) with all that hangs on them. The code of Python's own library, of NumPy and of
@@ -72,8 +72,7 @@ class Watch:
         self._sets: list[tuple[Any, frozenset]] = []
         self._cells: list[tuple[Any, Any]] = []
         self._code_cells: list[tuple[Any, Any]] = []
-        self._data: list[tuple[Any, Any, tuple]] = []  #: namespace, getter of names bound to data, what they were bound to
-        self._code: list[tuple[Any, Any, tuple]] = []  #: the same of functions, classes and Python modules
+        self._bound: list[tuple[Any, Any, tuple]] = []  #: namespace, getter of the names used, what they were bound to
         self._seen: dict[int, Any] = {}
         self._names: set[str] = set()
         self._spaces: dict[int, tuple[Any, str, set[str]]] = {}
@@ -82,7 +81,7 @@ class Watch:
         self._default = dtypes.get_default_dtype()
         self._walk()
         #: whether anything is seen whose changes nobody notes
-        self.loose = bool(self._sequences or self._mappings or self._cells or self._sets or self._data)
+        self.loose = bool(self._sequences or self._mappings or self._cells or self._sets or self._bound)
         self._settings = [(t, t._array, t._requires_grad) for t, _ in self.held]
 
     # ---- whether it still is so
@@ -100,7 +99,7 @@ class Watch:
         for members, were in self._sets:
             if members != were:
                 return False
-        for space, get, values in self._data:
+        for space, get, values in self._bound:
             try:
                 if not all(map(is_, get(space), values)):
                     return False
@@ -115,12 +114,6 @@ class Watch:
             return False
         for d, keys, values in self._modules:
             if len(d) != len(keys) or not all(map(is_, d, keys)) or not all(map(is_, d.values(), values)):
-                return False
-        for space, get, values in self._code:
-            try:
-                if not all(map(is_, get(space), values)):
-                    return False
-            except KeyError:
                 return False
         for t, array, requires_grad in self._settings:
             if t._array is not array or t._requires_grad is not requires_grad:
@@ -149,7 +142,7 @@ class Watch:
                     return f"{k} of {self._named(d)}"
             if len(d) != len(keys):
                 return f"{next(k for k in reversed(d) if k not in keys)} of {self._named(d)}"
-        for space, get, values in (*self._data, *self._code):
+        for space, get, values in self._bound:
             names = get.__reduce__()[1]
             for n, v in zip(names, values, strict=True):
                 if space.get(n, space) is not v:
@@ -180,10 +173,9 @@ class Watch:
             if not self._look_up():
                 break
         for space, _, names in self._spaces.values():
-            for store, wanted in ((self._data, False), (self._code, True)):
-                these = tuple(n for n in sorted(names) if _is_code(space[n]) is wanted)
-                if these:
-                    store.append((space, itemgetter(these[0], *these), (space[these[0]], *(space[n] for n in these))))
+            if names:
+                these = sorted(names)
+                self._bound.append((space, itemgetter(these[0], *these), (space[these[0]], *(space[n] for n in these))))
 
     def _look_up(self) -> bool:
         """Put on the stack what the names used by now mean in the namespaces met by now; whether there was anything."""
