@@ -76,12 +76,12 @@ class CompiledFunction:
             if result is not MISS:
                 return result
         c = self._capture
+        lock = _Region.lock
         if force.interpreter is not None or c.given_up or control.eager or knobs.disable:
             if c.given_up and self._options.fullgraph and not (force.interpreter is not None or control.eager or knobs.disable):
                 raise RecompileError(f"{c.name}: {c.given_up}; with fullgraph=True it is not run eagerly instead")
             return self._fn(*args, **kwargs)
-        lock = _Region.lock
-        if not lock.acquire(blocking=False):
+        if not lock.acquire(False):
             if _Region.thread != threading.get_ident():
                 c.stats.count(c.stats.fallbacks, "", OTHER_THREAD.text())
             return self._fn(*args, **kwargs)

@@ -80,29 +80,44 @@ class Calls(RunState):
     def composite(self, f: Any, name: str, args: tuple, kwargs: dict) -> Any:
         """Follow a call that is known here; else run it, and know it from then on."""
         begin = self.at
-        if self.next is not None:
-            macros = begin.macros
-            if macros is not None:
-                names = tuple(kwargs) if kwargs else ()
-                given = (*args, *kwargs.values()) if kwargs else args
-                for m in macros:
-                    if m.function is not f or m.positional != len(args) or m.names != names:
-                        continue
-                    if m.grad is not force.grad or m.default is not dtypes._default_float:
-                        continue
+        macros = begin.macros
+        if macros is not None and self.next is not None:
+            if kwargs:
+                names: tuple = tuple(kwargs)
+                given = (*args, *kwargs.values())
+            else:
+                names, given = (), args
+            n, grad, default = len(args), force.grad, dtypes._default_float
+            for m in macros:
+                if (
+                    m.function is f
+                    and m.positional == n
+                    and m.grad is grad
+                    and m.default is default
+                    and (m.names == names if kwargs else not m.names)
+                ):
                     for want, a in zip(m.given, given):
-                        if want is a:
-                            continue
                         if want.__class__ is Ref:
                             r = getattr(a, "_ref", None)
                             if r is want or (r is None and isinstance(a, Tensor) and self.enter(a) is want):
                                 continue
                             break
-                        if not self._fits(want, a):
+                        if want is not a and not self._fits(want, a):
                             break
                     else:
-                        if m.checked is None or tuple(self.bindings) in m.checked:
+                        if m.checked is not None and tuple(self.bindings) not in m.checked:
+                            continue
+                        if m.only is None:
                             return self._follow_call(m, given)
+                        last = self.at = m.last
+                        got = new_object(Tensor)
+                        got._ref = m.only
+                        self.tracked.append(weak(got))
+                        if last.children:
+                            self.next = last.children[0]
+                        else:
+                            self.run_out()
+                        return got
         return self._call(f, name, args, kwargs, begin)
 
     def _fits(self, want: Any, a: Any) -> bool:

@@ -161,7 +161,13 @@ class Run(Follower, Calls, Updates, Recorder, Effects, Gradients):
         self.unlinked = False
         self.linked = 0
         self.externals.clear()
-        for kept in (self.tracked, self.edges, self.bindings, self.snapshots, self.originals, self.written):
-            if kept:
-                kept.clear()
+        self.tracked.clear()
+        self.edges.clear()
+        if self.bindings:
+            self.bindings.clear()
+        if self.written:
+            self.written.clear()
+        if self.snapshots:
+            self.snapshots.clear()
+            self.originals.clear()
         self.capture.spare = self

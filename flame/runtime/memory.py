@@ -19,6 +19,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -93,9 +94,9 @@ class Allocator:
     def maker(self, shape: tuple[int, ...], dtype: np.dtype) -> Callable[[], np.ndarray]:
         """A function that makes such arrays: what does not change from call to call is worked out once."""
         n = math.prod(shape) * dtype.itemsize
-        array = np.ndarray
+        array: Any = np.ndarray
         if n < SMALL:
-            return lambda: array(shape, dtype)
+            return partial(array, shape, dtype)
         c = self._class(size_class(n))
         take, serve, lease, clock = c.free.pop, self._serve, c.lease.from_address, self._clock
 

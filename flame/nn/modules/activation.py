@@ -22,6 +22,7 @@ class _Function(Module):
 
     _function: Any
     _settings: inspect.Signature
+    _names: tuple[str, ...]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__()
@@ -35,7 +36,7 @@ class _Function(Module):
 
     def forward(self, input: Tensor) -> Tensor:
         d = self.__dict__
-        return type(self)._function(input, *[d[name] for name in self._settings.parameters])
+        return self._function(input, *[d[name] for name in self._names])
 
     def extra_repr(self) -> str:
         shown = {name: getattr(self, name) for name in self._settings.parameters}
@@ -53,8 +54,8 @@ def _module(name: str, function: Any, doc: str, **settings: Any) -> type:
         for k, v in settings.items()
     ]
     body = {
-        "_function": staticmethod(function), "_settings": inspect.Signature(parameters), "__doc__": doc, "__module__": __name__,
-        "__signature__": inspect.Signature(parameters),
+        "_function": staticmethod(function), "_settings": inspect.Signature(parameters), "_names": tuple(settings),
+        "__doc__": doc, "__module__": __name__, "__signature__": inspect.Signature(parameters),
     }  # fmt: skip
     return type(name, (_Function,), body)
 

@@ -60,7 +60,7 @@ class Module(StateDict, Noted):
         if self._compiled_call is not None:
             return self._compiled_call(*args, **kwargs)
         if not self._hooked:
-            return self.forward(*args, **kwargs)
+            return self.forward(*args, **kwargs) if kwargs else self.forward(*args)
         return self._call_impl(*args, **kwargs)
 
     def _call_impl(self, *args: Any, **kwargs: Any) -> Any:
