@@ -279,6 +279,22 @@ def backward_into_inputs_with_a_graph(wrap):
     return drive(wrap(f), batches(4, 3), w, v)
 
 
+@program
+def a_hook_that_differentiates_the_same_segment(wrap):
+    w = tensor(3, seed=1, grad=True)
+    f = wrap(lambda x: ((x * w).tanh(), (x * w * w).sum()))
+
+    def g(x):
+        h, loss = f(x)
+        seen: list = []
+        h.register_hook(lambda _: seen.append(flame.autograd.grad(loss, w, retain_graph=True)[0]))
+        h.sum().backward(retain_graph=True)
+        h.mean().backward()
+        return seen, watch(loss.backward)
+
+    return drive(g, batches(4, 3))
+
+
 @pytest.mark.parametrize("case, backend", cases(__name__))
 def test_same_as_eager(case: Any, backend: str) -> None:
     agree(case, backend)

@@ -20,10 +20,13 @@ add, copy = registered("add"), registered("copy")
 
 
 def topological(roots: Sequence[Edge], barrier: Collection[Edge] = ()) -> list:
-    """The nodes that the roots reach, not going through the edges of `barrier`, each before those it sends cotangents to.
+    """The nodes that the roots reach, not going through the edges of `barrier`, each before those it sends cotangents to."""
+    return walk(roots, barrier)[0]
 
-    Of a captured segment only what the reached results depend on is gone through; it is told which results these are.
-    """
+
+def walk(roots: Sequence[Edge], barrier: Collection[Edge] = ()) -> tuple[list, dict[Any, set[int]]]:
+    """The same, and of nodes that stand for a captured segment the results that are reached: only what these depend on is gone
+    through."""
     order: list = []
     seen: set = set()
     for root, _ in roots:
@@ -43,7 +46,7 @@ def topological(roots: Sequence[Edge], barrier: Collection[Edge] = ()) -> list:
                 stack.pop()
     order.reverse()
     if not any(hasattr(node, "reaching") for node in order):
-        return order
+        return order, {}
     reached: dict[Any, set[int]] = {}
     for node, i in roots:
         reached.setdefault(node, set()).add(i)
@@ -53,12 +56,21 @@ def topological(roots: Sequence[Edge], barrier: Collection[Edge] = ()) -> list:
             continue
         edges = node.edges
         if hasattr(node, "reaching"):
-            node.visit(results)
             edges = [e for i in results for e in node.reaching(i)]
         for e in edges:
             if e is not None and e not in barrier:
                 reached.setdefault(e[0], set()).add(e[1])
-    return [node for node in order if node in reached]
+    order = [node for node in order if node in reached]
+    return order, {node: reached[node] for node in order if hasattr(node, "reaching")}
+
+
+def let_go(order: Sequence[Any], segments: dict[Any, set[int]]) -> None:
+    """What a walk came through is not differentiated again."""
+    for node in order:
+        if node in segments:
+            node.release(segments[node])
+        elif not isinstance(node, AccumulateGrad):
+            node.release()
 
 
 def run_engine(
@@ -77,7 +89,7 @@ def run_engine(
     one by one.
     """
     stop = frozenset(barrier)
-    order = topological([r for r in roots if r not in stop], stop)
+    order, segments = walk([r for r in roots if r not in stop], stop)
     pending: dict[Any, dict[int, Any]] = {}
     before = force.grad
     force.grad = create_graph
@@ -147,9 +159,7 @@ def run_engine(
     finally:
         force.grad = before
     if not retain_graph:
-        for node in order:
-            if not isinstance(node, AccumulateGrad):
-                node.release()
+        let_go(order, segments)
     return collected
 
 

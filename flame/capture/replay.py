@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from flame.autograd.engine import topological
-from flame.autograd.tape import AccumulateGrad, about_to_write, eager, eager_assign
+from flame.autograd.engine import let_go, walk
+from flame.autograd.tape import about_to_write, eager, eager_assign
 from flame.capture.sizes import params_at
 from flame.capture.trace import Expr, Ref, Slot, Step
 from flame.primitive import force
@@ -102,9 +102,7 @@ def run_path(
                     run(s)
                 n_y, _, _, retain, _ = step.options
                 if not retain:
-                    for node in topological([tape[r.edge] for r in step.operands[:n_y]]):
-                        if not isinstance(node, AccumulateGrad):
-                            node.release()
+                    let_go(*walk([tape[r.edge] for r in step.operands[:n_y]]))
     finally:
         force.grad, force.interpreter = before
     return values, tape

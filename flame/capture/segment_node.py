@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from flame.autograd.engine import run_engine, topological
+from flame.autograd.engine import let_go, run_engine, walk
 from flame.capture import replay
 from flame.capture.tape_model import FREED, TapeModel
 from flame.capture.trace import Step
@@ -82,7 +82,6 @@ class SegmentNode:
         self.hooks: list | None = None
         self.segment: Any = None
         self.freed: set[int] = set()  #: operations of the path whose saved values were let go
-        self.visited: set[int] = set()  #: edges of results that the last walk of the tape came to
         self.saved: list[np.ndarray] = []
         #: memory that the tape guards: the tensor from outside that showed it, storage, version, spec, its name in the tape model
         self.versions: list[tuple[Any, Storage, int, Any, int]] = []
@@ -197,10 +196,6 @@ class SegmentNode:
         through = self.tape.passes.get(self.plan.differentiated[i], frozenset())
         return [self.index[e] for e in through if e in self.index]
 
-    def visit(self, results: Iterable[int]) -> None:
-        """Backward comes through these results next, whether or not they lead to what it is after."""
-        self.visited = set(self.plan.differentiated[i] for i in results)
-
     def apply(self, cotangents: list) -> list:
         self._check(cotangents)
         if self.plan.backward is None or force.grad or self.opened is not None:
@@ -263,15 +258,13 @@ class SegmentNode:
             for node, own in before.items():
                 node.hooks = own
 
-    def release(self) -> None:
-        """Let go of what backward came through; other results of the segment can still be differentiated."""
+    def release(self, results: Iterable[int]) -> None:
+        """Let go of what backward came through on its way from these results; others can still be differentiated."""
+        edges = [self.plan.differentiated[i] for i in results]
         if self.opened is not None:
-            outside = frozenset(self.external_edges.values())
-            for node in topological([self.opened[e] for e in self.visited], outside):
-                node.release()
-        for e in self.visited:
+            let_go(*walk([self.opened[e] for e in edges], frozenset(self.external_edges.values())))
+        for e in edges:
             self.freed |= self.tape.holders.get(e, frozenset())
-        self.visited = set()
         holders = [self.tape.holders.get(e, frozenset()) for e in self.plan.differentiated]
         if all(h and h <= self.freed for h in holders):
             self.saved = []
