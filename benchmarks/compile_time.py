@@ -54,6 +54,9 @@ def measure(framework: str, python: str, program: str, cache: str, limit: float)
         last = (error.stderr.strip().splitlines() or ["no word"])[-1]
         print(f"{framework}: {program} fails: {last}", file=sys.stderr)
         return None
+    except OSError as error:
+        print(f"{framework}: {error}", file=sys.stderr)
+        return None
     return json.loads(got.stdout.splitlines()[-1])
 
 

@@ -39,6 +39,13 @@ def test_a_payload_comes_back(store: DiskCache) -> None:
     assert (store.hits, store.misses) == (1, 1)
 
 
+def test_whether_an_entry_is_there_is_told_without_reading_it(store: DiskCache) -> None:
+    assert store.holds(NAME) and not store.holds(key("another"))
+    assert (store.hits, store.misses) == (0, 0)
+    assert not DiskCache(None).holds(NAME)
+    assert not DiskCache(store.folder.parent / "nowhere").holds(NAME)
+
+
 def test_an_empty_payload_is_a_payload(store: DiskCache) -> None:
     store.put(key("empty"), b"")
     assert store.get(key("empty")) == b""

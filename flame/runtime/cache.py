@@ -73,7 +73,7 @@ class DiskCache:
 
     def holds(self, name: str) -> bool:
         """Whether there is an entry under a `key`, without looking into it."""
-        return self._usable(create=False) and self._path(name).exists()
+        return self._usable(create=False) and os.path.exists(self._path(name))
 
     def put(self, name: str, payload: bytes) -> None:
         """Store `payload` under a `key`; of several writers of one key, any one's entry stays."""
