@@ -191,7 +191,8 @@ OTHER_THREAD = _reason(
     "FL3004",
     "another thread",
     "called while another thread was inside a compiled function, and run eagerly",
-    "Call compiled functions from one thread at a time; kernels use all threads by themselves.",
+    "Call compiled functions from one thread at a time (kernels use all threads by themselves), or compile with mode='replay': "
+    "replayed calls that write nothing and carry no gradient run on any number of threads at once.",
 )
 RECOMPILE_FORBIDDEN = _reason(
     "FL3005",

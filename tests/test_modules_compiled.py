@@ -19,6 +19,7 @@ import flame
 import flame.nn.functional as F
 from flame import nn
 from flame.errors import GraphBreakError, RecompileError
+from flame.func import functional_call
 
 ROOT = Path(__file__).resolve().parent.parent
 CALLS = 6  #: so many that a call of one kind is recorded, compiled, and in replay skipped and audited
@@ -170,28 +171,12 @@ def test_training_and_evaluation_flip(mode: str) -> None:
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-5)
 
 
-def with_state(net: Any, state: dict[str, Any], x: Any) -> Any:
-    """A call with other tensors in place of the parameters."""
-    before = {name: net.get_submodule(name.rpartition(".")[0])._parameters[name.rpartition(".")[2]] for name in state}
-    try:
-        for name, value in state.items():
-            owner, _, leaf = name.rpartition(".")
-            del net.get_submodule(owner)._parameters[leaf]
-            setattr(net.get_submodule(owner), leaf, value)
-        return net(x)
-    finally:
-        for name, value in before.items():
-            owner, _, leaf = name.rpartition(".")
-            delattr(net.get_submodule(owner), leaf)
-            net.get_submodule(owner).register_parameter(leaf, value)
-
-
 def test_calls_with_other_tensors_for_parameters(mode: str) -> None:
     net = mlp()
-    f = flame.compile(lambda state, x: with_state(net, state, x), mode=mode)
+    f = flame.compile(lambda state, x: functional_call(net, state, (x,)), mode=mode)
     for i in range(2 * CALLS):
         state = {"0.weight": t(4, 3, seed=i, grad=True), "2.bias": t(2, seed=i) * 2}
-        got, want = f(state, t(2, 3)), with_state(net, state, t(2, 3))
+        got, want = f(state, t(2, 3)), functional_call(net, state, (t(2, 3),))
         same(got, want)
         (g,) = flame.autograd.grad(got.sum(), [state["0.weight"]])
         (h,) = flame.autograd.grad(want.sum(), [state["0.weight"]])

@@ -74,6 +74,7 @@ PROGRAMS: dict[str, tuple[Callable, list]] = {
     "scalar": (lambda x: x.exp(), of_shapes(())),
     "one element": (lambda x: x - x.mean(), of_shapes((1,))),
     "tuple": (lambda x: (x + 1, [x * 2, None], {"a": x.sum(), "b": 3, "c": "d", "e": (1.5, True)}), of_shapes((3,))),
+    "odd structures": (lambda x: {("a", 1): x * 2, 3: [(x + 1, ())], None: {}}, of_shapes((3,))),
     "same twice": (lambda x: (lambda y: (y, y))(x * 2), of_shapes((3,))),
     "argument back": (lambda x: (x, x * 2), of_shapes((3,))),
     "a view of a result": (lambda x: (x * 2).t(), of_shapes((3, 4))),
@@ -695,6 +696,16 @@ def test_switches_stop_replay() -> None:
     f.reset()
     assert f.stats.replayed == f.stats.calls == 0
     assert f.settings["mode"] == "replay" and flame.compile(f, mode="replay") is f
+
+
+def test_a_gradient_that_is_returned_is_todays() -> None:
+    w = tensor(3, grad=True)
+    f = flame.compile(lambda x: (x * 2, w.grad, w), mode="replay")
+    for i in range(9):
+        w.grad = tensor(3, seed=i)
+        with flame.no_grad():
+            y, g, same = f(tensor(3, seed=i))
+        assert g is w.grad and same is w and y.tolist() == (tensor(3, seed=i) * 2).tolist()
 
 
 def test_nothing_of_a_call_is_kept() -> None:

@@ -61,10 +61,17 @@ class Entry:
         self.audit_at = 2
         self.plan: Plan | None = recipe.leaf.plan
         self.plain = self._is_plain()
-        names = {"entry": self, "watch": watch, "force": force, "changes": changes, "new": _new, "Tensor": Tensor}
+        self._names: dict[str, Any] = {
+            "entry": self,
+            "watch": watch,
+            "force": force,
+            "changes": changes,
+            "new": _new,
+            "Tensor": Tensor,
+        }
         if self.plain:
-            names |= self._prepare()
-        self.call: Callable[[tuple, dict], Any] = matcher(args, kwargs, self._ending, names)
+            self._names |= self._prepare()
+        self.call: Callable[[tuple, dict], Any] = matcher(args, kwargs, self._ending, self._names)
 
     @property
     def path(self) -> list[Step]:
@@ -99,10 +106,35 @@ class Entry:
         lines += [f"results = forward([{', '.join(inputs)}])", "entry.calls = n"]
         for i, n in enumerate(self._outputs):
             lines += [f"t{i} = new(Tensor)", f"t{i}._array = results[{n}]"]
-        if self._one:
-            return [*lines, "return t0"]
-        made = ", ".join(f"t{i}" for i in range(len(self._outputs)))
-        return [*lines, f"return entry.build(result, [{made}], ({held}))"]
+        return [*lines, f"return {self._spelled(self.recipe.result, tensors)}"]
+
+    def _spelled(self, result: tuple, tensors: list[str]) -> str:
+        """The expression that makes a result, of t0, t1, ... and the arguments."""
+
+        def named(x: Any) -> str:
+            name = f"c{len(self._names)}"
+            self._names[name] = x
+            return name
+
+        match result:
+            case ("made", i):
+                return f"t{i}"
+            case ("source", ("argument", i)):
+                return tensors[i]
+            case ("source", ("held", k)):
+                return named(self.watch.held[k][0])
+            case ("source", s):
+                return f"entry.find({named(s)}, ({''.join(t + ', ' for t in tensors)}))"
+            case ("constant", c):
+                return named(c)
+            case ("tuple", t, parts):
+                items = "".join(self._spelled(p, tensors) + ", " for p in parts)
+                return f"({items})" if t is tuple else f"{named(t._make)}(({items}))"
+            case ("list", parts):
+                return f"[{', '.join(self._spelled(p, tensors) for p in parts)}]"
+            case (_, keys, parts):
+                return f"{{{', '.join(f'{named(k)}: {self._spelled(p, tensors)}' for k, p in zip(keys, parts, strict=True))}}}"
+        raise AssertionError(result)
 
     # ---- without gradients and writes
 
@@ -135,10 +167,9 @@ class Entry:
         self._without_history = [t for t in held.values() if not t._requires_grad and t._node is None] if self.grad else []
         self._scalars = plan.scalars
         self._special = bool(r.random or plan.positions or self._without_history)
-        self._one = r.result == ("made", 0) and len(r.made) == 1
         numbers = self._numbers()
         arrays = {f"held{n}": a for n, a in self._held.items()} | {f"number{n}": a for n, a in enumerate(numbers)}
-        return {**arrays, "forward": self._forward, "result": r.result}
+        return {**arrays, "forward": self._forward}
 
     def _numbers(self) -> list[Any]:
         bindings = self.bindings()
