@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -257,7 +258,7 @@ LAZY: list[tuple[str, tuple, tuple]] = [
 @pytest.mark.oracle
 @pytest.mark.parametrize(("name", "args", "shape"), LAZY, ids=lambda v: v if isinstance(v, str) else "")
 def test_lazy_layers_become_ordinary_ones_as_pytorchs_do(torch: Any, name: str, args: tuple, shape: tuple) -> None:
-    kwargs = dict(affine=True, track_running_stats=True) if "Instance" in name else dict(groups=2) if "Conv" in name else {}
+    kwargs: dict[str, Any] = dict(groups=2) if "Conv" in name else {}
     ours, theirs = getattr(nn, name)(*args, **kwargs), getattr(torch.nn, name)(*args, **kwargs)
     assert list(dict(ours.named_parameters())) == list(dict(theirs.named_parameters())) and ours.has_uninitialized_params()
     optimizer = flame.optim.SGD(ours.parameters(), lr=0.1)
@@ -269,7 +270,8 @@ def test_lazy_layers_become_ordinary_ones_as_pytorchs_do(torch: Any, name: str, 
     load_into(torch, theirs.eval(), ours.eval())
     close(ours(flame.tensor(drawn(shape))), theirs(torch.tensor(drawn(shape))))
     flame.manual_seed(3)
-    same = plain(shape[-1] if name == "LazyLinear" else shape[1], *args, **kwargs)
+    more = dict(affine=True, track_running_stats=True) if "Instance" in name else {}
+    same = plain(shape[-1] if name == "LazyLinear" else shape[1], *args, **kwargs, **more)
     for a, b in zip(ours.parameters(), same.parameters(), strict=True):
         assert np.array_equal(a.detach().numpy(), b.detach().numpy())
     y.sum().backward()
@@ -376,3 +378,30 @@ def test_small_helpers_of_modules() -> None:
         nn.utils.skip_init(int, 3)
     with pytest.raises(RuntimeError, match="device"):
         nn.utils.skip_init(nn.ReLU)
+
+
+# -------------------------------------------------------------------- names and defaults
+
+#: differences that are meant: PyTorch hides these behind *args, or has arguments of deprecated names
+OTHERWISE = {"Container", "GRU", "LSTM", "RNN", "NLLLoss2d", "Module", "Hardtanh"}
+
+
+@pytest.mark.oracle
+def test_layers_have_pytorchs_arguments_and_defaults(torch: Any) -> None:
+    if not hasattr(torch.nn, "LinearCrossEntropyLoss"):
+        pytest.skip("this version of PyTorch has fewer arguments")
+
+    def arguments(cls: Any) -> list[tuple[str, str]]:
+        ps = inspect.signature(cls).parameters.values()
+        plain = [p for p in ps if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        return [(p.name, getattr(p.default, "__name__", str(p.default))) for p in plain]
+
+    checked = 0
+    for name in nn.__all__:
+        ours, theirs = getattr(nn, name), getattr(torch.nn, name, None)
+        if isinstance(ours, type) and theirs is not None and name not in OTHERWISE:
+            assert arguments(ours) == arguments(theirs), name
+            checked += 1
+    assert checked > 150
+    names = [n for n in dir(torch.nn) if n[0].isupper() and isinstance(getattr(torch.nn, n), type)]
+    assert [n for n in names if not hasattr(nn, n)] in ([], ["LinearCrossEntropyOptions"])

@@ -58,6 +58,7 @@ class Optimizer:
         self.param_groups: list[dict[str, Any]] = []
         self._pre_hooks: dict = {}
         self._post_hooks: dict = {}
+        self._state_hooks: dict[str, dict] = {"save_pre": {}, "save_post": {}, "load_pre": {}, "load_post": {}}
         self._step_count = 0
         groups = list(params)
         if not groups:
@@ -145,17 +146,27 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, Any]:
         """{"state": {index: state}, "param_groups": [settings with indices for parameters]}, PyTorch's layout."""
+        for hook in list(self._state_hooks["save_pre"].values()):
+            hook(self)
         index = {id(p): i for i, p in enumerate(chain.from_iterable(g["params"] for g in self.param_groups))}
         groups = [
             {**{k: v for k, v in g.items() if k != "params"}, "params": [index[id(p)] for p in g["params"]]}
             for g in self.param_groups
         ]
         state = {index[id(p)] if isinstance(p, Tensor) else p: _shown(s) for p, s in self.state.items() if s}
-        return {"state": state, "param_groups": groups}
+        saved: dict[str, Any] = {"state": state, "param_groups": groups}
+        for hook in list(self._state_hooks["save_post"].values()):
+            got = hook(self, saved)
+            saved = saved if got is None else got
+        return saved
 
     @no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take state and settings. Raises ValueError where the groups are not of the same sizes."""
+        state_dict = dict(state_dict)
+        for hook in list(self._state_hooks["load_pre"].values()):
+            got = hook(self, state_dict)
+            state_dict = state_dict if got is None else got
         groups = [dict(g) for g in state_dict["param_groups"]]
         if len(groups) != len(self.param_groups):
             raise ValueError("loaded state dict has a different number of parameter groups")
@@ -174,9 +185,28 @@ class Optimizer:
                 self.state[k] = copy.deepcopy(s)
         for saved, own in zip(groups, self.param_groups, strict=True):
             own.update({k: v for k, v in saved.items() if k != "params"})
+        for hook in list(self._state_hooks["load_post"].values()):
+            hook(self)
+
+    def register_state_dict_pre_hook(self, hook: Callable, prepend: bool = False) -> RemovableHandle:
+        """Call `hook(optimizer)` before each state_dict()."""
+        return _registered(self._state_hooks["save_pre"], hook, prepend)
+
+    def register_state_dict_post_hook(self, hook: Callable, prepend: bool = False) -> RemovableHandle:
+        """Call `hook(optimizer, state_dict)` after each state_dict(); what it returns (if not None) takes its place."""
+        return _registered(self._state_hooks["save_post"], hook, prepend)
+
+    def register_load_state_dict_pre_hook(self, hook: Callable, prepend: bool = False) -> RemovableHandle:
+        """Call `hook(optimizer, state_dict)` before loading; what it returns (if not None) is loaded instead."""
+        return _registered(self._state_hooks["load_pre"], hook, prepend)
+
+    def register_load_state_dict_post_hook(self, hook: Callable, prepend: bool = False) -> RemovableHandle:
+        """Call `hook(optimizer)` after loading."""
+        return _registered(self._state_hooks["load_post"], hook, prepend)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pre_hooks": {}, "_post_hooks": {}}
+        hooks: dict[str, Any] = {"_pre_hooks": {}, "_post_hooks": {}, "_state_hooks": {k: {} for k in self._state_hooks}}
+        return {**self.__dict__, **hooks}
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} ("]
@@ -186,9 +216,13 @@ class Optimizer:
         return "\n".join([*lines, ")"])
 
 
-def _registered(hooks: dict, hook: Callable) -> RemovableHandle:
+def _registered(hooks: dict, hook: Callable, prepend: bool = False) -> RemovableHandle:
     key = object()
+    before = dict(hooks) if prepend else {}
+    if prepend:
+        hooks.clear()
     hooks[key] = hook
+    hooks.update(before)
     return RemovableHandle(lambda: hooks.pop(key, None))
 
 

@@ -147,6 +147,16 @@ def legacy(size_average: Any, reduce: Any, reduction: str) -> str:
 # -------------------------------------------------------------------- distances
 
 
+def _weighted(loss: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
+    """The loss times its weights; their mean is over the weights."""
+    if weight is None:
+        return reduced(loss, reduction)
+    loss = loss * weight
+    if reduction == "mean":
+        return reduced(loss, "sum") / reduced(PUBLIC["broadcast_to"](weight, loss.shape), "sum")
+    return reduced(loss, reduction)
+
+
 @composite
 def mse_loss(
     input: Tensor, target: Tensor, size_average: Any = None, reduce: Any = None, reduction: str = "mean",
@@ -155,19 +165,17 @@ def mse_loss(
     """(input - target) squared."""
     x, t = _operands(input, target, "mse_loss")
     d = x - t
-    loss = d * d
-    if weight is not None:
-        loss = loss * weight
-        if reduction == "mean":
-            return reduced(loss, "sum") / reduced(PUBLIC["broadcast_to"](weight, loss.shape), "sum")
-    return reduced(loss, legacy(size_average, reduce, reduction))
+    return _weighted(d * d, weight, legacy(size_average, reduce, reduction))
 
 
 @composite
-def l1_loss(input: Tensor, target: Tensor, size_average: Any = None, reduce: Any = None, reduction: str = "mean") -> Tensor:
+def l1_loss(
+    input: Tensor, target: Tensor, size_average: Any = None, reduce: Any = None, reduction: str = "mean",
+    weight: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """|input - target|."""
     x, t = _operands(input, target, "l1_loss")
-    return reduced(ABS(x - t), legacy(size_average, reduce, reduction))
+    return _weighted(ABS(x - t), weight, legacy(size_average, reduce, reduction))
 
 
 @composite

@@ -85,8 +85,8 @@ class _LazyLayer(LazyModuleMixin):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         bound = self.__signature__.bind(*args, **kwargs)  # type: ignore[attr-defined]
-        self.__dict__["_made_with"] = (bound.args, bound.kwargs)
         bound.apply_defaults()
+        args, kwargs = bound.args, bound.kwargs
         unknown = int(bound.arguments.get("groups", 1))
         with fork_rng():  # what is drawn for the stand-ins does not count
             super().__init__(unknown, *args, **kwargs)
@@ -133,9 +133,10 @@ class _LazyLayer(LazyModuleMixin):
         del self.__dict__["_made_with"]
 
 
-def _lazy(base: Any, feature: str, dim: int) -> Any:
+def _lazy(base: Any, feature: str, dim: int, **defaults: Any) -> Any:
+    """The lazy class of a layer; `defaults` are those in which it differs from the layer, in PyTorch too."""
     signature = inspect.signature(base)
-    parameters = list(signature.parameters.values())[1:]
+    parameters = [p.replace(default=defaults.get(p.name, p.default)) for p in list(signature.parameters.values())[1:]]
     body = {
         "cls_to_become": base, "_dim": dim, "_feature": feature, "__module__": __name__,
         "__signature__": signature.replace(parameters=parameters),
@@ -153,5 +154,5 @@ LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d = (
     _lazy(c, "num_features", 1) for c in (BatchNorm1d, BatchNorm2d, BatchNorm3d)
 )
 LazyInstanceNorm1d, LazyInstanceNorm2d, LazyInstanceNorm3d = (
-    _lazy(c, "num_features", 1) for c in (InstanceNorm1d, InstanceNorm2d, InstanceNorm3d)
+    _lazy(c, "num_features", 1, affine=True, track_running_stats=True) for c in (InstanceNorm1d, InstanceNorm2d, InstanceNorm3d)
 )
