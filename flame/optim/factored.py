@@ -7,10 +7,12 @@ from typing import Any
 
 from flame import dtypes
 from flame.autograd.tape import assign
-from flame.functions.elementwise import PUBLIC
 from flame.functions.promotion import to_dtype
 from flame.optim.optimizer import Optimizer, check_rate, filled
+from flame.primitive import registered
 from flame.tensor import Tensor
+
+MAXIMUM = registered("maximum")
 
 #: the distance from 1 to the next number
 _EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
@@ -52,7 +54,7 @@ class Adafactor(Optimizer):
         lr, share = float(group["lr"]), step ** group["beta2_decay"]
         eps1 = _EPSILON[p.dtype.name] if group["eps"][0] is None else group["eps"][0]
         size = math.sqrt(max(p.numel(), 1))
-        alpha = PUBLIC["maximum"]((p * p).sum().sqrt() / size, group["eps"][1]) * min(lr, 1 / math.sqrt(step))
+        alpha = MAXIMUM((p * p).sum().sqrt() / size, group["eps"][1]) * min(lr, 1 / math.sqrt(step))
         x = p * (1 - lr * group["weight_decay"]) if group["weight_decay"] else p
         if matrix:
             row = state["row_var"] + ((g * g).mean(-1, True) - state["row_var"]) * share
@@ -65,7 +67,7 @@ class Adafactor(Optimizer):
             assign(state["variance"], v)
         update = v.clamp(min=eps1 * eps1).rsqrt() * g
         rms = (update * update).sum().sqrt() / (size * group["d"])
-        assign(p, x - update * (alpha / PUBLIC["maximum"](rms, 1.0)))
+        assign(p, x - update * (alpha / MAXIMUM(rms, 1.0)))
 
 
 class Muon(Optimizer):
@@ -133,7 +135,7 @@ def orthogonalised(g: Tensor, coefficients: tuple[float, float, float], steps: i
     x = to_dtype(g, dtypes.bfloat16)
     tall = x.shape[0] > x.shape[1]
     x = x.mT if tall else x
-    x = x / PUBLIC["maximum"]((x * x).sum().sqrt(), eps)
+    x = x / MAXIMUM((x * x).sum().sqrt(), eps)
     for _ in range(steps):
         gram = x @ x.mT
         x = x * a + (gram * b + (gram @ gram) * c) @ x

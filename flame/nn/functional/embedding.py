@@ -13,8 +13,8 @@ from flame.functions.promotion import tensor_operand, to_dtype
 from flame.primitive import composite, registered
 from flame.tensor import Tensor
 
-INDEX_SELECT, WHERE, INDEX_ADD, SUM, ARGMAX, GATHER, SQRT = map(
-    registered, ("index_select", "where", "index_add", "sum", "argmax", "gather", "sqrt")
+INDEX_SELECT, WHERE, INDEX_ADD, SUM, ARGMAX, GATHER, MAXIMUM = map(
+    registered, ("index_select", "where", "index_add", "sum", "argmax", "gather", "maximum")
 )
 
 
@@ -177,7 +177,7 @@ def embedding_bag(
     else:
         ones = to_dtype(keep, weight.dtype)
         sizes = INDEX_ADD(PUBLIC["zeros"](len(counts), 1, dtype=weight.dtype), bag, ones, dim=0)
-        sizes = PUBLIC["maximum"](sizes, 1.0)
+        sizes = MAXIMUM(sizes, 1.0)
     return total / sizes
 
 
