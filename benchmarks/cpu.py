@@ -117,7 +117,10 @@ def summary(figures: Figures) -> str:
 def report(figures: Figures, workers: list[Worker], threads: int, rounds: int, earlier: dict[str, str]) -> str:
     about = [f"- {what}: {found}" for what, found in machine().items()]
     versions = ", ".join(f"{n} {v}" for n, v in (earlier | {w.name: w.version for w in workers}).items())
-    about.append(f"- measured: {versions}; {threads} thread{'s' * (threads > 1)} each, {rounds} rounds")
+    clock = "seconds of the processor" if threads == 1 else "seconds of the clock"
+    about.append(f"- measured: {versions}; {threads} thread{'s' * (threads > 1)} each, {rounds} rounds, {clock}")
+    if hasattr(os, "getloadavg"):
+        about.append(f"- {os.getloadavg()[2]:.1f} processes were running on average in the last quarter of an hour")
     return "\n".join(["# Compiled programs on a CPU", "", *about, "", table(figures), "", summary(figures), ""])
 
 

@@ -114,3 +114,19 @@ def test_every_second_element_and_what_lies_beyond_the_edges(d: Any) -> None:
             b.graph.outputs = [every, registered("slice")(x, starts=(0, 0), stops=x.shape, steps=(1, 2))]
         values = np.random.default_rng(width).integers(0, 2 if d is dt.bool_ else 100, (3, width)).astype(d.numpy)
         agree(b.graph, [values], (d.name, width))
+
+
+def test_the_maximum_is_the_same_whether_or_not_somebody_asks_where_it_is() -> None:
+    for dtype in (flame.float32, flame.int64):
+        x = flame.randint(-4, 4, (2, 3, 9, 17)).to(dtype)
+        if dtype.is_floating_point:
+            x[0, 0, 3, 3] = float("nan")
+            x[1, 2] = float("-inf")
+        want = F.max_pool2d(x, 3, 2, 1, return_indices=True)[0].numpy()
+        pool = flame.compile(lambda t: F.max_pool2d(t, 3, 2, 1))
+        wanted = [x.clone().requires_grad_()] if dtype.is_floating_point else []
+        for _ in range(3):
+            for t in (x, *wanted):
+                for y in (F.max_pool2d(t, 3, 2, 1), pool(t)):
+                    assert y.requires_grad == t.requires_grad
+                    np.testing.assert_array_equal(y.detach().numpy(), want)

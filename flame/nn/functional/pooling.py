@@ -15,11 +15,11 @@ from flame.functions.promotion import tensor_operand, to_dtype
 from flame.functions.random import uniform
 from flame.functions.shape import RESHAPE
 from flame.nn.functional.convolution import tuples
-from flame.primitive import composite, registered
+from flame.primitive import composite, force, registered
 from flame.tensor import Tensor
 
-SUM, ARGMAX, GATHER, INDEX_SELECT, SCATTER, FLOOR = map(
-    registered, ("sum", "argmax", "gather", "index_select", "scatter", "floor")
+SUM, AMAX, ARGMAX, GATHER, INDEX_SELECT, SCATTER, FLOOR = map(
+    registered, ("sum", "amax", "argmax", "gather", "index_select", "scatter", "floor")
 )
 
 
@@ -77,6 +77,9 @@ def _max_pool(n: int) -> Any:
         w = _windows(x, n, k, s, p, d, ceil_mode, fill, name)
         out, m = tuple(w.shape[: n + 2]), math.prod(k)
         flat = RESHAPE(w, shape=(*out, m))
+        if not return_indices and not (force.grad and x.requires_grad):  # nobody asks where the maxima are
+            y = RESHAPE(AMAX(flat, dim=(n + 2,), keepdim=True), shape=out)
+            return y.squeeze(0) if single else y  # type: ignore[attr-defined]
         # the first maximum of each window takes the whole gradient, as PyTorch's does
         at = ARGMAX(flat.detach(), dim=(n + 2,), keepdim=True)
         y = RESHAPE(GATHER(flat, at, dim=n + 2), shape=out)
