@@ -17,6 +17,7 @@ from flame import (
     cuda,
     distributions,
     dtypes,
+    fft,
     func,
     functions,
     jit,
@@ -34,6 +35,8 @@ from flame import (
 from flame.autograd import enable_grad, inference_mode, is_grad_enabled, is_inference_mode_enabled, no_grad, set_grad_enabled
 from flame.dtypes import (
     bfloat16,
+    complex64,
+    complex128,
     dtype,
     float16,
     float32,
@@ -73,6 +76,8 @@ __version__ = "0.1.0"
 float = float32
 double = float64
 half = float16
+cfloat = complex64
+cdouble = complex128
 short = int16
 int = int32
 long = int64

@@ -2,6 +2,7 @@
 
     dtype ::= bool | uint8 | int8 | int16 | int32 | int64 | float16 | bfloat16 | float32 | float64
             | uint16 | uint32 | uint64          (storage and bit arithmetic only: no promotion with other dtypes)
+            | complex64 | complex128            (eager: compiled code runs these operations between its kernels)
 
 Promotion is a join in a lattice: within a category the wider wins, across categories the higher (bool < integer <
 floating). float16 with bfloat16 gives float32, uint8 with a signed integer gives the next wider signed one. A Python
@@ -17,7 +18,7 @@ import numpy as np
 
 from flame.changes import changes
 
-_CATEGORY: Final = {"b": 0, "u": 1, "i": 1, "f": 2}
+_CATEGORY: Final = {"b": 0, "u": 1, "i": 1, "f": 2, "c": 3}
 
 
 class dtype:
@@ -28,7 +29,7 @@ class dtype:
     def __init__(self, name: str, numpy_type: object, kind: str):
         self.name = name
         self.numpy = np.dtype(numpy_type)  # type: ignore[call-overload]
-        self.kind = kind  #: 'b' bool, 'u' unsigned, 'i' signed, 'f' floating
+        self.kind = kind  #: 'b' bool, 'u' unsigned, 'i' signed, 'f' floating, 'c' complex
         self.itemsize = self.numpy.itemsize
         self.category = _CATEGORY[kind]
 
@@ -38,11 +39,24 @@ class dtype:
 
     @property
     def is_complex(self) -> bool:
-        return False
+        return self.kind == "c"
+
+    @property
+    def is_differentiable(self) -> bool:
+        """Floating or complex: what gradients are of."""
+        return self.kind in "fc"
+
+    def to_real(self) -> dtype:
+        """The dtype of the parts of complex numbers; a real dtype itself."""
+        return self if self.kind != "c" else float32 if self.itemsize == 8 else float64
+
+    def to_complex(self) -> dtype:
+        """The complex dtype whose parts are of this one (of float32, if this is narrower)."""
+        return self if self.kind == "c" else complex128 if self is float64 else complex64
 
     @property
     def is_signed(self) -> bool:
-        return self.kind in "if"
+        return self.kind in "ifc"
 
     @property
     def is_narrow_float(self) -> bool:
@@ -78,13 +92,16 @@ float16 = dtype("float16", np.float16, "f")
 bfloat16 = dtype("bfloat16", ml_dtypes.bfloat16, "f")
 float32 = dtype("float32", np.float32, "f")
 float64 = dtype("float64", np.float64, "f")
+complex64 = dtype("complex64", np.complex64, "c")
+complex128 = dtype("complex128", np.complex128, "c")
 
 ALL: Final = (bool_, uint8, int8, int16, int32, int64, float16, bfloat16, float32, float64)
 BITS: Final = (uint16, uint32, uint64)
+COMPLEX: Final = (complex64, complex128)
 FLOATS: Final = tuple(d for d in ALL if d.kind == "f")
 INTS: Final = tuple(d for d in ALL if d.kind in "ui")
-BY_NAME: Final = {d.name: d for d in ALL + BITS}
-_BY_NUMPY: Final = {d.numpy: d for d in ALL + BITS}
+BY_NAME: Final = {d.name: d for d in ALL + BITS + COMPLEX}
+_BY_NUMPY: Final = {d.numpy: d for d in ALL + BITS + COMPLEX}
 _SIGNED: Final = {1: int8, 2: int16, 4: int32, 8: int64}
 
 _default_float = float32
@@ -115,16 +132,20 @@ def from_numpy_dtype(d: object) -> dtype:
     return got
 
 
-def dtype_of_number(x: bool | int | float) -> dtype:
+def dtype_of_number(x: bool | int | float | complex) -> dtype:
     """The dtype that a Python number takes when it becomes a tensor by itself."""
     if isinstance(x, bool):
         return bool_
+    if isinstance(x, complex):
+        return _default_float.to_complex()
     return int64 if isinstance(x, int) else _default_float
 
 
 def _promote(a: dtype, b: dtype) -> dtype:
     if a is b:
         return a
+    if "c" in (a.kind, b.kind):
+        return complex128 if float64 in (a, b) or complex128 in (a, b) else complex64
     if a.category != b.category:
         return a if a.category > b.category else b
     if a.kind == b.kind:
@@ -139,7 +160,7 @@ def _promote(a: dtype, b: dtype) -> dtype:
     return _SIGNED[u.itemsize * 2]
 
 
-_TABLE: Final = {(a, b): _promote(a, b) for a in ALL for b in ALL}
+_TABLE: Final = {(a, b): _promote(a, b) for a in ALL + COMPLEX for b in ALL + COMPLEX}
 
 
 def promote_types(a: dtype, b: dtype) -> dtype:

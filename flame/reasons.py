@@ -127,6 +127,13 @@ SHAPE_IN_PLACE = _reason(
     "Use the form without the underscore, which gives a view.",
 )
 
+COMPLEX = _reason(
+    "FL1017",
+    "complex numbers",
+    "{} of complex numbers runs by itself",
+    "Keep real and imaginary parts as two real tensors where the arithmetic is hot; a Fourier transform is a library call anyway.",
+)
+
 # ---- another path
 
 OTHER_OPERATION = _reason(
@@ -217,7 +224,7 @@ REPLAY_BROKEN = _reason(
     "FL5001",
     "not one graph",
     "replay: the call was not one followed graph ({})",
-    f"Remove the breaks (FL1001 to FL1016), or the branches that make each call take another path. {_KEEP}",
+    f"Remove the breaks (FL1001 to FL1017), or the branches that make each call take another path. {_KEEP}",
 )
 REPLAY_OUTSIDE = _reason(
     "FL5002",

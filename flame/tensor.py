@@ -309,7 +309,7 @@ class Tensor:
         return self.dtype.is_floating_point
 
     def is_complex(self) -> bool:
-        return False
+        return self.dtype.is_complex
 
     def is_signed(self) -> bool:
         return self.dtype.is_signed
@@ -466,6 +466,8 @@ def represent(t: Tensor) -> str:
     elif t.requires_grad:
         extra.append("requires_grad=True")
     shown = a.astype(np.float64) if t.dtype.kind == "f" else a
+    if t.dtype.kind == "c":
+        return f"tensor({np.array2string(a, separator=', ', prefix='tensor(')}{', '.join(['', *extra])})"
     body = "[]" if not a.size else _laid_out(shown, _spelling(_corners(shown)), len("tensor("), a.size > 1000)
     return f"tensor({', '.join([body, *extra])})"
 

@@ -29,6 +29,7 @@ LAYERS = (
     "flame.autograd",
     "flame.functions",
     "flame.linalg",
+    "flame.fft",
     "flame.capture",
     "flame.kernels",
     "flame.jit",

@@ -229,6 +229,8 @@ def start(outputs: Sequence[Tensor], given: Sequence[Any] | None, op: str) -> tu
                 raise RuntimeError(
                     f"grad can be implicitly created only for scalar outputs; this one has shape {list(t.shape)}"
                 )
+            if t.dtype.is_complex:
+                raise RuntimeError(f"grad can be implicitly created only for real scalar outputs but got {t.dtype!r}")
             g = full(1, shape=tuple(t.shape), dtype=t.dtype)
         else:
             if not isinstance(g, Tensor):
@@ -466,8 +468,10 @@ def requires_grad_(self: Tensor, requires_grad: bool = True) -> Tensor:
     now = globals()["requires_grad"](self)
     if bool(requires_grad) == now:
         return self
-    if requires_grad and not self.dtype.is_floating_point:
-        raise RuntimeError(f"only Tensors of floating point dtype can require gradients; this one is {self.dtype!r}")
+    if requires_grad and not self.dtype.is_differentiable:
+        raise RuntimeError(
+            f"only Tensors of floating point and complex dtype can require gradients; this one is {self.dtype!r}"
+        )
     if not requires_grad and self._node is not None:
         raise RuntimeError(
             "you can only change requires_grad flags of leaf variables. If you want to use a computed variable in a subgraph "

@@ -149,7 +149,7 @@ class Function:
             if isinstance(t, Tensor):
                 if any(t is a for a in args) and not any(t is d for d in ctx._dirty):
                     t = alias(t)
-                if t.dtype.is_floating_point and id(outs[i]) not in ctx._not_differentiable:
+                if t.dtype.is_differentiable and id(outs[i]) not in ctx._not_differentiable:
                     t._node = (node, i)
             result.append(t)
         node.outputs = tuple(t.spec if isinstance(t, Tensor) else None for t in result)

@@ -23,6 +23,7 @@ import flame.ops  # noqa: F401  (enters the primitives in the registry)
 from flame.dtypes import _BY_NUMPY
 from flame.ops.strided import shows_an_element_twice
 from flame.primitive import Primitive, Rule, force, install_base_interpreter, registered
+from flame.reasons import COMPLEX
 from flame.runtime.eager_kernels import eager_kernels
 from flame.symbol import Symbolic
 from flame.tensor import Storage, Tensor, View, wrap
@@ -30,6 +31,7 @@ from flame.tensor import Storage, Tensor, View, wrap
 Edge = tuple  # (Node, index)
 
 full, reshape, permute, slice_scatter = map(registered, ("full", "reshape", "permute", "slice_scatter"))
+view_as_real, view_as_complex = registered("view_as_real"), registered("view_as_complex")
 diagonal_scatter, as_strided_scatter = map(registered, ("diagonal_scatter", "as_strided_scatter"))
 reduce_sum = registered("sum")
 
@@ -114,7 +116,7 @@ class Node:
             ys = tuple([alias(y) for y in self.results])
             for i, (y, saved) in enumerate(zip(ys, self.results, strict=True)):
                 y.__class__ = saved.__class__
-                y._node = (self, i) if y.dtype.is_floating_point else None
+                y._node = (self, i) if y.dtype.is_differentiable else None
                 y._ref = saved._ref
         if len(self.outputs) == 1:
             g, y = cotangents[0], ys[0]
@@ -296,7 +298,7 @@ class Eager:
         if record:
             node = None
             for i, t in enumerate(outs):
-                if _BY_NUMPY[t._array.dtype].kind == "f":
+                if _BY_NUMPY[t._array.dtype].kind in "fc":
                     if node is None:
                         edges = tuple([edge(o) if isinstance(o, Tensor) else None for o in operands])
                         node = Node(primitive, operands, params, edges, outs)
@@ -348,6 +350,10 @@ def write_through(base: Any, chain: tuple, value: Any) -> Any:
             return reshape(value, shape=tuple(base.shape))
         case "diagonal":
             return diagonal_scatter(base, value, **params)
+        case "view_as_real":
+            return view_as_complex(value)
+        case "view_as_complex":
+            return view_as_real(value)
         case "as_strided":
             return as_strided_scatter(base, value, **params)
         case _:
@@ -401,6 +407,8 @@ def assign(target: Tensor, value: Tensor) -> Tensor:
         n = target.ndim  # what was there before still has a gradient, which is zero
         value = slice_scatter(target, value, starts=(0,) * n, stops=tuple(target.shape), steps=(1,) * n)
     run = force.interpreter
+    if run is not None and target.dtype.is_complex:
+        return run.outside(lambda: eager_assign(target, value), COMPLEX, "a write")
     if run is not None:
         return run.assign(target, value)
     return eager_assign(target, value)

@@ -16,7 +16,7 @@ from flame.capture.sizes import SizedSpec, dims_of, holds_sizes, takes, takes_pa
 from flame.capture.state import RunState, SegmentEnded, new_object, weak
 from flame.capture.trace import InputKey, Known, Ref, Slot, Stale, Step, Trace, Window, exact, interned, same_number
 from flame.primitive import Primitive, force
-from flame.reasons import OTHER_TENSOR, OVERLAPPING_READ
+from flame.reasons import COMPLEX, OTHER_TENSOR, OVERLAPPING_READ
 from flame.tensor import Tensor
 
 
@@ -29,6 +29,7 @@ class Follower(RunState):
     """Operands and operations."""
 
     diverge_at_op: Any
+    outside: Any
 
     def ref_of(self, t: Tensor) -> Ref:
         """The ref of an operand, by the slow path: an outside tensor, or one whose memory was written since."""
@@ -314,6 +315,9 @@ class Follower(RunState):
                         self.run_out()
                     return t
                 del self.bindings[bound:]
+        if primitive.name.endswith("complex") or any([isinstance(o, Tensor) and o.dtype.kind == "c" for o in operands]):
+            if self.inner is None:
+                return self.outside(lambda: eager.process(primitive, operands, params), COMPLEX, primitive.name)
         refs = []
         try:
             for o in operands:

@@ -4,6 +4,7 @@ from flame.functions import (  # noqa: F401
     calculus,
     combined,
     completed,
+    complex,
     creation,
     distances,
     elementwise,

@@ -125,7 +125,7 @@ def gradient(input: Tensor, *, spacing: Any = 1, dim: Any = None, edge_order: in
             raise RuntimeError(
                 f"gradient expected each dimension size to be at least edge_order+1, but got {x.shape[d]} in dimension {d}"
             )
-    y = x if x.dtype.kind == "f" else to_dtype(x, dtypes.get_default_dtype())
+    y = x if x.dtype.kind in "fc" else to_dtype(x, dtypes.get_default_dtype())
     return [_slope(y, d, h, edge_order) for d, h in zip(dims, spaces, strict=True)]
 
 

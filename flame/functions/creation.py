@@ -46,10 +46,12 @@ def _from_data(data: Any, d: DType | None, op: str) -> np.ndarray:
         raise ValueError(f"{op}: the nested sequences have different lengths: {e}") from None
     if a.dtype == object or a.dtype.kind in "US":
         raise TypeError(f"{op}: can't make a tensor of {type(data).__name__} values such as {str(data)[:40]!r}")
-    if a.dtype.kind == "c":
-        raise TypeError(f"{op}: complex numbers are not supported yet")
     if d is not None:
         return np.array(a.astype(d.numpy), order="C")
+    if a.dtype.kind == "c" and not found:
+        return a.astype(dtypes.get_default_dtype().to_complex().numpy)
+    if a.dtype.kind == "c":
+        return a
     if a.dtype.kind == "f":
         return a.astype(dtypes.get_default_dtype().numpy) if not found or a.dtype == np.float64 else a
     if a.size == 0:
@@ -456,6 +458,7 @@ def to(self: Tensor, *args: Any, dtype: DType | None = None, device: Any = None,
 for _name, _d in {
     "float": dtypes.float32, "double": dtypes.float64, "half": dtypes.float16, "bfloat16": dtypes.bfloat16, "int": dtypes.int32,
     "long": dtypes.int64, "short": dtypes.int16, "char": dtypes.int8, "byte": dtypes.uint8, "bool": dtypes.bool_,
+    "cfloat": dtypes.complex64, "cdouble": dtypes.complex128,
 }.items():  # fmt: skip
     setattr(Tensor, _name, lambda self, memory_format=None, _d=_d: to_dtype(self, _d))
 
@@ -469,7 +472,8 @@ def type_as(self: Tensor, other: Tensor) -> Tensor:
 def type_(self: Tensor, dtype: Any = None) -> Any:
     if dtype is None:
         kind = {"float32": "Float", "float64": "Double", "float16": "Half", "bfloat16": "BFloat16", "int64": "Long", "int32": "Int",
-                "int16": "Short", "int8": "Char", "uint8": "Byte", "bool": "Bool"}[self.dtype.name]  # fmt: skip
+                "int16": "Short", "int8": "Char", "uint8": "Byte", "bool": "Bool", "complex64": "ComplexFloat",
+                "complex128": "ComplexDouble"}[self.dtype.name]  # fmt: skip
         return f"flame.{kind}Tensor"
     return to_dtype(self, dtype)
 

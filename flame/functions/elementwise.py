@@ -100,7 +100,7 @@ def unary(p: Primitive, name: str) -> None:
             return deliver(registered("copy")(x), out, name)
         if name == "square" and x.dtype.kind == "b":
             x = cast(x, dtype=dtypes.int64)
-        if floats_only and x.dtype.kind != "f":
+        if floats_only and x.dtype.kind not in "fc":
             x = cast(x, dtype=dtypes.get_default_dtype())
         elif no_booleans and x.dtype.kind == "b":
             p.infer(x.spec)  # says it in the primitive's own words
@@ -109,7 +109,7 @@ def unary(p: Primitive, name: str) -> None:
     def in_place(self: Tensor) -> Tensor:
         if whole and self.dtype.kind in "ui":
             return self
-        if floats_only and self.dtype.kind != "f":
+        if floats_only and self.dtype.kind not in "fc":
             raise RuntimeError(
                 f"result type {dtypes.get_default_dtype()!r} can't be cast to the desired output type {self.dtype!r}"
             )
@@ -174,7 +174,7 @@ def binary(name: str, p: Primitive, *, floating: bool = False, compare: bool = F
 
     def in_place(self: Tensor, other: Any) -> Tensor:
         b = second(other, name + "_", "other")
-        if floating and self.dtype.kind != "f":
+        if floating and self.dtype.kind not in "fc":
             raise RuntimeError(
                 f"result type {dtypes.get_default_dtype()!r} can't be cast to the desired output type {self.dtype!r}"
             )
@@ -339,7 +339,7 @@ def div(input: Any, other: Any, *, rounding_mode: str | None = None, out: Tensor
 def div_(self: Tensor, other: Any, *, rounding_mode: str | None = None) -> Tensor:
     b = operand(other, "div_")
     if rounding_mode is None:
-        if self.dtype.kind != "f":
+        if self.dtype.kind not in "fc":
             raise RuntimeError(
                 f"result type {dtypes.get_default_dtype()!r} can't be cast to the desired output type {self.dtype!r}"
             )
@@ -366,7 +366,7 @@ def _pow_operands(a: Any, b: Any) -> tuple:
 
 
 def _pow(a: Any, b: Any) -> Tensor:
-    if type(b) is int and b < 0 and isinstance(a, Tensor) and a.dtype.kind != "f":
+    if type(b) is int and b < 0 and isinstance(a, Tensor) and a.dtype.kind not in "fc":
         raise RuntimeError("Integers to negative integer powers are not allowed.")
     if b is True or b is False:
         if not b and isinstance(a, Tensor) and a.dtype.kind == "b":
@@ -378,7 +378,7 @@ def _pow(a: Any, b: Any) -> Tensor:
                 return MUL(a, a)
             if b == 1:
                 return registered("copy")(a)
-            if b == 0.5 and a.dtype.kind == "f":
+            if b == 0.5 and a.dtype.kind in "fc":
                 return registered("sqrt")(a)
             if b == 3:
                 return MUL(MUL(a, a), a)
@@ -412,7 +412,9 @@ Tensor.__pow__ = _pow_op  # type: ignore[attr-defined]
 def float_power(input: Any, exponent: Any) -> Tensor:
     """input ** exponent in float64."""
     a, b = with_tensor(operand(input, "float_power", "input"), operand(exponent, "float_power"), op="float_power")
-    return _pow(to_dtype(a, dtypes.float64), to_dtype(b, dtypes.float64) if isinstance(b, Tensor) else float(b))
+    d = dtypes.complex128 if result_type(a, b).kind == "c" else dtypes.float64
+    number_of = complex if d.kind == "c" else float
+    return _pow(*(to_dtype(x, d) if isinstance(x, Tensor) else number_of(x) for x in (a, b)))
 
 
 def _logical(name: str) -> None:

@@ -171,7 +171,7 @@ def ldexp(input: Tensor, other: Tensor) -> Tensor:
     """input * 2 ** other."""
     a, b = tensor_operand(input, "ldexp"), operand(other, "ldexp")
     d = result_type(a, b)
-    d = d if d.kind == "f" else dtypes.get_default_dtype()
+    d = d if d.kind in "fc" else dtypes.get_default_dtype()
     power = PUBLIC["exp2"](to_dtype(b, d)) if isinstance(b, Tensor) else 2.0**b
     return to_dtype(a, d) * power
 

@@ -21,7 +21,7 @@ from flame.symbol import Symbolic
 from flame.tensor import Tensor
 
 cast, copy, expand = registered("cast"), registered("copy"), registered("expand")
-_NUMBERS = (int, float, Symbolic)
+_NUMBERS = (int, float, complex, Symbolic)
 
 
 def number(x: Any) -> Any:
@@ -35,6 +35,8 @@ def number(x: Any) -> Any:
         return int(x)
     if isinstance(x, float | np.floating):
         return float(x)
+    if isinstance(x, complex | np.complexfloating):
+        return complex(x)
     return None
 
 
@@ -67,6 +69,11 @@ def result_type(*xs: Any) -> dtype:
         have = ranks[rank]
         ranks[rank] = d if have is None else promote_types(have, d)
     found = [d for d in ranks if d is not None]
+    if any(d.kind == "c" for d in found):
+        wide = any(d is dtypes.complex128 for d in found[:1]) or any(
+            d in (dtypes.float64, dtypes.complex128) for r, d in enumerate(ranks) if d is not None and (r == 0 or d is found[0])
+        )
+        return dtypes.complex128 if wide else dtypes.complex64
     return max(found, key=lambda d: d.category)  # the first of the highest category: ranks go from strong to weak
 
 
@@ -75,15 +82,22 @@ def to_dtype(x: Any, d: dtype) -> Any:
     return cast(x, dtype=d) if isinstance(x, Tensor) and x.dtype is not d else x
 
 
+def _read_as(x: Any, d: dtype) -> bool:
+    """Whether a number is read in the dtype d as it is."""
+    t = type(x)
+    if t is complex:
+        return d.kind == "c"
+    return d.kind in "fc" or (t is not float and t is not Symbolic)
+
+
 def promoted(*xs: Any) -> tuple:
     """The operands with tensors cast to their common dtype."""
     first = xs[0]
     if isinstance(first, Tensor):
         d = first.dtype
-        if all(
-            x.dtype is d if isinstance(x, Tensor) else (type(x) is not float and type(x) is not Symbolic) or d.kind == "f"
-            for x in xs
-        ) and not (d.kind == "b" and len(xs) > 1 and any(type(x) is int for x in xs)):
+        if all(x.dtype is d if isinstance(x, Tensor) else _read_as(x, d) for x in xs) and not (
+            d.kind == "b" and len(xs) > 1 and any(type(x) is int for x in xs)
+        ):
             return xs
     d = result_type(*xs)
     return tuple([to_dtype(x, d) for x in xs])
@@ -111,7 +125,7 @@ def of_booleans(p: Primitive, *xs: Any) -> Primitive:
 def as_floating(*xs: Any) -> tuple:
     """The operands in their common dtype, or the default one where that is not floating."""
     d = result_type(*xs)
-    if d.kind != "f":
+    if d.kind not in "fc":
         d = dtypes.get_default_dtype()
     return tuple([to_dtype(x, d) for x in xs])
 

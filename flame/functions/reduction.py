@@ -59,7 +59,7 @@ def mean(
     """The mean over `dim`. Raises RuntimeError for integers, unless `dtype` is given."""
     x = tensor_operand(input, "mean")
     x = to_dtype(x, dtype) if dtype is not None else x
-    if x.dtype.kind != "f":
+    if x.dtype.kind not in "fc":
         raise RuntimeError(
             "mean(): could not infer output dtype. Input dtype must be either a floating point or complex dtype. "
             f"Got: {x.dtype!r}"
@@ -284,6 +284,8 @@ def norm(input: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False, 
     """The vector p-norm over `dim` (all by default); "fro" is the 2-norm."""
     x = tensor_operand(input, "norm")
     x = to_dtype(x, dtype) if dtype is not None else x
+    if x.dtype.kind == "c":
+        x = PUBLIC["abs"](x)
     if x.dtype.kind != "f":
         raise RuntimeError(f"linalg.vector_norm: Expected a floating point or complex tensor as input. Got {x.dtype!r}")
     dims = wrap_dims(dim, x.ndim, "norm")

@@ -220,9 +220,9 @@ def cov(input: Tensor, *, correction: int = 1, fweights: Any = None, aweights: A
         norm = total - float(correction)
     else:
         norm = total - sum(w * to_dtype(aweights, x.dtype)) * float(correction) / total
-    norm = PUBLIC["clamp"](norm, min=0.0) if isinstance(norm, Tensor) else max(norm, 0.0)
+    norm = PUBLIC["clamp"](PUBLIC["real"](norm), min=0.0) if isinstance(norm, Tensor) else max(norm, 0.0)
     x = x - centre
-    c = PUBLIC["matmul"](to_dtype(x, centre.dtype), PUBLIC["t"](x * w if w is not None else x))
+    c = PUBLIC["matmul"](to_dtype(x, centre.dtype), PUBLIC["conj"](PUBLIC["t"](x * w if w is not None else x)))
     c = c / (norm if isinstance(norm, Tensor) else FULL(norm, shape=(), dtype=c.dtype))
     return PUBLIC["squeeze"](c) if c.numel() == 1 else c
 
@@ -239,4 +239,5 @@ def corrcoef(input: Tensor) -> Tensor:
     if c.ndim == 0:
         return c / c
     s = SQRT(PUBLIC["diagonal"](c))
-    return PUBLIC["clamp"](c / unsqueeze(s, 1) / unsqueeze(s, 0), -1.0, 1.0)
+    y = c / unsqueeze(s, 1) / unsqueeze(s, 0)
+    return y if y.dtype.kind == "c" else PUBLIC["clamp"](y, -1.0, 1.0)

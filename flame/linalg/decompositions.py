@@ -200,6 +200,28 @@ def eigvalsh(A: Tensor, UPLO: str = "L") -> Tensor:
     return EIGH(a, upper=_triangle(UPLO, "linalg.eigvalsh"))[0]
 
 
+class Eig(NamedTuple):
+    """What eig gives."""
+
+    eigenvalues: Tensor
+    eigenvectors: Tensor
+
+
+@with_out
+def eig(A: Tensor) -> Eig:
+    """Eigenvalues and eigenvectors of square matrices, complex; not differentiable (eigh of symmetric ones is)."""
+    a = matrices(A, "linalg.eig", square=True)
+    if a.requires_grad:
+        raise RuntimeError("linalg.eig is not differentiable here: use linalg.eigh, or detach() the matrix")
+    return Eig(*registered("eig_complex")(a))
+
+
+@with_out
+def eigvals(A: Tensor) -> Tensor:
+    """Eigenvalues of square matrices, complex; not differentiable."""
+    return eig(A)[0]
+
+
 # -------------------------------------------------------------------- singular values
 
 

@@ -15,5 +15,6 @@ from flame.ops import (  # noqa: F401
     random,
     reduce,
     search,
+    spectral,
     strided,
 )

@@ -19,6 +19,7 @@ from flame import dtypes
 from flame.dtypes import dtype
 from flame.ops.access import Choice, Cond, Contraction, E, Index
 from flame.ops.declare import draw, draws, is_narrow, quiet, widened
+from flame.ops.elementwise import conj
 from flame.ops.movement import permute
 from flame.primitive import Primitive, Spec, broadcast_shapes, register
 
@@ -100,7 +101,7 @@ matmul: Primitive = register(
     kind="contract",
     infer=_matmul_infer,
     eager=lambda a, b: _product(np.matmul, a, b),
-    vjp=(lambda g, _y, _a, b: matmul(g, transposed(b)), lambda g, _y, a, _b: matmul(transposed(a), g)),
+    vjp=(lambda g, _y, _a, b: matmul(g, conj(transposed(b))), lambda g, _y, a, _b: matmul(conj(transposed(a)), g)),
     lower=_matmul_lower,
     samples=_matmul_samples,
     doc="matmul(a, b): a[.., m, k] by b[.., k, n], the dimensions in front broadcasting.",

@@ -27,6 +27,11 @@ _IN_WORDS = {
     BITS: "integer or boolean tensors",
     BOOL: "boolean tensors (compare with 0 first)",
 }
+#: elementwise primitives that take complex tensors too; no kernel spells that
+COMPLEX_TOO = frozenset(
+    "add sub mul div neg square reciprocal sqrt rsqrt exp exp2 expm1 log log1p log2 log10 sin cos tan asin acos atan sinh cosh "
+    "tanh asinh acosh atanh pow eq ne where copy cast isnan isinf isfinite".split()
+)
 
 
 class _Quiet(threading.local):
@@ -48,6 +53,8 @@ def as_operand(x: Any, d: np.dtype) -> Any:
     """An operand of dtype `d`: arrays are left as they are, Python numbers become NumPy scalars (integers wrap)."""
     if isinstance(x, np.ndarray):
         return x
+    if d.kind == "c":
+        return d.type(x)
     if d.kind in "ui":
         width = 8 * d.itemsize
         x = int(x) & ((1 << width) - 1)
@@ -106,6 +113,7 @@ def meaning(f: Callable[..., Any], *, ordered: bool = False) -> Callable[..., An
 
 def infer_elementwise(name: str, takes: str, gives: dtype | None) -> Callable[..., Spec]:
     """The shape rule: operands broadcast, and share one dtype, which is of a kind in `takes`."""
+    kinds = takes + "c" if name in COMPLEX_TOO else takes
 
     def infer(*operands: Spec | bool | int | float) -> Spec:
         d: dtype | None = None
@@ -119,9 +127,9 @@ def infer_elementwise(name: str, takes: str, gives: dtype | None) -> Callable[..
                 shapes.append(x.shape)
         if d is None:
             raise TypeError(f"{name}: expected a tensor among its operands, but got {', '.join(map(repr, operands))}")
-        if d.kind not in takes:
-            raise RuntimeError(f'"{name}" not implemented for {d}: it takes {_IN_WORDS[takes]}')
-        if d.kind != "f" and any(isinstance(x, float) for x in operands):
+        if d.kind not in kinds:
+            raise RuntimeError(f'"{name}" not implemented for {d}: it takes {_IN_WORDS.get(takes, "real tensors")}')
+        if d.kind not in "fc" and any(isinstance(x, float) for x in operands):
             raise RuntimeError(f"{name}: a float among its operands can't be read as {d}; cast the tensor first")
         return Spec(shapes[0] if len(shapes) == 1 else broadcast_shapes(*shapes, op=name), gives or d)
 

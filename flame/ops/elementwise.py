@@ -26,7 +26,7 @@ from flame.ops.declare import (
 from flame.ops.declare import operands as sampled
 from flame.ops.logic import eq, ge, gt, le, logical_and, logical_not, lt, where
 from flame.ops.machine import Machine
-from flame.primitive import Primitive, Spec, registered
+from flame.primitive import Primitive, Spec, register, registered
 from flame.symbol import Symbolic
 
 _STEP = "its result does not vary smoothly with its operands"
@@ -40,6 +40,24 @@ def _nothing(g: Any) -> Any:
     return full(0.0, shape=g.shape, dtype=g.dtype)
 
 
+def conj(x: Any) -> Any:
+    """The conjugate of an operand of a rule: of a complex number or array; anything else is its own."""
+    if isinstance(x, complex):
+        return x.conjugate()
+    return conjugate(x) if getattr(getattr(x, "dtype", None), "kind", "") == "c" else x
+
+
+conjugate: Primitive = register(
+    "conjugate",
+    kind="opaque",
+    infer=lambda x: x,
+    eager=lambda x: np.array(np.conjugate(x), order="C"),
+    vjp=(lambda g, _y, _x: conjugate(g),),
+    refused={"lower": "complex numbers have no kernel form"},
+    samples=sampled(FLOAT, (-4, 4)),
+    doc="The complex conjugate; a real array is copied.",
+)
+
 # ---------------------------------------------------------------------------------------------------------- arithmetic
 
 add: Primitive = elementwise("add", NUMBER, np.add, vjp=(lambda g, _y, _a, _b: g, lambda g, _y, _a, _b: g), samples=_pair)
@@ -47,34 +65,39 @@ sub: Primitive = elementwise(
     "sub", NUMBER, np.subtract, vjp=(lambda g, _y, _a, _b: g, lambda g, _y, _a, _b: neg(g)), samples=_pair
 )
 mul: Primitive = elementwise(
-    "mul", NUMBER, np.multiply, vjp=(lambda g, _y, _a, b: mul(g, b), lambda g, _y, a, _b: mul(g, a)), samples=_pair
+    "mul", NUMBER, np.multiply, vjp=(lambda g, _y, _a, b: mul(g, conj(b)), lambda g, _y, a, _b: mul(g, conj(a))), samples=_pair
 )
 div: Primitive = elementwise(
     "div",
     FLOAT,
     np.divide,
-    vjp=(lambda g, _y, _a, b: div(g, b), lambda g, y, _a, b: neg(mul(g, div(y, b)))),
+    vjp=(lambda g, _y, _a, b: div(g, conj(b)), lambda g, y, _a, b: neg(mul(g, conj(div(y, b))))),
     samples=sampled(FLOAT, (-4, 4), (0.5, 4)),
 )
 neg: Primitive = elementwise("neg", NUMBER, np.negative, vjp=(lambda g, _y, _x: neg(g),), samples=_some)
 abs: Primitive = elementwise("abs", NUMBER, np.abs, vjp=(lambda g, _y, x: mul(g, sign(x)),), samples=_some)
 square: Primitive = elementwise(
-    "square", NUMBER, np.square, vjp=(lambda g, _y, x: mul(g, mul(x, 2.0)),), scalar=lambda m, x: m.mul(x, x), samples=_some
+    "square",
+    NUMBER,
+    np.square,
+    vjp=(lambda g, _y, x: mul(g, conj(mul(x, 2.0))),),
+    scalar=lambda m, x: m.mul(x, x),
+    samples=_some,
 )
 reciprocal: Primitive = elementwise(
     "reciprocal",
     FLOAT,
     np.reciprocal,
-    vjp=(lambda g, y, _x: neg(mul(g, mul(y, y))),),
+    vjp=(lambda g, y, _x: neg(mul(g, conj(mul(y, y)))),),
     scalar=lambda m, x: m.div(m.const(1.0, m.dtype(x)), x),
     samples=_positive,
 )
-sqrt: Primitive = elementwise("sqrt", FLOAT, np.sqrt, vjp=(lambda g, y, _x: div(g, mul(y, 2.0)),), samples=_positive)
+sqrt: Primitive = elementwise("sqrt", FLOAT, np.sqrt, vjp=(lambda g, y, _x: div(g, conj(mul(y, 2.0))),), samples=_positive)
 rsqrt: Primitive = elementwise(
     "rsqrt",
     FLOAT,
     lambda x: 1 / np.sqrt(x),
-    vjp=(lambda g, y, _x: mul(mul(g, -0.5), mul(y, mul(y, y))),),
+    vjp=(lambda g, y, _x: mul(mul(g, -0.5), conj(mul(y, mul(y, y)))),),
     scalar=lambda m, x: m.div(m.const(1.0, m.dtype(x)), m.sqrt(x)),
     samples=_positive,
 )
@@ -220,7 +243,7 @@ def _infer_pow() -> Callable[..., Spec]:
 
     def checked(a: Any, b: Any) -> Spec:
         spec = infer(a, b)
-        if spec.dtype.kind != "f" and not isinstance(b, Spec) and b < 0:
+        if spec.dtype.kind not in "fc" and not isinstance(b, Spec) and b < 0:
             raise RuntimeError("pow: Integers to negative integer powers are not allowed.")
         return spec
 
@@ -233,20 +256,22 @@ def _eager_pow(a: Any, b: Any) -> Any:
     return np.power(a, b)
 
 
-_NUMBERS: Any = (int, float, Symbolic)
+_NUMBERS: Any = (int, float, complex, Symbolic)
 
 
 def _pow_base(g: Any, _y: Any, a: Any, b: Any) -> Any:
     if isinstance(b, _NUMBERS):
-        return _nothing(g) if b == 0 else mul(g, mul(pow(a, b - 1), b))
-    return where(eq(b, 0.0), 0.0, mul(g, mul(pow(a, sub(b, 1.0)), b)))
+        return _nothing(g) if b == 0 else mul(g, conj(mul(pow(a, b - 1), b)))
+    return where(eq(b, 0.0), 0.0, mul(g, conj(mul(pow(a, sub(b, 1.0)), b))))
 
 
 def _pow_exponent(g: Any, y: Any, a: Any, b: Any) -> Any:
     if isinstance(a, _NUMBERS):
         if a == 0:
             return where(ge(b, 0.0), 0.0, mul(g, mul(y, -math.inf)))
-        return mul(g, mul(y, symbol.log(a) if a > 0 else math.nan))
+        return mul(g, conj(mul(y, symbol.log(a) if a > 0 else math.nan)))
+    if getattr(getattr(b, "dtype", None), "kind", "") == "c":
+        return where(eq(a, 0.0), 0.0, mul(g, conj(mul(y, log(a)))))
     return where(logical_and(eq(a, 0.0), ge(b, 0.0)), 0.0, mul(g, mul(y, log(a))))
 
 
@@ -367,55 +392,71 @@ frac: Primitive = elementwise(
 
 # ----------------------------------------------------------------------------------------------- mathematical functions
 
-exp: Primitive = elementwise("exp", FLOAT, np.exp, vjp=(lambda g, y, _x: mul(g, y),), scalar=vm.exp, samples=_floats)
+exp: Primitive = elementwise("exp", FLOAT, np.exp, vjp=(lambda g, y, _x: mul(g, conj(y)),), scalar=vm.exp, samples=_floats)
 exp2: Primitive = elementwise(
-    "exp2", FLOAT, np.exp2, vjp=(lambda g, y, _x: mul(g, mul(y, math.log(2))),), scalar=vm.exp2, samples=_floats
+    "exp2", FLOAT, np.exp2, vjp=(lambda g, y, _x: mul(g, conj(mul(y, math.log(2)))),), scalar=vm.exp2, samples=_floats
 )
 expm1: Primitive = elementwise(
-    "expm1", FLOAT, np.expm1, vjp=(lambda g, y, _x: mul(g, add(y, 1.0)),), scalar=vm.expm1, samples=_floats
+    "expm1", FLOAT, np.expm1, vjp=(lambda g, y, _x: mul(g, conj(add(y, 1.0))),), scalar=vm.expm1, samples=_floats
 )
-log: Primitive = elementwise("log", FLOAT, np.log, vjp=(lambda g, _y, x: div(g, x),), scalar=vm.log, samples=_positive)
+log: Primitive = elementwise("log", FLOAT, np.log, vjp=(lambda g, _y, x: div(g, conj(x)),), scalar=vm.log, samples=_positive)
 log2: Primitive = elementwise(
-    "log2", FLOAT, np.log2, vjp=(lambda g, _y, x: div(g, mul(x, math.log(2))),), scalar=vm.log2, samples=_positive
+    "log2", FLOAT, np.log2, vjp=(lambda g, _y, x: div(g, conj(mul(x, math.log(2)))),), scalar=vm.log2, samples=_positive
 )
 log10: Primitive = elementwise(
-    "log10", FLOAT, np.log10, vjp=(lambda g, _y, x: div(g, mul(x, math.log(10))),), scalar=vm.log10, samples=_positive
+    "log10", FLOAT, np.log10, vjp=(lambda g, _y, x: div(g, conj(mul(x, math.log(10)))),), scalar=vm.log10, samples=_positive
 )
 log1p: Primitive = elementwise(
-    "log1p", FLOAT, np.log1p, vjp=(lambda g, _y, x: div(g, add(x, 1.0)),), scalar=vm.log1p, samples=_unit
+    "log1p", FLOAT, np.log1p, vjp=(lambda g, _y, x: div(g, conj(add(x, 1.0))),), scalar=vm.log1p, samples=_unit
 )
-sin: Primitive = elementwise("sin", FLOAT, np.sin, vjp=(lambda g, _y, x: mul(g, cos(x)),), scalar=vm.sin, samples=_floats)
-cos: Primitive = elementwise("cos", FLOAT, np.cos, vjp=(lambda g, _y, x: neg(mul(g, sin(x))),), scalar=vm.cos, samples=_floats)
+sin: Primitive = elementwise("sin", FLOAT, np.sin, vjp=(lambda g, _y, x: mul(g, conj(cos(x))),), scalar=vm.sin, samples=_floats)
+cos: Primitive = elementwise(
+    "cos", FLOAT, np.cos, vjp=(lambda g, _y, x: neg(mul(g, conj(sin(x)))),), scalar=vm.cos, samples=_floats
+)
 tan: Primitive = elementwise(
-    "tan", FLOAT, np.tan, vjp=(lambda g, y, _x: mul(g, add(mul(y, y), 1.0)),), scalar=vm.tan, samples=_unit
+    "tan", FLOAT, np.tan, vjp=(lambda g, y, _x: mul(g, conj(add(mul(y, y), 1.0))),), scalar=vm.tan, samples=_unit
 )
 asin: Primitive = elementwise(
-    "asin", FLOAT, np.arcsin, vjp=(lambda g, _y, x: mul(g, rsqrt(sub(1.0, mul(x, x)))),), scalar=vm.asin, samples=_unit
+    "asin", FLOAT, np.arcsin, vjp=(lambda g, _y, x: mul(g, conj(rsqrt(sub(1.0, mul(x, x))))),), scalar=vm.asin, samples=_unit
 )
 acos: Primitive = elementwise(
-    "acos", FLOAT, np.arccos, vjp=(lambda g, _y, x: neg(mul(g, rsqrt(sub(1.0, mul(x, x))))),), scalar=vm.acos, samples=_unit
+    "acos",
+    FLOAT,
+    np.arccos,
+    vjp=(lambda g, _y, x: neg(mul(g, conj(rsqrt(sub(1.0, mul(x, x)))))),),
+    scalar=vm.acos,
+    samples=_unit,
 )
 atan: Primitive = elementwise(
-    "atan", FLOAT, np.arctan, vjp=(lambda g, _y, x: div(g, add(mul(x, x), 1.0)),), scalar=vm.atan, samples=_floats
+    "atan", FLOAT, np.arctan, vjp=(lambda g, _y, x: div(g, conj(add(mul(x, x), 1.0))),), scalar=vm.atan, samples=_floats
 )
-sinh: Primitive = elementwise("sinh", FLOAT, np.sinh, vjp=(lambda g, _y, x: mul(g, cosh(x)),), scalar=vm.sinh, samples=_floats)
-cosh: Primitive = elementwise("cosh", FLOAT, np.cosh, vjp=(lambda g, _y, x: mul(g, sinh(x)),), scalar=vm.cosh, samples=_floats)
+sinh: Primitive = elementwise(
+    "sinh", FLOAT, np.sinh, vjp=(lambda g, _y, x: mul(g, conj(cosh(x))),), scalar=vm.sinh, samples=_floats
+)
+cosh: Primitive = elementwise(
+    "cosh", FLOAT, np.cosh, vjp=(lambda g, _y, x: mul(g, conj(sinh(x))),), scalar=vm.cosh, samples=_floats
+)
 tanh: Primitive = elementwise(
-    "tanh", FLOAT, np.tanh, vjp=(lambda g, y, _x: mul(g, sub(1.0, mul(y, y))),), scalar=vm.tanh, samples=_floats
+    "tanh", FLOAT, np.tanh, vjp=(lambda g, y, _x: mul(g, conj(sub(1.0, mul(y, y)))),), scalar=vm.tanh, samples=_floats
 )
 asinh: Primitive = elementwise(
-    "asinh", FLOAT, np.arcsinh, vjp=(lambda g, _y, x: mul(g, rsqrt(add(mul(x, x), 1.0))),), scalar=vm.asinh, samples=_floats
+    "asinh",
+    FLOAT,
+    np.arcsinh,
+    vjp=(lambda g, _y, x: mul(g, conj(rsqrt(add(mul(x, x), 1.0)))),),
+    scalar=vm.asinh,
+    samples=_floats,
 )
 acosh: Primitive = elementwise(
     "acosh",
     FLOAT,
     np.arccosh,
-    vjp=(lambda g, _y, x: mul(g, rsqrt(mul(sub(x, 1.0), add(x, 1.0)))),),
+    vjp=(lambda g, _y, x: mul(g, conj(mul(rsqrt(sub(x, 1.0)), rsqrt(add(x, 1.0))))),),
     scalar=vm.acosh,
     samples=sampled(FLOAT, (1.2, 6)),
 )
 atanh: Primitive = elementwise(
-    "atanh", FLOAT, np.arctanh, vjp=(lambda g, _y, x: div(g, sub(1.0, mul(x, x))),), scalar=vm.atanh, samples=_unit
+    "atanh", FLOAT, np.arctanh, vjp=(lambda g, _y, x: div(g, conj(sub(1.0, mul(x, x)))),), scalar=vm.atanh, samples=_unit
 )
 atan2: Primitive = elementwise(
     "atan2",
@@ -432,7 +473,7 @@ sigmoid: Primitive = elementwise(
     "sigmoid",
     FLOAT,
     special.sigmoid,
-    vjp=(lambda g, y, _x: mul(g, mul(y, sub(1.0, y))),),
+    vjp=(lambda g, y, _x: mul(g, conj(mul(y, sub(1.0, y)))),),
     scalar=vm.sigmoid,
     samples=_floats,
 )

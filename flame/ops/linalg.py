@@ -19,7 +19,7 @@ from flame.errors import LinAlgError
 from flame.ops.contract import matmul
 from flame.ops.create import iota
 from flame.ops.declare import draws, quiet
-from flame.ops.elementwise import add, mul, neg, sub
+from flame.ops.elementwise import add, conj, mul, neg, sub
 from flame.ops.logic import eq, ge, where
 from flame.ops.movement import pad, permute, reshape, slice
 from flame.ops.reduce import sum
@@ -34,7 +34,7 @@ Samples = Callable[[], Iterator[tuple[tuple, dict]]]
 def adjoint(x: Any) -> Any:
     """The conjugate transpose of matrices."""
     n = len(x.shape)
-    return permute(x, dims=(*range(n - 2), n - 1, n - 2))
+    return conj(permute(x, dims=(*range(n - 2), n - 1, n - 2)))
 
 
 def triangle(x: Any, *, upper: bool, offset: int = 0) -> Any:
@@ -71,10 +71,14 @@ def first_columns(x: Any, stop: int) -> Any:
 # ------------------------------------------------------------------------------------------------- words of the records
 
 
+#: what takes complex matrices too
+_COMPLEX_TOO = {"linalg.inv", "linalg.solve", "linalg.det"}
+
+
 def check_matrices(name: str, x: Spec, *, square: bool = False) -> None:
     if x.ndim < 2:
         raise RuntimeError(f"{name}: The input tensor A must have at least 2 dimensions, but got {list(x.shape)}")
-    if x.dtype not in (dtypes.float32, dtypes.float64):
+    if x.dtype not in (dtypes.float32, dtypes.float64) and not (x.dtype.kind == "c" and name in _COMPLEX_TOO):
         raise RuntimeError(f'"{name}" not implemented for {x.dtype}: cast to float32 or float64')
     if square and x.shape[-1] != x.shape[-2]:
         raise RuntimeError(
@@ -377,14 +381,15 @@ def _cofactor_eager(x: np.ndarray) -> np.ndarray:
     u, s, v = np.linalg.svd(x)
     others = np.stack([np.prod(np.delete(s, k, -1), -1) for k in range(n)], -1)
     turn = np.linalg.det(u) * np.linalg.det(v)
-    return np.asarray(((u * (others * turn[..., None])[..., None, :]) @ v), x.dtype)
+    return np.asarray(((u.conj() * (others * turn[..., None])[..., None, :]) @ v.conj()), x.dtype)
 
 
 def _cofactor_vjp(g: Any, y: Any, x: Any) -> Any:
     """With z the inverse's transpose: <z, g> y - z g^T y."""
     z = adjoint(inverse(x, check=False)[0])
-    n = len(x.shape)
-    return sub(mul(sum(mul(z, g), dim=(n - 2, n - 1), keepdim=True), y), matmul(matmul(z, adjoint(g)), y))
+    n, y = len(x.shape), conj(y)
+    turned = permute(g, dims=(*range(n - 2), n - 1, n - 2))
+    return sub(mul(sum(mul(z, g), dim=(n - 2, n - 1), keepdim=True), y), matmul(matmul(z, turned), y))
 
 
 cofactor: Primitive = register(
@@ -402,7 +407,7 @@ det: Primitive = register(
     kind="opaque",
     infer=_det_infer,
     eager=lambda x: np.asarray(quiet.run(np.linalg.det, x), x.dtype, order="C"),
-    vjp=(lambda g, _y, x: mul(column(column(g)), cofactor(x)),),
+    vjp=(lambda g, _y, x: mul(column(column(g)), conj(cofactor(x))),),
     refused=LIBRARY,
     samples=sampled_matrices("det", SQUARE),
     doc="det(x): determinants.",

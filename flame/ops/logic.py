@@ -131,6 +131,8 @@ copy: Primitive = register(
 def _cast_eager(x: np.ndarray, *, dtype: DType) -> np.ndarray:
     if is_narrow(x.dtype) and dtype.kind != "f":
         x = widened(x)
+    if x.dtype.kind == "c" and dtype.kind != "c":
+        x = x.real if dtype.kind != "b" else x != 0
     return quiet.run(x.astype, dtype.numpy, order="C")
 
 

@@ -11,7 +11,7 @@ from flame import dtypes
 from flame.dtypes import dtype, int64
 from flame.ops.create import full
 from flame.ops.declare import draw, draws, is_narrow, quiet, widened
-from flame.ops.elementwise import div, mul
+from flame.ops.elementwise import conj, div, mul
 from flame.ops.index import scatter_add
 from flame.ops.logic import eq, logical_and, where
 from flame.ops.movement import flip
@@ -40,7 +40,7 @@ def _samples(name: str, **params: Any) -> Callable[[], Iterator[tuple[tuple, dic
 def _scan_infer(name: str) -> Callable[..., Spec]:
     def infer(x: Spec, *, dim: int) -> Spec:
         _is_dim(name, x, dim)
-        return Spec(x.shape, x.dtype if x.dtype.kind == "f" else int64)
+        return Spec(x.shape, x.dtype if x.dtype.kind in "fc" else int64)
 
     return infer
 
@@ -49,7 +49,7 @@ def _scan_eager(f: np.ufunc) -> Callable[..., np.ndarray]:
     def eager(x: np.ndarray, *, dim: int) -> np.ndarray:
         if is_narrow(x.dtype):
             return quiet.run(quiet.run(f.accumulate, widened(x), axis=dim).astype, x.dtype, order="C")
-        wide = x if x.dtype.kind == "f" else x.astype(np.int64)
+        wide = x if x.dtype.kind in "fc" else x.astype(np.int64)
         return np.asarray(quiet.run(f.accumulate, wide, axis=dim), order="C")
 
     return eager
@@ -62,6 +62,7 @@ def _after(g: Any, dim: int) -> Any:
 
 def _cumprod_vjp(g: Any, y: Any, x: Any, *, dim: int) -> Any:
     """sum over the later results of g * y / x_k; at the first 0 with that factor taken out, behind it nothing."""
+    x, y = conj(x), conj(y)
     zero = eq(x, 0.0)
     first = logical_and(zero, eq(cumsum(zero, dim=dim), 1))
     without = cumprod(where(first, 1.0, x), dim=dim)

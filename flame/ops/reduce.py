@@ -15,7 +15,7 @@ from flame import dtypes
 from flame.dtypes import bool_, dtype, int64
 from flame.ops.access import Reduction
 from flame.ops.declare import ANY, BOOL, NUMBER, draw, draws, is_narrow, quiet, widened
-from flame.ops.elementwise import div, mul
+from flame.ops.elementwise import conj, div, mul
 from flame.ops.logic import cast, eq, where
 from flame.ops.movement import expand, reshape
 from flame.primitive import Primitive, Spec, register
@@ -36,12 +36,12 @@ def spread(g: Any, like: Any, dim: Dims) -> Any:
 
 
 def _integers_grow(d: dtype) -> dtype:
-    return d if d.kind == "f" else int64
+    return d if d.kind in "fc" else int64
 
 
 def _infer(name: str, takes: str, gives: Callable[[dtype], dtype], *, empty: bool, whole_or_one: bool) -> Callable[..., Spec]:
     def infer(x: Spec, *, dim: Dims, keepdim: bool) -> Spec:
-        if x.dtype.kind not in takes:
+        if x.dtype.kind not in takes and not (x.dtype.kind == "c" and name in ("sum", "prod")):
             hint = ": compare with 0 first" if takes == BOOL else ""
             raise RuntimeError(f'"{name}" not implemented for {x.dtype}{hint}')
         if list(dim) != sorted(set(dim)) or not set(dim) <= set(range(x.ndim)):
@@ -59,7 +59,7 @@ def _infer(name: str, takes: str, gives: Callable[[dtype], dtype], *, empty: boo
 def _eager(f: Callable[..., Any], gives: Callable[[dtype], dtype]) -> Callable[..., np.ndarray]:
     def eager(x: np.ndarray, *, dim: Dims, keepdim: bool) -> np.ndarray:
         d = x.dtype
-        out_dtype = d if d.kind in "fV" else gives(dtypes.from_numpy_dtype(d)).numpy
+        out_dtype = d if d.kind in "fcV" else gives(dtypes.from_numpy_dtype(d)).numpy
         if is_narrow(d):
             x = widened(x)
         elif d != out_dtype and f in (np.add.reduce, np.multiply.reduce):
@@ -131,7 +131,7 @@ def _prod_vjp(g: Any, y: Any, x: Any, *, dim: Dims, keepdim: bool) -> Any:
     rest = prod(where(zero, 1.0, x), dim=dim, keepdim=True)
     zeros = spread(sum(zero, dim=dim, keepdim=True), x, dim)
     others = where(zero, where(eq(zeros, 1), rest, 0.0), where(eq(zeros, 0), div(rest, x), 0.0))
-    return mul(spread(g, x, dim), others)
+    return mul(spread(g, x, dim), conj(others))
 
 
 def _extreme_vjp(g: Any, y: Any, x: Any, *, dim: Dims, keepdim: bool) -> Any:
