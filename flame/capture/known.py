@@ -60,6 +60,7 @@ class Macro:
         self.given = given
         self.positional = positional
         self.names = names
+        # what framework functions depend on beside their arguments; whoever adds to it adds it here and where calls are looked up
         self.grad = force.grad
         self.default = dtypes._default_float
         self.last = last
