@@ -67,6 +67,7 @@ FUNCTIONS = {
     "sspaddmm": _refusing("flame.sspaddmm", _DENSE),
 }
 METHODS = {
+    "chalf": _refusing("Tensor.chalf", "complex numbers are complex64 or complex128: use cfloat()"),
     "to_sparse": _refusing("Tensor.to_sparse", _DENSE),
     "coalesce": _refusing("Tensor.coalesce", _DENSE),
     "indices": _refusing("Tensor.indices", _DENSE),
