@@ -83,6 +83,7 @@ PROGRAMS: dict[str, tuple[Callable, list]] = {
     "nothing": (lambda x: (x * 2, None)[1], of_shapes((3,))),
     "structure": (lambda d: d["a"][0] * d["b"] + d["a"][1], [({"a": t, "b": 2.0},) for t in of_shapes((3,), (3,))]),
     "number": (lambda x, k: x * k, [(x, 2.5) for (x,) in of_shapes((3,))]),
+    "complex": (lambda x, z: (x * z.real + z.imag, z), [(x, complex(2.5, -i // 99)) for i, (x,) in enumerate(of_shapes((3,)))]),
     "integers": (lambda x: (x * 3) % 5, [(flame.arange(6) + i,) for i in range(CALLS)]),
     "booleans": (lambda x: (x > 0, x.abs() > 0.5), of_shapes((6,))),
     "half": (lambda x: x.half() * 2, of_shapes((5,))),

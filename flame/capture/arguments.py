@@ -56,6 +56,8 @@ class Arguments:
             return (t, x)
         if t is float:
             return (t, struct.pack("<d", x))
+        if t is complex:
+            return (t, repr(x))
         if isinstance(x, tuple | list):
             return (t, *map(self._of, x))
         if t is dict:
@@ -108,6 +110,8 @@ class _Source:
             self.unless(f"type({v}) is {self.name(t)} and {v} == {self.name(x)}")
         elif t is float:
             self.unless(f"{v} is {self.name(x)} or same_number({v}, {self.name(x)})")
+        elif t is complex:
+            self.unless(f"type({v}) is complex and repr({v}) == {repr(x)!r}")
         elif isinstance(x, tuple | list):
             self.unless(f"type({v}) is {self.name(t)} and len({v}) == {len(x)}")
             self.unpack(self.items(x), v)

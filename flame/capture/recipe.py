@@ -166,6 +166,8 @@ def same_result(a: tuple, b: tuple) -> bool:
     match a[0]:
         case "constant":
             x, y = a[1], b[1]
+            if isinstance(x, complex):
+                return type(y) is complex and repr(x) == repr(y)
             return x is y or (isinstance(x, int | float | str | bytes | tuple) and exact(x, y))
         case "tuple" | "dict" | "list":
             return a[1:-1] == b[1:-1] and len(a[-1]) == len(b[-1]) and all(map(same_result, a[-1], b[-1]))
