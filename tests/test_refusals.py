@@ -31,7 +31,10 @@ def outcome(f: Any) -> Any:
 @pytest.mark.parametrize("p", [p for p in REGISTRY.values() if p.samples is not None], ids=str)
 def test_eager_takes_what_the_shape_rule_takes(p: Primitive) -> None:
     for operands, params in itertools.islice(p.samples(), 3):  # type: ignore[misc]
+        is_complex = any(isinstance(o, np.ndarray) and o.dtype.kind == "c" for o in operands)
         for d in dtypes.ALL:
+            if is_complex and d.kind != "c":
+                continue
             with np.errstate(all="ignore"):
                 arrays = [o.astype(d.numpy) if isinstance(o, np.ndarray) else o for o in operands]
             specs = [Spec(a.shape, d) if isinstance(a, np.ndarray) else a for a in arrays]

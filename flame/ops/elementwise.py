@@ -51,7 +51,7 @@ conjugate: Primitive = register(
     "conjugate",
     kind="opaque",
     infer=lambda x: x,
-    eager=lambda x: np.array(np.conjugate(x), order="C"),
+    eager=lambda x: np.array(np.conjugate(x), x.dtype, order="C"),
     vjp=(lambda g, _y, _x: conjugate(g),),
     refused={"lower": "complex numbers have no kernel form"},
     samples=sampled(FLOAT, (-4, 4)),

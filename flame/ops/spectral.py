@@ -206,6 +206,8 @@ irfft_complex: Primitive = register(
 def _eig_infer(x: Spec) -> tuple[Spec, Spec]:
     if x.ndim < 2 or x.shape[-1] != x.shape[-2]:
         raise RuntimeError(f"linalg.eig: A must be batches of square matrices, but got {list(x.shape)}")
+    if x.dtype.kind not in "fc":
+        raise RuntimeError(f"linalg.eig: expected a floating point or complex tensor, but got {x.dtype}")
     c = x.dtype.to_complex()
     return Spec(x.shape[:-1], c), Spec(x.shape, c)
 
