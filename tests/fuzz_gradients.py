@@ -242,7 +242,8 @@ def checkpointed(s: Scene, t: Any, b: float, c: float) -> Any:
     if checkpoint is None:
         return None
     w0, w1, _ = s.world.weights
-    y = checkpoint(lambda u: F.dropout((u * w0).tanh() @ w1, 0.3), t, use_reentrant=c < 0.3)
+    # (of temporaries: eager guards what it runs again on against writes, where compiled code may not need it)
+    y = checkpoint(lambda u, a, b: F.dropout((u * a).tanh() @ b, 0.3), t * 1.0, w0 * 1.0, w1 * 1.0, use_reentrant=c < 0.3)
     if c < 0.6 and y.requires_grad:
         y.sum().backward(retain_graph=True)
     return y
