@@ -36,7 +36,7 @@ def modes(s: Scene, t: Any, b: float, c: float) -> Any:
 @inside
 def tensor_hook(s: Scene, t: Any, b: float, c: float) -> Any:
     y = t * s.world.weights[0]
-    y.register_hook(lambda g: s.world.noted.append(g.detach().sum()) if c < 0.5 else g * 0.5)
+    y.register_hook(lambda g: s.world.heard.append(g.detach().sum()) if c < 0.5 else g * 0.5)
     if c < 0.3:
         y.sum().backward(retain_graph=True)
     return y

@@ -125,6 +125,8 @@ class World:
         self.grown: list = []
         self.table: dict = {}
         self.noted: list = []
+        #: what hooks saw; in one walk of the tape, hooks on tensors that do not depend on each other are called in any order
+        self.heard: list = []
         self.handles: dict = {}
         self.copied: Any = None
         self.net: Any = None
@@ -166,7 +168,7 @@ class World:
         net = [] if self.net is None else [list(self.net.parameters()), list(self.net.buffers()), self.net.calls]
         return [
             self.buffer, self.window, self.weights, self.escaped[-2:], self.listed, self.named, self.scratch,
-            self.count, self.kept, self.grown[-3:], self.table, self.noted[-6:], self.copied, net,
+            self.count, self.kept, self.grown[-3:], self.table, self.noted[-6:], sorted(map(float, self.heard)), self.copied, net,
         ]  # fmt: skip
 
     def forget_gradients(self) -> None:
@@ -175,3 +177,4 @@ class World:
             w.grad = None
         self.scratch.zero_()  # which may have been a gradient
         self.noted.clear()
+        self.heard.clear()
