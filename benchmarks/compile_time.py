@@ -153,6 +153,7 @@ def main() -> None:
     print(text)
     if given.out is not None:
         stem = given.out / f"compile-{datetime.date.today().isoformat()}"
+        stem.parent.mkdir(parents=True, exist_ok=True)
         stem.with_suffix(".md").write_text(text, encoding="utf-8")
         kept = {"machine": machine(), "flame": found, "torch": beside}
         stem.with_suffix(".json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
