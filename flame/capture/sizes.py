@@ -155,7 +155,6 @@ def takes(want: Any, given: Any, step: Step, bindings: list) -> bool:
 
 def takes_params(step: Step, params: Mapping[str, Any], bindings: list) -> bool:
     """Whether an operation's parameters are a step's, and the facts hold that it rests on."""
-    n = len(bindings)
     before = bindings[:]
     if len(params) == len(step.params) and all(
         [k in params and takes(v, params[k], step, bindings) for k, v in step.params.items()]
@@ -163,13 +162,12 @@ def takes_params(step: Step, params: Mapping[str, Any], bindings: list) -> bool:
         if not step.facts or condition(step.facts)(bindings):
             return True
     bindings[:] = before
-    del bindings[n:]
     return False
 
 
 class SizedTensor(Tensor):
     """What derivative rules see while a path with Sizes is recorded: a tensor whose shape is symbolic. Tensors are made such for
-    the time being, and are themselves again afterwards (`Sizing.symbolic`)."""
+    the time being, and are themselves again afterwards (`Sizing.symbolic_tape`)."""
 
     __slots__ = ()
     sizing: Sizing | None = None  #: the one that is recording

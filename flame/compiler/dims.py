@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from flame.compiler.index_math import ZERO, Bounds, E, Symbols, evaluate, ex, implied, names, nonneg, simplify, subst, var
+from flame.compiler.index_math import ZERO, Bounds, E, evaluate, ex, implied, names, nonneg, simplify, subst, var
 from flame.ops.access import Cond
 from flame.symbol import Symbolic
 
@@ -41,6 +41,18 @@ class Fact:
 
     def __str__(self) -> str:
         return f"{self.expr} {'>=' if self.kind == 'ge' else '=='} 0"
+
+
+class Symbols(dict[str, int]):
+    """Symbols by name with their least values, and `facts`: expressions over them that are never negative."""
+
+    def __init__(self, least: Mapping[str, int] = {}, facts: Iterable[E] = ()):
+        super().__init__(least)
+        self.facts: tuple[E, ...] = tuple(facts)
+
+    def used_by(self, found: frozenset[str]) -> Symbols:
+        """Those among `found`, with the facts that are about nothing else."""
+        return Symbols({n: v for n, v in self.items() if n in found}, [e for e in self.facts if names(e) <= found])
 
 
 class Space:

@@ -148,18 +148,6 @@ def val(name: str) -> E:
 ZERO, ONE = ex(0), ex(1)
 
 
-class Symbols(dict[str, int]):
-    """Symbols by name with their least values, and `facts`: expressions over them that are never negative."""
-
-    def __init__(self, least: Mapping[str, int] = {}, facts: Iterable[E] = ()):
-        super().__init__(least)
-        self.facts: tuple[E, ...] = tuple(facts)
-
-    def used_by(self, found: frozenset[str]) -> Symbols:
-        """Those among `found`, with the facts that are about nothing else."""
-        return Symbols({n: v for n, v in self.items() if n in found}, [e for e in self.facts if names(e) <= found])
-
-
 class Bounds:
     """What is known of the names: axis -> extent, symbol -> its lower bound, value -> (lowest, highest), None if unknown.
     `facts` (of `Symbols`) are tried where the bounds alone prove nothing.

@@ -31,7 +31,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from flame.compiler.index_math import ONE, ZERO, Bounds, E, Symbols, evaluate, ex, extreme, implied, names, subst, val, var
+from flame.compiler.dims import Symbols
+from flame.compiler.index_math import ONE, ZERO, Bounds, E, evaluate, ex, extreme, implied, names, subst, val, var
 from flame.dtypes import bool_, dtype, int64, uint8, uint32
 from flame.errors import VerificationError
 from flame.ops.access import Cond

@@ -18,8 +18,8 @@ it runs. Narrow floats are computed in float32. Rows are exact softmaxes, not on
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from flame.compiler.attention_plan import QUERIES, Attention, Plan, Routine, up
 from flame.compiler.llvm_machine import LlvmMachine, Value
 from flame.compiler.llvm_text import (
     Function,
@@ -35,110 +35,6 @@ from flame.compiler.llvm_text import (
 )
 from flame.compiler.target_cpu import CpuTarget
 from flame.dtypes import bool_, dtype, float32, float64
-
-QUERIES = 192  #: of a chunk: keys are packed once for them
-MOST_CHUNKS = 32  #: each has scratch memory of its own
-
-
-@dataclass(frozen=True, slots=True)
-class Attention:
-    """What the code of a routine depends on. `width` is of queries and keys, `value_width` of values and results."""
-
-    dtype: dtype
-    width: int
-    value_width: int
-    causal: bool
-    scale: float
-
-
-@dataclass(frozen=True, slots=True)
-class Routine:
-    """LLVM IR with one entry `void @entry(ptr bufs, ptr syms, i64 begin, i64 end)`, as a kernel's phase.
-
-    `bufs` are the arrays of the primitive, operands then results, and workspace; `syms` what `sizes` gives.
-    """
-
-    text: str
-    entry: str
-    attention: Attention
-    backward: bool
-    rows: int
-    columns: int
-    items: int  #: bytes of an element in scratch
-
-    def sizes(self, heads: int, queries: int, keys: int) -> tuple[int, ...]:
-        """The values behind `syms`: heads, queries, keys, chunks, and the elements of a chunk's scratch memory."""
-        return (heads, queries, keys, self.chunks(heads, queries), self._own(keys))
-
-    def chunks(self, heads: int, queries: int) -> int:
-        blocks = 1 if self.backward else -(-queries // QUERIES)
-        return max(1, min(MOST_CHUNKS, heads * blocks))
-
-    def workspace(self, heads: int, queries: int, keys: int) -> int:
-        """Bytes of scratch memory."""
-        return self.chunks(heads, queries) * self._own(keys) * self.items
-
-    def microseconds(self, heads: int, queries: int, keys: int) -> float:
-        """An estimate of all of it on one core."""
-        a = self.attention
-        products = (3 * a.width + 2 * a.value_width) if self.backward else a.width + a.value_width
-        return 1e-5 * heads * queries * keys * (2 * products + 40) * (0.6 if a.causal else 1.0)
-
-    def _own(self, keys: int) -> int:
-        plan = _Plan(self.attention, self.rows, self.columns, self.items)
-        return plan.total(keys, self.backward)
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """Where a chunk's scratch memory holds what, in elements."""
-
-    attention: Attention
-    rows: int
-    columns: int
-    items: int
-
-    @property
-    def depth(self) -> int:
-        """Width of queries and keys, padded."""
-        return _up(self.attention.width, max(8, self.columns))
-
-    @property
-    def values(self) -> int:
-        return _up(self.attention.value_width, max(8, self.columns))
-
-    @property
-    def block(self) -> int:
-        """Rows of queries at a time."""
-        return 2 * self.rows
-
-    def capacity(self, keys: int) -> int:
-        """Keys, padded: tiles of columns and of rows stay inside."""
-        return _up(keys, self.columns) + _up(self.rows, self.columns)
-
-    def places(self, keys: int, backward: bool) -> dict[str, tuple[int, int]]:
-        """Offsets are linear in the capacity: name -> (constant part, multiple of the capacity)."""
-        d, v, n = self.depth, self.values, self.block
-        sizes: list[tuple[str, int, int]] = [("turned", 0, d), ("straight", 0, v), ("q", n * d, 0), ("scores", 0, n)]
-        if not backward:
-            sizes += [("o", n * v, 0), ("sums", _up(n, 16), 0)]
-        else:
-            sizes += [("g", n * v, 0), ("dp", 0, n), ("o", n * max(d, v), 0), ("keys", 0, d), ("dk", 0, d), ("dv", 0, v)]
-        out: dict[str, tuple[int, int]] = {}
-        constant, times = 0, 0
-        for name, a, b in sizes:
-            out[name] = (constant, times)
-            constant, times = constant + a, times + b
-        out["end"] = (constant, times)
-        return out
-
-    def total(self, keys: int, backward: bool) -> int:
-        constant, times = self.places(keys, backward)["end"]
-        return _up(constant + times * self.capacity(keys), 64)
-
-
-def _up(n: int, multiple: int) -> int:
-    return -(-n // multiple) * multiple
 
 
 def forward(attention: Attention, target: CpuTarget) -> Routine:
@@ -162,7 +58,7 @@ class _Writer:
         self.columns = self.vectors * self.lanes
         self.t, self.v = element(self.wide), wide(element(self.wide), self.lanes)
         self.align = self.wide.itemsize
-        self.plan = _Plan(attention, self.rows, self.columns, self.wide.itemsize)
+        self.plan = Plan(attention, self.rows, self.columns, self.wide.itemsize)
         self.name = "attention_grad" if backward else "attention"
         self.f = Function(self.name, [("ptr", "bufs"), ("ptr", "syms"), ("i64", "begin"), ("i64", "end")])
         self.m = LlvmMachine(self.f, target)
@@ -181,7 +77,7 @@ class _Writer:
         workspace = f.load("ptr", f.address("%bufs", len(names), "ptr"), 8)
         heads, self.queries, self.keys, chunks, own = (f.load("i64", f.address("%syms", i, "i64"), 8) for i in range(5))
         scratch = f.address(workspace, f.mul("%begin", own), self.t)
-        padding = _up(self.rows, self.columns)
+        padding = up(self.rows, self.columns)
         whole = f.mul(f.div(f.add(self.keys, self.columns - 1), self.columns), self.columns)
         self.capacity = f.add(whole, padding)
         self.scratch = {

@@ -30,9 +30,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from flame import dtypes
-from flame.compiler.dims import hint, same_sizes
+from flame.compiler.dims import Symbols, hint, same_sizes
 from flame.compiler.graph import Node, Operand, Value, identifier
-from flame.compiler.index_math import ZERO, E, Symbols, divisions, ex, implied, names, simplify, simplify_conds, var
+from flame.compiler.index_math import ZERO, E, divisions, ex, implied, names, simplify, simplify_conds, var
 from flame.compiler.kernel import Buffer, Contract, Kernel, Reduce, Store, names_in
 from flame.compiler.writer import NO_GUARD, Guard, Writer, compute_dtype, flatten, single_axis
 from flame.dtypes import dtype

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from flame.compiler.cost import Cost, cost
+from flame.compiler.dims import Symbols
 from flame.compiler.graph import Graph, Node, Value
-from flame.compiler.index_math import Symbols, var
+from flame.compiler.index_math import var
 from flame.compiler.kernel import Kernel
 from flame.compiler.lower import NOTHING, lower
 from flame.compiler.rewrite import static_key

@@ -11,13 +11,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from flame import dtypes
-from flame.compiler.dims import Dim
+from flame.compiler.dims import Dim, Symbols
 from flame.compiler.index_math import (
     ONE,
     ZERO,
     Bounds,
     E,
-    Symbols,
     divisions,
     ex,
     extreme,

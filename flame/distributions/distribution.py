@@ -78,7 +78,7 @@ class Distribution:
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The logarithm of the density (or probability) at `value`."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}.log_prob is not known")
 
     def cdf(self, value: Tensor) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__}.cdf is not known")

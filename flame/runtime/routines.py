@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from flame.compiler import llvm_attention, llvm_scatter
+from flame.compiler.attention_plan import Attention, Routine
 from flame.compiler.index_math import ex
-from flame.compiler.llvm_attention import Attention, Routine
 from flame.compiler.llvm_scatter import IndexAdd
 from flame.compiler.target_cpu import CpuTarget, LlvmSource, Phase
 from flame.primitive import Primitive, Spec
