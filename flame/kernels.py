@@ -6,7 +6,6 @@ need, for this machine's CPU and for GPUs that need not be there. `Inventory` fi
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,50 +17,13 @@ from flame.compiler.pipeline import compile_graph
 from flame.compiler.program import Decision, KernelStep, Program
 from flame.compiler.schedule import choose_gpu
 from flame.compiler.schedule_cpu import choose_cpu
-from flame.compiler.target import Target
+from flame.compiler.target import DEFAULT_GPU, Target, gpu
 from flame.compiler.target_cpu import LlvmSource
 from flame.compiler.to_llvm import to_llvm
 from flame.compiler.to_triton import TritonSource, to_triton
 from flame.errors import CompileError, Refused
 from flame.runtime import cpu, llvm_jit
 from flame.runtime.triton_tools import Binary, compile_triton
-
-#: the GPU that source is written for where none is named
-DEFAULT_GPU = "sm_90"
-
-#: data-sheet figures: lanes of a warp, multiprocessors, bytes of shared memory that one program may take
-_GPUS = {
-    "sm_70": (32, 80, 96),
-    "sm_75": (32, 40, 64),
-    "sm_80": (32, 108, 163),
-    "sm_86": (32, 84, 99),
-    "sm_89": (32, 128, 99),
-    "sm_90": (32, 132, 227),
-    "sm_100": (32, 148, 227),
-    "sm_120": (32, 170, 99),
-    "gfx90a": (64, 104, 64),
-    "gfx942": (64, 304, 64),
-    "gfx950": (64, 256, 160),
-    "gfx1100": (32, 96, 64),
-}
-
-
-def gpu(arch: str = DEFAULT_GPU) -> Target:
-    """A GPU of that architecture, as its data sheet describes it; an NVIDIA one that is not in the table as the next older one.
-
-    Raises ValueError for a name that is neither "sm_NN" nor "gfxNNN".
-    """
-    number = re.fullmatch(r"sm_(\d+)a?", arch)
-    if number is None and re.fullmatch(r"gfx[0-9a-f]+", arch) is None:
-        raise ValueError(f"{arch!r} is no GPU architecture: expected sm_80, sm_90, sm_100, gfx942 or the like")
-    if number is not None:
-        older = [n for n in _GPUS if n.startswith("sm_") and int(n[3:]) <= int(number[1])]
-        known = max(older, key=lambda n: int(n[3:]), default="sm_70")
-    else:
-        known = arch if arch in _GPUS else "gfx90a" if arch.startswith("gfx9") else "gfx1100"
-    lanes, units, kilobytes = _GPUS[known]
-    return Target("cuda", arch, lanes=lanes, units=units, cache=kilobytes * 1024)
-
 
 #: what a handle's kernel was fused for where that is this machine, whatever it is called
 HOST = Target("cpu", "host")

@@ -11,7 +11,7 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -343,16 +343,36 @@ def test_what_is_not_a_buffer_of_the_kernel_is_refused() -> None:
         run_interpreted(source, buffers | {"x": np.asfortranarray(buffers["x"])})
 
 
-def test_an_old_triton_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Have Triton say that it is another version."""
     import triton
 
-    monkeypatch.setattr(triton, "__version__", "3.2.0")
-    triton_tools.load_triton.cache_clear()
-    try:
-        with pytest.raises(MissingTargetError, match="3.2.0 is too old"):
-            triton_tools.load_triton()
-    finally:
+    def say(version: str) -> None:
+        monkeypatch.setattr(triton, "__version__", version)
         triton_tools.load_triton.cache_clear()
+
+    yield say
+    triton_tools.load_triton.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("version", "told"),
+    [("3.2.0", "3.2.0 is too old"), ("2.10.1", "too old"), ("nightly", "too old"), ("4.0.0", "4.0.0 is a new major version")],
+)
+def test_a_triton_that_is_not_known_is_named(pretend: Callable[[str], None], version: str, told: str) -> None:
+    pretend(version)
+    with pytest.raises(MissingTargetError, match=told + ".*3.6 to 3.9"):
+        triton_tools.load_triton()
+
+
+def test_a_newer_triton_is_tried_with_a_warning_and_blamed_in_errors(pretend: Callable[[str], None]) -> None:
+    pretend("3.99.1")
+    source = to_triton(CASES["pad"][0], chosen(CASES["pad"]))
+    with pytest.warns(RuntimeWarning, match="3.99.1 is newer than what was tested"):
+        compile_triton(source, "sm_90")
+    with pytest.raises(CompileError, match="newer than what flame was tested with"):
+        compile_triton(replace(source, text=source.text.replace("tl.load(", "tl.nonsense(")), "sm_90")
 
 
 def test_what_triton_refuses_is_reported_with_its_words() -> None:

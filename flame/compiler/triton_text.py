@@ -301,6 +301,10 @@ def _call(op: str, args: tuple[Text, ...], functions: Functions) -> str:
 class TritonMachine(Machine):
     """The abstract machine that writes Triton: values are `Text`s, each operation is a line."""
 
+    # CUDA's mathematics library states 1 or 2 units in the last place for these; each is some ten instructions where the
+    # definitions written for vectors take 25 to 40. (Its sin and cos keep a table on the stack, its erfc is off by 4.)
+    native = frozenset(("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "tanh", "erf"))
+
     def __init__(self, functions: Functions):
         self.functions = functions
         self.lines: list[str] = []

@@ -42,6 +42,9 @@ LIBM = frozenset(
 class Machine:
     """Base of all machines: the basic operations by name, over `emit`."""
 
+    #: functions of `LIBM` that the platform has in float32 too, within 2 units in the last place and in few instructions
+    native: frozenset[str] = frozenset()
+
     def emit(self, op: str, *operands: Any) -> Any:
         """Apply the basic operation `op`; at least one operand is a value, the others may be numbers of its dtype."""
         raise NotImplementedError(op)

@@ -2,7 +2,7 @@
 
     float32   argument reduction and polynomials of our own, within 2 units in the last place (ULP) of the exact result, tan
               within 4. Subnormals, infinities, NaN and signed zeros are right.
-    float64   the platform's library (`m.libm`)
+    float64   the platform's library (`m.libm`), and in float32 too where the machine says that it is as good (`m.native`)
 
 The polynomials are minimax fits made for this file: weighted least squares on Chebyshev nodes, reweighted (Lawson) until the
 error levels, in extended precision; coefficients are rounded to float32 one after the other, refitting the rest. Constants
@@ -26,13 +26,13 @@ Define = Callable[..., Any]
 
 
 def _library_in_float64(define: Define) -> Define:
-    """The definition for float32, the platform's function of the same name for float64."""
+    """The definition for float32, the platform's function of the same name for float64 and where float32 has one."""
     name = define.__name__
     assert name in LIBM, name
 
     @functools.wraps(define)
     def either(m: Machine, *x: Any) -> Any:
-        return m.libm(name, *x) if m.dtype(x[0]) is float64 else define(m, *x)
+        return m.libm(name, *x) if name in m.native or m.dtype(x[0]) is float64 else define(m, *x)
 
     return either
 

@@ -5,7 +5,7 @@ driver or other framework there, and checks the entry point's parameters against
 buffers, symbols)` runs the very same text on the CPU, one program at a time (see `triton_interpreter`).
 
 Triton is imported by the first call, since that takes a second. What differs between its versions stands in this file and in
-`triton_interpreter`; releases from 3.6 on are known to work.
+`triton_interpreter`; releases 3.6 to 3.9 are known to work.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from flame.compiler.to_triton import TritonSource
 from flame.errors import CompileError, MissingTargetError
 from flame.runtime.triton_interpreter import interpret
 
-OLDEST = (3, 6)
+#: the releases that this was written for and is tested with: from the oldest to the newest
+OLDEST, NEWEST = (3, 6), (3, 9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +53,36 @@ class Binary:
 
 @cache
 def load_triton() -> ModuleType:
-    """The triton package. Raises MissingTargetError where it is not installed, or too old to be known to work."""
+    """The triton package. Raises MissingTargetError where it is not installed, too old, or of another major version; warns
+    (RuntimeWarning, once) where it is newer than the releases that were tested, whose errors then say so too."""
     try:
         import triton
         import triton.backends.compiler
         import triton.compiler
     except ImportError as error:
         raise MissingTargetError(f"GPU kernels are compiled by Triton, which can't be imported: {error}") from error
-    version = re.match(r"(\d+)\.(\d+)", triton.__version__)
-    if version is None or (int(version[1]), int(version[2])) < OLDEST:
-        raise MissingTargetError(f"Triton {triton.__version__} is too old: flame needs {OLDEST[0]}.{OLDEST[1]} or newer")
+    version = _version(triton)
+    known = f"flame knows Triton {OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]}"
+    if version < OLDEST:
+        raise MissingTargetError(f"Triton {triton.__version__} is too old: {known}")
+    if version[0] > NEWEST[0]:
+        raise MissingTargetError(f"Triton {triton.__version__} is a new major version: {known}; install one of these")
+    if version > NEWEST:
+        told = f"Triton {triton.__version__} is newer than what was tested: {known}; if kernels fail, install one of these"
+        warnings.warn(told, RuntimeWarning, stacklevel=2)
     return triton
+
+
+def _version(triton: ModuleType) -> tuple[int, int]:
+    """Major and minor number; (0, 0) for a name that has none."""
+    found = re.match(r"(\d+)\.(\d+)", triton.__version__)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def _called(triton: ModuleType) -> str:
+    """The version in words, for an error."""
+    untested = " (newer than what flame was tested with)" if _version(triton) > NEWEST else ""
+    return f"Triton {triton.__version__}{untested}"
 
 
 def _file(source: TritonSource) -> str:
@@ -153,7 +173,7 @@ def compile_triton(source: TritonSource, arch: str) -> Binary:
             ast = triton.compiler.ASTSource(module[source.entry], signature, constants, aligned)
             made = triton.compile(ast, target=target, options=options)
         except Exception as error:  # whatever Triton raises, from its own classes to plain RuntimeError
-            raise CompileError(f"{source.entry}: Triton {triton.__version__} for {arch}: {error}") from error
+            raise CompileError(f"{source.entry}: {_called(triton)} for {arch}: {error}") from error
     said = tuple(str(w.message) for w in caught)
     if target.backend == "cuda":
         ptx, code = made.asm["ptx"], made.asm["cubin"]
