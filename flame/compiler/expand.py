@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from flame.compiler.graph import Builder, Graph, Value
 from flame.compiler.target import Target
-from flame.ops.attention import composed
+from flame.ops import attention, pool
+
+_COMPOSED = {**attention.composed, **pool.composed}
 
 
 def expand(graph: Graph, target: Target) -> Graph:
     """The graph as a target without routines of its own runs it; a CPU has them all."""
-    if not target.is_gpu or not any(n.primitive.name in composed for n in graph.nodes):
+    if not target.is_gpu or not any(n.primitive.name in _COMPOSED for n in graph.nodes):
         return graph
     made = Graph(list(graph.inputs), [], [], graph.name)
     builder = Builder(made)
@@ -21,7 +23,7 @@ def expand(graph: Graph, target: Target) -> Graph:
         for n in graph.nodes:
             builder.note, builder.source = n.note, n.source
             operands = tuple([place.get(x, x) if isinstance(x, Value) else x for x in n.operands])
-            smaller = composed.get(n.primitive.name)
+            smaller = _COMPOSED.get(n.primitive.name)
             if smaller is not None:
                 place.update(zip(n.outputs, smaller(*operands, **n.params), strict=True))
             else:

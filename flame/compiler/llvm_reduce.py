@@ -13,7 +13,7 @@ from flame.compiler.kernel import Contract, Kernel, Reduce
 from flame.compiler.llvm_machine import LlvmMachine, Value
 from flame.compiler.llvm_point import Point
 from flame.compiler.llvm_text import element, wide
-from flame.dtypes import bool_, dtype, int64, uint8
+from flame.dtypes import bool_, dtype, int32, int64, uint8
 
 State = list[Value]
 
@@ -50,6 +50,7 @@ class Accumulator:
     statement: Reduce | Contract
     machine: LlvmMachine
     lanes: int
+    ordered: bool = False  #: elements come by ascending position, so that a later one has to be better
 
     @property
     def op(self) -> str:
@@ -68,21 +69,31 @@ class Accumulator:
         return uint8 if kind is bool_ else kind
 
     @property
+    def place(self) -> dtype:
+        """Of positions: as narrow as what they belong to, where there are few."""
+        n = 1
+        for a in self.statement.axes:
+            n *= self.kernel.axes[a].const or 1 << 31
+        return int32 if self.ordered and n < 1 << 31 and self.dtype.itemsize <= 4 else int64
+
+    @property
     def types(self) -> list[str]:
         """The register types of the state."""
         value = wide(element(self.dtype), self.lanes)
-        return [value, wide("i64", self.lanes)] if self.is_arg else [value]
+        return [value, wide(element(self.place), self.lanes)] if self.is_arg else [value]
 
     def start(self) -> State:
         first = self.machine.widen(self.machine.const(identity(self.op, self.dtype), self.dtype), self.lanes)
         if not self.is_arg:
             return [first]
+        if self.ordered:  # the first one is the answer where none is better
+            return [first, self.machine.widen(self.machine.const(0, self.place), self.lanes)]
         # past every position, so that an element equal to the identity still beats it
         return [first, self.machine.widen(self.machine.const((1 << 63) - 1, int64), self.lanes)]
 
     def restore(self, texts: list[str]) -> State:
         """The state from the names that carry it around a loop."""
-        kinds = [self.dtype, int64] if self.is_arg else [self.dtype]
+        kinds = [self.dtype, self.place] if self.is_arg else [self.dtype]
         return [Value(t, d, self.lanes) for t, d in zip(texts, kinds, strict=True)]
 
     def step(self, state: State, point: Point, masked: bool) -> State:
@@ -96,6 +107,8 @@ class Accumulator:
                 b = m.emit("where", exists, b, 0)
             return [m.emit("fma", a, b, state[0])]
         x = m.widen(m.cast(point.need(s.operands[0]), self.dtype), self.lanes)
+        if self.is_arg and self.ordered:
+            return self._later(state, [x, m.cast(self._position(point), self.place)], exists)
         if self.is_arg:
             return self._better(state, [x, self._position(point)], exists)
         if exists is not None:
@@ -115,6 +128,18 @@ class Accumulator:
         if point.integer == "i32":
             text = f.emit(f"sext {wide('i32', self.lanes)} {text} to {wide('i64', self.lanes)}")
         return Value(text, int64, self.lanes)
+
+    def _later(self, state: State, new: State, exists: Value | None) -> State:
+        """The extreme of two candidates of which the second stands later: it has to be better, or the first NaN."""
+        m = self.machine
+        (best, at), (x, place) = state, new
+        takes = m.emit("gt" if self.op == "argmax" else "lt", x, best)
+        if x.dtype.kind == "f":
+            no_worse = m.emit("le" if self.op == "argmax" else "ge", x, best)
+            takes = m.emit("logical_and", m.emit("logical_not", no_worse), m.emit("eq", best, best))
+        if exists is not None:
+            takes = m.emit("logical_and", takes, exists)
+        return [m.emit("where", takes, x, best), m.emit("where", takes, place, at)]
 
     def _better(self, state: State, new: State, exists: Value | None = None) -> State:
         """The extreme of two candidates, NaN above all, the first of equals."""
@@ -159,5 +184,7 @@ class Accumulator:
             state = [Value(m.function.emit(f"extractelement {v.type} {v.text}, i64 0"), v.dtype) for v in state]
         if not self.is_arg:
             return state[0]
+        if self.ordered:
+            return m.cast(state[1], int64)
         nothing = m.emit("eq", state[1], (1 << 63) - 1)  # of no elements: 0
         return m.emit("where", nothing, 0, state[1])

@@ -363,7 +363,8 @@ class RowWriter:
                 p.tail = existing_lanes(self.function, start, last, self.lanes)
             p.bind(self.outer_lane, Linear(f.add(start, self.lanes * u), 1, None, True))
         for sweep in self.nest.sweeps:
-            accumulators = [Accumulator(self.kernel, r, self.machine, self.lanes) for r in sweep.reduces]
+            # (lane by lane in the axes' order: a strip is walked down by one accumulator a lane)
+            accumulators = [Accumulator(self.kernel, r, self.machine, self.lanes, ordered=True) for r in sweep.reduces]
             states = [[a.start() for a in accumulators] for _ in points]
             states = self._down(points, sweep, accumulators, list(sweep.axes), states)
             for p, state in zip(points, states, strict=True):

@@ -12,6 +12,7 @@ from flame.ops import (  # noqa: F401
     logic,
     movement,
     opaque,
+    pool,
     random,
     reduce,
     search,

@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flame.compiler import llvm_attention, llvm_scatter
+from flame.compiler import llvm_attention, llvm_scatter, llvm_windows
 from flame.compiler.attention_plan import Attention, Routine
 from flame.compiler.index_math import ex
 from flame.compiler.llvm_scatter import IndexAdd
+from flame.compiler.llvm_windows import WindowPut
 from flame.compiler.target_cpu import CpuTarget, LlvmSource, Phase
 from flame.primitive import Primitive, Spec
 from flame.runtime import cpu
@@ -75,6 +76,19 @@ def _index_add(name: str, operands: Sequence[Spec], params: Mapping[str, Any], t
     return NativeRoutine(_stored(text, name, target), (lead, rows, index.numel, columns, chunks), chunks, 0, microseconds)
 
 
+def _window_put(name: str, operands: Sequence[Spec], params: Mapping[str, Any], target: CpuTarget) -> NativeRoutine | None:
+    g, at = operands
+    if g.dtype.itemsize < 4:  # narrow numbers are added up in wider ones
+        return None
+    n = len(params["kernel"])
+    lead, windows, size = math.prod(g.shape[:-n]), g.shape[-n:], params["size"]
+    what = WindowPut(g.dtype, at.dtype, params["kernel"], params["step"], params["dilation"])
+    chunks = max(1, min(llvm_windows.MOST_CHUNKS, lead))
+    microseconds = 1e-3 * (1.5 * g.numel + 0.1 * lead * math.prod(size))
+    symbols = (lead, chunks, *windows, *size, *params["lo"])
+    return NativeRoutine(_stored(llvm_windows.window_put(what, target), name, target), symbols, chunks, 0, microseconds)
+
+
 def _stored(text: str, entry: str, target: CpuTarget) -> str:
     return cpu.load_routine(LlvmSource(text, (Phase(entry, ex(1)),), ()), entry, target)
 
@@ -83,4 +97,5 @@ _ROUTINES: dict[str, Callable[..., NativeRoutine | None]] = {
     "attention": _attention,
     "attention_grad": _attention,
     "index_add": _index_add,
+    "window_put": _window_put,
 }

@@ -18,8 +18,8 @@ from flame.nn.functional.convolution import tuples
 from flame.primitive import composite, force, registered
 from flame.tensor import Tensor
 
-SUM, AMAX, ARGMAX, GATHER, INDEX_SELECT, SCATTER, FLOOR = map(
-    registered, ("sum", "amax", "argmax", "gather", "index_select", "scatter", "floor")
+SUM, AMAX, ARGMAX, GATHER, INDEX_SELECT, SCATTER, FLOOR, WINDOW_PICK = map(
+    registered, ("sum", "amax", "argmax", "gather", "index_select", "scatter", "floor", "window_pick")
 )
 
 
@@ -82,7 +82,10 @@ def _max_pool(n: int) -> Any:
             return y.squeeze(0) if single else y  # type: ignore[attr-defined]
         # the first maximum of each window takes the whole gradient, as PyTorch's does
         at = ARGMAX(flat.detach(), dim=(n + 2,), keepdim=True)
-        y = RESHAPE(GATHER(flat, at, dim=n + 2), shape=out)
+        where = RESHAPE(at, shape=out)
+        if m <= 255:
+            where = to_dtype(where, dtypes.uint8)
+        y = WINDOW_PICK(x, where, kernel=k, step=s, dilation=d, lo=p, fill=fill)
         if return_indices:
             index = _flat_positions(RESHAPE(at, shape=out), n, k, s, p, d, tuple(x.shape[2:]))
             return (y.squeeze(0), index.squeeze(0)) if single else (y, index)  # type: ignore[attr-defined]
