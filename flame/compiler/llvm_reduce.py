@@ -14,6 +14,7 @@ from flame.compiler.llvm_machine import LlvmMachine, Value
 from flame.compiler.llvm_point import Point
 from flame.compiler.llvm_text import element, wide
 from flame.dtypes import bool_, dtype, int32, int64, uint8
+from flame.dtypes import dtype as DType
 
 State = list[Value]
 
@@ -69,7 +70,7 @@ class Accumulator:
         return uint8 if kind is bool_ else kind
 
     @property
-    def place(self) -> dtype:
+    def place(self) -> DType:
         """Of positions: as narrow as what they belong to, where there are few."""
         n = 1
         for a in self.statement.axes:
