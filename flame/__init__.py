@@ -52,6 +52,7 @@ from flame.dtypes import (
 )
 from flame.dtypes import bool_ as bool
 from flame.explain import explain
+from flame.func import vmap
 from flame.functions.creation import tensor
 from flame.functions.promotion import result_type
 from flame.functions.random import (

@@ -24,7 +24,6 @@ NAMES: dict[str, str] = {
     "multiprocessing": "Python's multiprocessing, or DataLoader(num_workers=...)",
     "mps": "the CPU: Apple GPUs are not used",
     "xpu": "the CPU: Intel GPUs are not used",
-    "vmap": "flame.func.vmap",
     "grid_sampler": "nn.functional.grid_sample",
 }
 

@@ -195,6 +195,7 @@ class _Force(threading.local):
     interpreter: Any = None
     grad: bool = True
     inference: bool = False
+    examples: tuple[int, ...] = ()  #: the batches for each of whose examples random numbers are drawn anew
     note: str = ""  #: the composite that is running: a comment in generated code
 
 

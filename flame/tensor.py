@@ -84,6 +84,7 @@ class Tensor:
     _ref: Any = None  #: identity inside a captured segment
     _trace: Any = None  #: the memory window that it shows there
     _known: Any = None  #: how it last entered a segment from outside
+    _batching: Any = None  #: the interpreter that it is batched under (see flame.func.batched)
     __array_priority__ = 1000.0
     __hash__ = object.__hash__
 

@@ -130,7 +130,16 @@ class Function:
     def apply(cls, *args: Any, **kwargs: Any) -> Any:
         run = force.interpreter
         if run is not None:
-            return run.outside(lambda: cls.apply(*args, **kwargs), CUSTOM_FUNCTION, cls.__name__)
+            return run.outside(lambda: cls._applied(args, kwargs), CUSTOM_FUNCTION, cls.__name__)
+        return cls._applied(args, kwargs)
+
+    @classmethod
+    def _applied(cls, args: tuple, kwargs: dict) -> Any:
+        if force.grad and any(a._batching is not None and a._batching.leads_below(a) for a in args if isinstance(a, Tensor)):
+            raise RuntimeError(
+                f"vmap: the backward of {cls.__name__} is written for single examples, and gradient is wanted of a whole batch: "
+                "take the gradient inside, vmap(grad(f)), or write the function as operations"
+            )
         ctx = FunctionContext()
         ctx.needs_input_grad = tuple(isinstance(a, Tensor) and a.requires_grad for a in args)
         with no_grad():

@@ -11,7 +11,7 @@ from typing import Any
 
 from flame.autograd.engine import grad
 from flame.autograd.modes import enable_grad
-from flame.primitive import registered
+from flame.primitive import force, registered
 from flame.tensor import Tensor
 
 full, copy, reshape, slice_, cat = map(registered, ("full", "copy", "reshape", "slice", "cat"))
@@ -34,7 +34,16 @@ def _as_tuple(x: Any, op: str, what: str) -> tuple[tuple, bool]:
 
 
 def fresh(x: Tensor, create_graph: bool) -> Tensor:
-    """A tensor of the same values that requires grad: one that remembers x, if the result is to be differentiated further."""
+    """A tensor of the same values that requires grad: one that remembers x, if the result is to be differentiated further.
+
+    Inside of vmap its tape is that of single examples, and what leads on from x outside is remembered with the values.
+    """
+    own = getattr(force.interpreter, "unvaried", None)
+    if own is not None:
+        c = copy(own(x) if create_graph else own(x).detach())
+        if not c.requires_grad:
+            c._requires_grad = True
+        return c
     if create_graph and x.requires_grad:
         return copy(x)
     return copy(x.detach()).requires_grad_()
@@ -91,7 +100,7 @@ def vjp(func: Callable, inputs: Any, v: Any = None, create_graph: bool = False, 
 
 def pushed(ys: tuple, xs: tuple, vs: tuple, create_graph: bool) -> tuple:
     """The tangents of ys, given those of xs."""
-    dummies = tuple(zeros_like(y).requires_grad_() for y in ys)
+    dummies = tuple(fresh(zeros_like(y), False) for y in ys)
     gs = grad(
         [y for y in ys if y.requires_grad], xs, [d for y, d in zip(ys, dummies, strict=True) if y.requires_grad],
         create_graph=True, allow_unused=True,

@@ -198,6 +198,8 @@ def fit(g: Any, operand: Any) -> Any:
 
 def alias(t: Tensor) -> Tensor:
     """Another object for the same memory, outside the tape."""
+    if t._batching is not None:
+        return t._alias()
     a = wrap(t._array)
     a._storage = t.storage_of()
     return a
@@ -226,7 +228,7 @@ def _renew_view(t: Tensor, v: View) -> None:
         t._node = None
         return
     before = force.grad, force.interpreter
-    force.grad, force.interpreter = True, None
+    force.grad, force.interpreter = True, v.base._batching
     try:
         x: Any = v.base
         for p, params in v.chain:
@@ -407,7 +409,7 @@ def assign(target: Tensor, value: Tensor) -> Tensor:
         n = target.ndim  # what was there before still has a gradient, which is zero
         value = slice_scatter(target, value, starts=(0,) * n, stops=tuple(target.shape), steps=(1,) * n)
     run = force.interpreter
-    if run is not None and target.dtype.is_complex:
+    if run is not None and target.dtype.is_complex and target._batching is None:
         return run.outside(lambda: eager_assign(target, value), COMPLEX, "a write")
     if run is not None:
         return run.assign(target, value)
@@ -435,7 +437,8 @@ def update(f: Callable[[Sequence[Tensor], tuple], None], tensors: Sequence[Tenso
         run.update(f, tensors, numbers)
 
 
-def eager_assign(target: Tensor, value: Tensor) -> Tensor:
+def eager_assign(target: Tensor, value: Tensor, write: Callable[[Tensor, Tensor], None] | None = None) -> Tensor:
+    """`assign` on the tape; `write` copies the data where that is not one copy from array to array."""
     check_writable(target)
     value_edge = edge(value) if force.grad else None
     target_edge = edge(target)
@@ -444,9 +447,13 @@ def eager_assign(target: Tensor, value: Tensor) -> Tensor:
     base_new = None
     if base is not None and force.grad and (value_edge is not None or edge(base) is not None):
         base_new = write_through(base, v.chain, value)  # type: ignore[union-attr]
-    new, storage = value._data(), target.storage_of()
-    about_to_write(storage)
-    np.copyto(target._array, new)
+    storage = target.storage_of()
+    if write is None:
+        new = value._data()
+        about_to_write(storage)
+        np.copyto(target._array, new)
+    else:
+        write(target, value)
     storage.version += 1
     if base_new is not None:
         base._node = base_new._node  # type: ignore[union-attr]

@@ -7,14 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 from flame.autograd.engine import grad as tape_grad
-from flame.autograd.functional import _unit, pushed, stacked, zeros_like
+from flame.autograd.functional import _unit, fresh, pushed, stacked, zeros_like
 from flame.autograd.modes import enable_grad
 from flame.autograd.tape import AccumulateGrad, edge
+from flame.dtypes import int64
+from flame.func.batched import captured
 from flame.func.tree import flatten, mapped, tensors
+from flame.func.vectorized import vmap
 from flame.primitive import force, registered
 from flame.tensor import Tensor
 
-copy = registered("copy")
+copy, full, reshape, cast = map(registered, ("copy", "full", "reshape", "cast"))
 
 
 def _variables(x: Any) -> Any:
@@ -23,14 +26,14 @@ def _variables(x: Any) -> Any:
     def variable(t: Tensor) -> Tensor:
         if not (t.dtype.is_floating_point or t.dtype.is_complex):
             raise RuntimeError(f"only tensors of floating point dtype can be differentiated by, but one is {t.dtype!r}")
-        return copy(t) if t.requires_grad else copy(t.detach()).requires_grad_()
+        return fresh(t, True)
 
     return mapped(variable, x)
 
 
 def _let_go(x: Any, own: list[Tensor]) -> Any:
     """Results that lead to nothing but the variables made here are detached: nobody outside can ask for their derivatives."""
-    if force.interpreter is not None:  # what a captured result leads to is not known yet
+    if captured(force.interpreter):  # what a captured result leads to is not known yet
         return x
     mine = {id(t) for t in own}
 
@@ -50,7 +53,7 @@ def _let_go(x: Any, own: list[Tensor]) -> Any:
                 stack.extend(f[0] for f in node.edges if f is not None)
         return False
 
-    return mapped(lambda t: t if leads_out(t) else t.detach(), x)
+    return mapped(lambda t: t if leads_out(t) else t.detach() if t._batching is None else t._alias(), x)
 
 
 def _picked(argnums: Any, args: tuple, op: str) -> tuple:
@@ -176,7 +179,7 @@ def jvp(func: Callable, primals: tuple, tangents: tuple, *, strict: bool = False
     return (y, ts, aux) if has_aux else (y, ts)
 
 
-def _jacobian(func: Callable, argnums: Any, has_aux: bool, forward: bool) -> Callable:
+def _jacobian(func: Callable, argnums: Any, has_aux: bool, forward: bool, chunk: int | None, randomness: str) -> Callable:
     op = "jacfwd" if forward else "jacrev"
 
     @functools.wraps(func)
@@ -190,7 +193,7 @@ def _jacobian(func: Callable, argnums: Any, has_aux: bool, forward: bool) -> Cal
             ys, rebuild = flatten(y)
             if not all(isinstance(t, Tensor) for t in ys):
                 raise RuntimeError(f"{op}(f)(*args): Expected f(*args) to return tensors")
-            blocks = [_forward_rows(ys, xs, j) if forward else _rows(t, xs) for j, t in enumerate(ys)]
+            blocks = [_forward_rows(ys, xs, j, randomness) if forward else _rows(t, xs, chunk) for j, t in enumerate(ys)]
             back = flatten(picked)[1]
             out = rebuild([back(b)[0] if isinstance(argnums, int) else back(b) for b in blocks])
             out, aux = _let_go((out, aux), xs)
@@ -199,38 +202,61 @@ def _jacobian(func: Callable, argnums: Any, has_aux: bool, forward: bool) -> Cal
     return wrapped
 
 
-def _rows(y: Tensor, xs: list[Tensor]) -> list[Tensor]:
-    """d y / d x for each x, a row a time."""
-    rows: list[list[Tensor]] = []
-    for k in range(y.numel()):
-        gs: Any = [None] * len(xs)
-        if y.requires_grad:
-            gs = tape_grad([y], xs, [_unit(y, k)], create_graph=True, allow_unused=True)
-        rows.append([zeros_like(x) if g is None else g for g, x in zip(gs, xs, strict=True)])
-    full = registered("full")
-    return [
-        stacked([r[i] for r in rows], (*y.shape, *x.shape)) if rows else full(0, shape=(*y.shape, *x.shape), dtype=y.dtype)
-        for i, x in enumerate(xs)
-    ]
+def _rows(y: Tensor, xs: list[Tensor], chunk: int | None) -> list[Tensor]:
+    """d y / d x for each x: all rows at once, by vmap over the cotangents of y (under capture one a time, which it fuses)."""
+    n = y.numel()
+    if not y.requires_grad or not n:
+        return [full(0, shape=(*y.shape, *x.shape), dtype=y.dtype) for x in xs]
+
+    def pull(g: Tensor) -> tuple[Tensor, ...]:
+        gs = tape_grad([y], xs, [g], create_graph=True, allow_unused=True)
+        return tuple(zeros_like(x) if v is None else v for v, x in zip(gs, xs, strict=True))
+
+    if captured(force.interpreter):
+        rows = [pull(_unit(y, k)) for k in range(n)]
+        return [stacked([r[i] for r in rows], (*y.shape, *x.shape)) for i, x in enumerate(xs)]
+    whole = vmap(pull, chunk_size=chunk)(_units(y))
+    return [reshape(w, shape=(*y.shape, *x.shape)) for w, x in zip(whole, xs, strict=True)]
 
 
-def _forward_rows(ys: list[Tensor], xs: list[Tensor], j: int) -> list[Tensor]:
-    """d ys[j] / d x for each x, a column a time."""
+def _units(x: Tensor) -> Tensor:
+    """For each element of x, in order, a tensor like x of which it is 1 and the others are 0."""
+    n = x.numel()
+    i = registered("iota")(size=n, dtype=int64)
+    return reshape(cast(registered("eq")(reshape(i, shape=(n, 1)), i), dtype=x.dtype), shape=(n, *x.shape))
+
+
+def _forward_rows(ys: list[Tensor], xs: list[Tensor], j: int, randomness: str) -> list[Tensor]:
+    """d ys[j] / d x for each x: all columns at once, by vmap over the tangents of x."""
     out = []
     y = ys[j]
-    n = y.ndim
-    for i, x in enumerate(xs):
-        columns = []
-        for k in range(x.numel()):
-            vs = tuple(_unit(t, k) if m == i else zeros_like(t) for m, t in enumerate(xs))
-            columns.append(pushed((y,), tuple(xs), vs, True)[0])
-        if not columns:
-            out.append(registered("full")(0, shape=(*y.shape, *x.shape), dtype=y.dtype))
+    for x in xs:
+        n = x.numel()
+        if not n or not y.requires_grad:
+            out.append(full(0, shape=(*y.shape, *x.shape), dtype=y.dtype))
             continue
-        whole = stacked(columns, (x.numel(), *y.shape))
-        moved = registered("permute")(whole, dims=(*range(1, n + 1), 0))
-        out.append(registered("reshape")(moved, shape=(*y.shape, *x.shape)))
+        if captured(force.interpreter):
+            columns = [pushed((y,), (x,), (_unit(x, k),), True)[0] for k in range(n)]
+            whole = stacked(columns, (n, *y.shape))
+        else:
+            whole = vmap(pushing(y, x), randomness=randomness)(_units(x))
+        moved = registered("permute")(whole, dims=(*range(1, y.ndim + 1), 0))
+        out.append(reshape(moved, shape=(*y.shape, *x.shape)))
     return out
+
+
+def pushing(y: Tensor, x: Tensor) -> Callable[[Tensor], Tensor]:
+    """The tangent of y as a function of that of x: the transpose of what backward computes, which is linear in its cotangent."""
+    dummy = fresh(zeros_like(y), False)
+    (g,) = tape_grad([y], [x], [dummy], create_graph=True, allow_unused=True)
+
+    def push(v: Tensor) -> Tensor:
+        if g is None or not g.requires_grad:
+            return zeros_like(y)
+        (t,) = tape_grad([g], [dummy], [v], create_graph=True, allow_unused=True)
+        return zeros_like(y) if t is None else t
+
+    return push
 
 
 def jacrev(
@@ -241,13 +267,16 @@ def jacrev(
     chunk_size: int | None = None,
     _preallocate_and_copy: bool = False,
 ) -> Callable:
-    """A function that gives the Jacobian, outputs' shape + inputs' shape, by reverse mode: a row for each output element."""
-    return _jacobian(func, argnums, has_aux, False)
+    """A function that gives the Jacobian, outputs' shape + inputs' shape, by reverse mode: a row for each output element, all (or
+    `chunk_size` of them) at once."""
+    if chunk_size is not None and chunk_size <= 0:
+        raise ValueError("jacrev: `chunk_size` should be greater than 0.")
+    return _jacobian(func, argnums, has_aux, False, chunk_size, "error")
 
 
 def jacfwd(func: Callable, argnums: int | tuple[int, ...] = 0, has_aux: bool = False, *, randomness: str = "error") -> Callable:
     """A function that gives the Jacobian by forward mode: a column for each input element."""
-    return _jacobian(func, argnums, has_aux, True)
+    return _jacobian(func, argnums, has_aux, True, None, randomness)
 
 
 def hessian(func: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:

@@ -113,7 +113,7 @@ def bits(shape: tuple[int, ...], generator: Generator | None = None) -> Tensor:
     """uint32 words of the stream."""
     g = generator or default_generator
     at = g.offset
-    g.offset = at + -(-math.prod(shape) // 4) * 4
+    g.offset = at + -(-math.prod(force.examples + shape) // 4) * 4
     return BITS(g.seed_value, at, shape=shape)
 
 
