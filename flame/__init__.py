@@ -11,6 +11,7 @@ from typing import Any
 from flame import (
     absent,
     accelerator,
+    amp,
     autograd,
     backends,
     compiler,
@@ -32,6 +33,8 @@ from flame import (
     testing,
     utils,
 )
+from flame.amp import deprecated as _deprecated
+from flame.amp.autocast_mode import autocast
 from flame.autograd import enable_grad, inference_mode, is_grad_enabled, is_inference_mode_enabled, no_grad, set_grad_enabled
 from flame.dtypes import (
     bfloat16,
@@ -88,6 +91,8 @@ globals().update(recurrent.FLAME_NAMES)
 globals().update(legacy.PUBLIC_NAMES)
 globals().update(absent.FUNCTIONS)
 vars(cuda).update(legacy.LEGACY_CUDA)
+globals().update(amp.FLAME_NAMES)
+cuda.amp = _deprecated.cuda_amp  # type: ignore[attr-defined]
 distributed, hub, onnx = absent.distributed, absent.hub, absent.onnx
 for _name, _method in absent.METHODS.items():
     setattr(Tensor, _name, _method)

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from flame.dtypes import dtype
+from flame.precision import precise
 
 Number = bool | int | float
 
@@ -241,7 +242,7 @@ def _known_by_capture(f: Callable[..., Any], name: str) -> Callable[..., Any]:
         run = force.interpreter
         return f(*args, **kwargs) if run is None else run.composite(f, name, args, kwargs)
 
-    return known
+    return precise(known)
 
 
 def broadcast_shapes(*shapes: tuple[int, ...], op: str = "broadcast_shapes") -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from flame.autograd.tape import AccumulateGrad, Edge, edge, full, requires_grad
 from flame.changes import changes
+from flame.precision import in_force, put_in_force
 from flame.primitive import force, registered
 from flame.reasons import DATA_ASSIGNED, DETACHED_IN_PLACE, GRAD_FN_READ, HOOK_REGISTERED, REQUIRES_GRAD_CHANGED
 from flame.tensor import Tensor
@@ -91,8 +92,10 @@ def run_engine(
     stop = frozenset(barrier)
     order, segments = walk([r for r in roots if r not in stop], stop)
     pending: dict[Any, dict[int, Any]] = {}
-    before = force.grad
+    before, casts = force.grad, in_force.casts
     force.grad = create_graph
+    if casts is not None:  # a gradient has the dtype that its forward operation chose
+        put_in_force(None)
     collected: dict[Edge, Any] = {}
     needed: set | None = None
     partly: set[Edge] = set()  # results of whole segments, not every one of which leads on
@@ -158,6 +161,8 @@ def run_engine(
             _spread(pending, collected, stop, node, got)
     finally:
         force.grad = before
+        if casts is not None:
+            put_in_force(casts)
     if not retain_graph:
         let_go(order, segments)
     return collected

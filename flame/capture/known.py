@@ -19,6 +19,7 @@ from flame.capture.sizes import SizedSpec
 from flame.capture.state import RunState, SegmentEnded, new_object, weak
 from flame.capture.trace import Ref, Slot, Step, Trace, exact
 from flame.dtypes import dtype
+from flame.precision import casting, in_force
 from flame.primitive import force
 from flame.tensor import Tensor
 
@@ -51,7 +52,9 @@ class Result:
 class Macro:
     """A known call."""
 
-    __slots__ = ("function", "given", "positional", "names", "grad", "default", "last", "only", "results", "pack", "checked")
+    __slots__ = (
+        "function", "given", "positional", "names", "grad", "default", "casts", "last", "only", "results", "pack", "checked",
+    )  # fmt: skip
 
     def __init__(
         self, function: Any, given: tuple, positional: int, names: tuple, last: Step, results: list[Result], pack: Any
@@ -63,6 +66,7 @@ class Macro:
         # what framework functions depend on beside their arguments; whoever adds to it adds it here and where calls are looked up
         self.grad = force.grad
         self.default = dtypes._default_float
+        self.casts = in_force.casts
         self.last = last
         #: the ref of a call that gives one fresh tensor
         self.only = results[0].ref if pack is None and results[0].argument < 0 else None
@@ -89,12 +93,14 @@ class Calls(RunState):
             else:
                 names, given = (), args
             n, grad, default = len(args), force.grad, dtypes._default_float
+            casts = in_force.casts if casting.threads else None
             for m in macros:
                 if (
                     m.function is f
                     and m.positional == n
                     and m.grad is grad
                     and m.default is default
+                    and m.casts is casts
                     and (m.names == names if kwargs else not m.names)
                 ):
                     for want, a in zip(m.given, given):
@@ -190,6 +196,7 @@ class Calls(RunState):
                     and m.names == names
                     and m.grad is force.grad
                     and m.default is dtypes._default_float
+                    and m.casts is in_force.casts
                     and all(map(self._fits, m.given, given))
                     and (m.checked is None or tuple(self.bindings) in m.checked)
                 ):
@@ -331,7 +338,13 @@ def _sized(arguments: tuple) -> bool:
 
 def _alike(a: Macro, b: Macro) -> bool:
     """Whether two known calls are one, but for the sizes that they were checked for."""
-    same = a.positional == b.positional and a.names == b.names and a.grad is b.grad and a.default is b.default
+    same = (
+        a.positional == b.positional
+        and a.names == b.names
+        and a.grad is b.grad
+        and a.default is b.default
+        and a.casts is b.casts
+    )
     return same and len(a.given) == len(b.given) and all(map(_same, a.given, b.given))
 
 

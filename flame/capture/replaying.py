@@ -33,6 +33,7 @@ from flame.capture.watching import Unprovable, Watch
 from flame.changes import changes
 from flame.errors import ReplayError
 from flame.functions.random import default_generator
+from flame.precision import in_force
 from flame.primitive import force
 from flame.reasons import REPLAY_BROKEN, REPLAY_READS, REPLAY_STATE, REPLAY_VARIES, REPLAY_WRONG
 from flame.symbol import evaluate
@@ -56,7 +57,7 @@ class Entry:
         self.watch = watch
         self.recipe = recipe
         self.alone = alone
-        self.grad, self.inference = force.grad, force.inference
+        self.grad, self.inference, self.casts = force.grad, force.inference, in_force.casts
         self.calls = self.reported = 0
         self.audit_at = 2
         self.plan: Plan | None = recipe.leaf.plan
@@ -65,6 +66,7 @@ class Entry:
             "entry": self,
             "watch": watch,
             "force": force,
+            "in_force": in_force,
             "changes": changes,
             "new": _new,
             "Tensor": Tensor,
@@ -91,6 +93,7 @@ class Entry:
     def _ending(self, tensors: list[str], arrays: list[str]) -> list[str]:
         """What a call does once its arguments are known to fit."""
         lines = [f"if force.grad is not {self.grad} or force.inference is not {self.inference}: return MISS"]
+        lines.append("if in_force.casts is not entry.casts: return MISS")
         if self.watch.loose:
             lines.append("if not (watch.holds() if watch.token is changes.now else watch.still()): return MISS")
         else:
@@ -448,7 +451,7 @@ class Replays:
             return None
         try:
             given = Arguments(args, kwargs)
-            key = (force.grad, force.inference, dtypes.get_default_dtype(), given.key)
+            key = (force.grad, force.inference, in_force.casts, dtypes.get_default_dtype(), given.key)
             for e in due:
                 if e.key == key and e.watch.token is changes.now and e.watch.holds() and (name := e.watch.difference()):
                     self._stop(Unprovable(REPLAY_STATE, f"{name}, of which nothing told"))

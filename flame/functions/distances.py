@@ -10,6 +10,7 @@ from flame.functions.forms import formed
 from flame.functions.promotion import tensor_operand, to_dtype
 from flame.functions.reduction import sum
 from flame.functions.shape import unsqueeze, wrap_dim
+from flame.precision import precise
 from flame.primitive import registered
 from flame.tensor import Tensor
 
@@ -40,6 +41,7 @@ def renorm(input: Tensor, p: Any, dim: int, maxnorm: Any) -> Tensor:
     return x * WHERE(length > float(maxnorm), float(maxnorm) / (length + 1e-7), 1.0)
 
 
+@precise
 def cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str | None = "use_mm_for_euclid_dist_if_necessary") -> Tensor:
     """The p-norm distances of each row of x1 [.., n, k] to each of x2 [.., m, k]: [.., n, m], batches broadcasting.
 

@@ -29,6 +29,7 @@ from flame.functions.promotion import (
     with_tensor,
     without_booleans,
 )
+from flame.precision import precise
 from flame.primitive import REGISTRY, Primitive, Spec, followed, force, registered
 from flame.tensor import Tensor
 
@@ -44,6 +45,7 @@ def public(*names: str) -> Callable:
     """Enter a function in flame's namespace, and hang it on Tensor under the same names."""
 
     def enter(f: Callable) -> Callable:
+        f = precise(f)
         for n in names or (f.__name__,):
             PUBLIC[n] = f
             setattr(Tensor, n, f)
@@ -118,8 +120,8 @@ def unary(p: Primitive, name: str) -> None:
     function.__name__ = function.__qualname__ = name
     in_place.__name__ = name + "_"
     function.__doc__ = p.doc or f"{name} of each element."
-    PUBLIC[name] = function
-    setattr(Tensor, name, function)
+    PUBLIC[name] = known = precise(function)
+    setattr(Tensor, name, known)
     PUBLIC[name + "_"] = in_place
     setattr(Tensor, name + "_", in_place)
 
@@ -235,7 +237,7 @@ def dunder(name: str, p: Primitive, *, floating: bool = False, swap: bool = Fals
         return p(b, a) if swap else p(a, b)
 
     op.__name__ = name
-    setattr(Tensor, name, op)
+    setattr(Tensor, name, precise(op, name.strip("_").removeprefix("r")))
 
 
 for _n, _prim, _floating in (
@@ -404,7 +406,7 @@ def _pow_op(self: Tensor, other: Any) -> Any:
     return _pow(*_pow_operands(self, other))
 
 
-Tensor.__pow__ = _pow_op  # type: ignore[attr-defined]
+Tensor.__pow__ = precise(_pow_op, "pow")  # type: ignore[attr-defined]
 
 
 @public()

@@ -14,6 +14,7 @@ from typing import Any
 from flame.autograd.tape import assign
 from flame.functions.elementwise import PUBLIC
 from flame.functions.promotion import cast, deliver
+from flame.precision import precise
 from flame.primitive import force, registered
 from flame.tensor import Tensor
 
@@ -22,7 +23,7 @@ COPY = registered("copy")
 
 def with_out(f: Callable[..., Any], name: str = "") -> Callable[..., Any]:
     """`f` with a keyword `out`: a tensor, or a tuple of them where `f` gives a tuple. What is given is returned."""
-    name = name or f.__name__
+    name, f = name or f.__name__, precise(f)
 
     @functools.wraps(f)
     def function(*args: Any, out: Any = None, **kwargs: Any) -> Any:
@@ -68,6 +69,7 @@ def formed(*names: str, method: bool = True, inplace: bool = False) -> Callable:
     """Enter a function under its name, or those given: in flame's namespace with `out=`, as a method, and in place."""
 
     def enter(f: Callable) -> Callable:
+        f = precise(f)
         for n in names or (f.__name__,):
             PUBLIC[n] = with_out(f, n)
             if method:

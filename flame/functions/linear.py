@@ -8,6 +8,7 @@ from typing import Any
 from flame.functions.elementwise import PUBLIC, public
 from flame.functions.promotion import deliver, tensor_operand
 from flame.functions.shape import EXPAND, PERMUTE, RESHAPE, wrap_dim
+from flame.precision import precise
 from flame.primitive import broadcast_shapes, followed, force, registered
 from flame.tensor import Tensor
 
@@ -73,7 +74,7 @@ def _matmul_op(self: Tensor, other: Any) -> Any:
     return matmul(self, other)
 
 
-Tensor.__matmul__ = _matmul_op  # type: ignore[attr-defined]
+Tensor.__matmul__ = precise(_matmul_op, "matmul")  # type: ignore[attr-defined]
 
 
 def _checked(name: str, ranks: tuple[int, int]) -> None:

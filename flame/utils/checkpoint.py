@@ -17,6 +17,7 @@ from flame.autograd.function import Function
 from flame.autograd.tape import AccumulateGrad, edge
 from flame.functions.random import default_generator, fork_rng
 from flame.nn.modules.container import Sequential
+from flame.precision import casting_to, in_force
 from flame.primitive import force
 from flame.tensor import Tensor
 
@@ -86,11 +87,12 @@ class _Stretch:
     check: bool
     outputs: list[Tensor]
     leaves: list[Tensor]
+    casts: Any  #: what autocast had in force
 
     def again(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The outputs for these tensors among the arguments. Raises CheckpointError where they are not what they were."""
         args, kwargs = _filled(self.arguments, tensors)
-        with fork_rng(enabled=self.rng is not None), self.contexts(), enable_grad():
+        with fork_rng(enabled=self.rng is not None), casting_to(self.casts), self.contexts(), enable_grad():
             if self.rng is not None:
                 default_generator.seed_value, default_generator.offset = self.rng
             got = _tensors(self.function(*args, **kwargs))
@@ -164,7 +166,7 @@ def checkpoint(
     leaves = _leaves([t for t in outputs if t.requires_grad], own)
     # nothing of the arguments is held here but by the node, which notices when they are written over
     shape = _mapped((args, kwargs), lambda t: _PLACE)
-    stretch = _Stretch(function, shape, lambda: second, rng, determinism_check == "default", outputs, leaves)
+    stretch = _Stretch(function, shape, lambda: second, rng, determinism_check == "default", outputs, leaves, in_force.casts)
     del own, own_args, own_kwargs
     return _filled(result, _Recompute.apply(stretch, len(inputs), *inputs, *leaves))
 

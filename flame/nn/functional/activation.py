@@ -192,9 +192,9 @@ def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: 
     x = _soft_operand(input, dim, dtype, "softmax")
     if x.ndim == 0:
         return x * 0.0 + 1.0
-    d = wrap_dim(dim, x.ndim, "softmax")
+    d, given, x = wrap_dim(dim, x.ndim, "softmax"), x, wide(x)
     e = EXP(x - AMAX(x.detach(), dim=(d,), keepdim=True)) if x.shape[d] else x  # type: ignore[attr-defined]
-    return e / SUM(e, dim=(d,), keepdim=True)
+    return to_dtype(e / SUM(e, dim=(d,), keepdim=True), given.dtype)
 
 
 def _soft_operand(input: Tensor, dim: Any, dtype: Any, op: str) -> Tensor:
@@ -205,6 +205,11 @@ def _soft_operand(input: Tensor, dim: Any, dtype: Any, op: str) -> Tensor:
     if x.dtype.kind != "f":
         raise RuntimeError(f'"{op}" not implemented for {x.dtype!r}')
     return x
+
+
+def wide(x: Tensor) -> Tensor:
+    """What sums over it are computed in: float32 for narrower floating dtypes, so that a result is rounded once."""
+    return to_dtype(x, dtypes.float32) if x.dtype.kind == "f" and x.dtype.itemsize < 4 else x
 
 
 def gumbel_softmax(logits: Tensor, tau: float = 1, hard: bool = False, eps: float = 1e-10, dim: int = -1) -> Tensor:
@@ -225,9 +230,9 @@ def log_softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dty
     x = _soft_operand(input, dim, dtype, "log_softmax")
     if x.ndim == 0:
         return x * 0.0
-    d = wrap_dim(dim, x.ndim, "log_softmax")
+    d, given, x = wrap_dim(dim, x.ndim, "log_softmax"), x, wide(x)
     z = x - AMAX(x.detach(), dim=(d,), keepdim=True) if x.shape[d] else x  # type: ignore[attr-defined]
-    return z - LOG(SUM(EXP(z), dim=(d,), keepdim=True))
+    return to_dtype(z - LOG(SUM(EXP(z), dim=(d,), keepdim=True)), given.dtype)
 
 
 @composite

@@ -9,6 +9,7 @@ from flame.functions.elementwise import PUBLIC
 from flame.functions.parts import PAD, WINDOW, constant_pad
 from flame.functions.promotion import tensor_operand
 from flame.functions.shape import PERMUTE, RESHAPE
+from flame.precision import precise
 from flame.primitive import composite, registered
 from flame.tensor import Tensor
 
@@ -68,7 +69,7 @@ def _conv(n: int) -> Any:
     conv.__doc__ = (
         f"{n}-d cross-correlation: input [N, C, ...], weight [O, C / groups, ...]; padding an int, ints, 'same', 'valid'."
     )
-    return conv
+    return precise(conv, name)
 
 
 conv1d, conv2d, conv3d = _conv(1), _conv(2), _conv(3)
@@ -109,7 +110,7 @@ def _conv_transpose(n: int) -> Any:
         return y.squeeze(0) if single else y  # type: ignore[attr-defined]
 
     conv_transpose.__name__ = conv_transpose.__qualname__ = name
-    return conv_transpose
+    return precise(conv_transpose, name)
 
 
 conv_transpose1d, conv_transpose2d, conv_transpose3d = _conv_transpose(1), _conv_transpose(2), _conv_transpose(3)
@@ -125,6 +126,11 @@ def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float 
         return constant_pad(input, pad, v if input.dtype.kind == "f" else int(v))
     if value is not None and value != 0:
         raise ValueError(f'Padding mode "{mode}" doesn\'t take in value argument')
+    return (_repeated_pad if mode == "circular" else _reflected_pad)(input, pad, mode)
+
+
+def _repeated_pad(input: Tensor, pad: Sequence[int], mode: str) -> Tensor:
+    """Padding by elements of the tensor itself."""
     x = input
     for i in range(len(pad) // 2):
         lo, hi, d = int(pad[2 * i]), int(pad[2 * i + 1]), x.ndim - 1 - i
@@ -147,6 +153,9 @@ def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float 
                 raise RuntimeError(f"Unrecognised padding mode {mode}")
         x = PUBLIC["index_select"](x, d, PUBLIC["tensor"](index))
     return x
+
+
+_reflected_pad = precise(_repeated_pad, "reflected_pad")
 
 
 @composite

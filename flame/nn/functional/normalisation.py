@@ -11,11 +11,16 @@ from flame.autograd.modes import no_grad
 from flame.autograd.tape import assign
 from flame.functions.promotion import tensor_operand, to_dtype
 from flame.functions.reduction import mean
-from flame.nn.functional.activation import dropout, softmax
+from flame.nn.functional.activation import dropout, softmax, wide
 from flame.primitive import composite, registered
 from flame.tensor import Tensor
 
 RSQRT, WHERE, RESHAPE, MATMUL, ATTENTION = map(registered, ("rsqrt", "where", "reshape", "matmul", "attention"))
+
+
+def _narrowed(y: Tensor, x: Tensor) -> Tensor:
+    """A result computed from `wide(x)` in the dtype of x, rounded once; scales and shifts may be wider than x."""
+    return to_dtype(y, x.dtype) if x.dtype.kind == "f" and x.dtype.itemsize < 4 else y
 
 
 def _scaled(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -36,9 +41,9 @@ def layer_norm(
             f"Given normalized_shape={list(shape)}, expected input with shape [*, {', '.join(map(str, shape))}], but got input of "
             f"size{list(x.shape)}"
         )
-    dims = tuple(range(x.ndim - k, x.ndim))
+    dims, given, x = tuple(range(x.ndim - k, x.ndim)), x, wide(x)
     d = x - mean(x, dims, True)
-    return _scaled(d * RSQRT(mean(d * d, dims, True) + eps), weight, bias)
+    return _narrowed(_scaled(d * RSQRT(mean(d * d, dims, True) + eps), weight, bias), given)
 
 
 @composite
@@ -53,7 +58,8 @@ def rms_norm(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | No
         if eps is None
         else eps
     )
-    return _scaled(x * RSQRT(mean(x * x, tuple(range(x.ndim - k, x.ndim)), True) + e), weight, None)
+    given, x = x, wide(x)
+    return _narrowed(_scaled(x * RSQRT(mean(x * x, tuple(range(x.ndim - k, x.ndim)), True) + e), weight, None), given)
 
 
 def _along_channels(v: Tensor | None, ndim: int) -> Tensor | None:
@@ -76,7 +82,7 @@ def batch_norm(
     n = x.ndim
     if n < 2:
         raise RuntimeError(f"batch_norm: expected at least 2D input (got {n}D input)")
-    c = x.shape[1]
+    c, given, x = x.shape[1], x, wide(x)
     for name, v in (("running_mean", running_mean), ("running_var", running_var), ("weight", weight), ("bias", bias)):
         if v is not None and v.numel() != c:
             raise RuntimeError(f"{name} should contain {c} elements not {v.numel()}")
@@ -97,7 +103,7 @@ def batch_norm(
             raise ValueError("batch_norm: running_mean and running_var are needed where training is False")
         d = x - _along_channels(running_mean, n)
         v = RESHAPE(running_var, shape=(1, c, *[1] * (n - 2)))
-    return _scaled(d * RSQRT(v + eps), _along_channels(weight, n), _along_channels(bias, n))
+    return _narrowed(_scaled(d * RSQRT(v + eps), _along_channels(weight, n), _along_channels(bias, n)), given)
 
 
 @composite
@@ -114,6 +120,7 @@ def instance_norm(
     dims, count = tuple(range(2, n)), math.prod(x.shape[2:])
     if count <= 1:
         raise ValueError(f"Expected more than 1 spatial element when training, got input size {list(x.shape)}")
+    given, x = x, wide(x)
     m = mean(x, dims, True)
     d = x - m
     v = mean(d * d, dims, True)
@@ -122,7 +129,7 @@ def instance_norm(
             per_channel = lambda t: RESHAPE(mean(t, 0, False), shape=(c,))
             _move(running_mean, per_channel(m), momentum)
             _move(running_var, per_channel(v) * (count / (count - 1)), momentum)
-    return _scaled(d * RSQRT(v + eps), _along_channels(weight, n), _along_channels(bias, n))
+    return _narrowed(_scaled(d * RSQRT(v + eps), _along_channels(weight, n), _along_channels(bias, n)), given)
 
 
 @composite
@@ -137,10 +144,10 @@ def group_norm(
             f"Expected number of channels in input to be divisible by num_groups, but got input of shape {list(s)} and "
             f"num_groups={num_groups}"
         )
-    y = RESHAPE(x, shape=(s[0], num_groups, math.prod(s[1:]) // num_groups))
+    y = RESHAPE(wide(x), shape=(s[0], num_groups, math.prod(s[1:]) // num_groups))
     d = y - mean(y, 2, True)
     y = RESHAPE(d * RSQRT(mean(d * d, 2, True) + eps), shape=s)
-    return _scaled(y, _along_channels(weight, len(s)), _along_channels(bias, len(s)))
+    return _narrowed(_scaled(y, _along_channels(weight, len(s)), _along_channels(bias, len(s))), x)
 
 
 @composite

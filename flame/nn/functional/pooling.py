@@ -15,6 +15,7 @@ from flame.functions.promotion import tensor_operand, to_dtype
 from flame.functions.random import uniform
 from flame.functions.shape import RESHAPE
 from flame.nn.functional.convolution import tuples
+from flame.precision import precise
 from flame.primitive import composite, force, registered
 from flame.tensor import Tensor
 
@@ -92,7 +93,7 @@ def _max_pool(n: int) -> Any:
         return y.squeeze(0) if single else y  # type: ignore[attr-defined]
 
     max_pool.__name__ = max_pool.__qualname__ = name
-    return max_pool
+    return precise(max_pool, name)
 
 
 def _flat_positions(at: Tensor, n: int, k: tuple, s: tuple, p: tuple, d: tuple, size: tuple) -> Tensor:
@@ -138,7 +139,7 @@ def _avg_pool(n: int) -> Any:
         return y.squeeze(0) if single else y  # type: ignore[attr-defined]
 
     avg_pool.__name__ = avg_pool.__qualname__ = name
-    return avg_pool
+    return precise(avg_pool, name)
 
 
 avg_pool1d, avg_pool2d, avg_pool3d = _avg_pool(1), _avg_pool(2), _avg_pool(3)
@@ -174,7 +175,7 @@ def _adaptive_avg(n: int) -> Any:
 
     adaptive.__name__ = adaptive.__qualname__ = name
     adaptive.__doc__ = "Means over windows chosen so that the result has `output_size` (an int, ints, or None for the input's)."
-    return adaptive
+    return precise(adaptive, name)
 
 
 adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d = map(_adaptive_avg, (1, 2, 3))
@@ -214,7 +215,7 @@ def _adaptive_max(n: int) -> Any:
     adaptive.__doc__ = (
         "Maxima over windows chosen so that the result has `output_size`; with `return_indices` their places in the plane too."
     )
-    return adaptive
+    return precise(adaptive, name)
 
 
 def _first_maximum(values: Tensor, places: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -244,7 +245,7 @@ def _lp_pool(n: int) -> Any:
 
     lp_pool.__name__ = lp_pool.__qualname__ = name
     lp_pool.__doc__ = "(sum of x ** norm_type over each window) ** (1 / norm_type)."
-    return lp_pool
+    return precise(lp_pool, name)
 
 
 lp_pool1d, lp_pool2d, lp_pool3d = _lp_pool(1), _lp_pool(2), _lp_pool(3)
@@ -307,7 +308,7 @@ def _fractional(n: int) -> Any:
     pool.__doc__ = (
         "Maxima over windows at pseudo-random distances (Graham, 2014), to `output_size` or the input's times `output_ratio`."
     )
-    return pool
+    return precise(pool, name)
 
 
 fractional_max_pool2d, fractional_max_pool3d = _fractional(2), _fractional(3)
@@ -371,7 +372,7 @@ def _max_unpool(n: int) -> Any:
 
     unpool.__name__ = unpool.__qualname__ = name
     unpool.__doc__ = "Values put back to where max pooling found them (`indices`), zeros elsewhere."
-    return unpool
+    return precise(unpool, name)
 
 
 max_unpool1d, max_unpool2d, max_unpool3d = _max_unpool(1), _max_unpool(2), _max_unpool(3)
