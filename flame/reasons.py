@@ -134,6 +134,13 @@ COMPLEX = _reason(
     "Keep real and imaginary parts as two real tensors where the arithmetic is hot; a Fourier transform is a library call anyway.",
 )
 
+SHARED_MEMORY_READ = _reason(
+    "FL1018",
+    "shared memory changed",
+    "memory that NumPy shares was written between forward and backward",
+    "Write it after backward(), or give the computation a clone() of it.",
+)
+
 # ---- another path
 
 OTHER_OPERATION = _reason(
@@ -224,7 +231,7 @@ REPLAY_BROKEN = _reason(
     "FL5001",
     "not one graph",
     "replay: the call was not one followed graph ({})",
-    f"Remove the breaks (FL1001 to FL1017), or the branches that make each call take another path. {_KEEP}",
+    f"Remove the breaks (FL1001 to FL1018), or the branches that make each call take another path. {_KEEP}",
 )
 REPLAY_OUTSIDE = _reason(
     "FL5002",

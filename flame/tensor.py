@@ -58,6 +58,14 @@ class Storage:
         self.window: Any = None  #: capture's first window of this memory, while a run tracks it
         self.keepers: list | None = None  #: weakly, what wants to be told before this memory is written (`keep_copies`)
 
+    def hand_out(self, how: bool | str = True) -> None:
+        """Somebody outside may write this memory from now on, and nobody will tell."""
+        self.volatile = how
+        for w in self.keepers or ():
+            keeper = w()
+            if keeper is not None:
+                keeper.handed_out(self)
+
 
 class View(NamedTuple):
     """How a tensor is seen through its base: primitives applied in order. `version` is the storage's when it was made."""
@@ -281,7 +289,7 @@ class Tensor:
 
     def data_ptr(self) -> int:
         a = self._read()
-        self.storage_of().volatile = "address"  # nobody can tell when the address is forgotten
+        self.storage_of().hand_out("address")  # nobody can tell when the address is forgotten
         return a.__array_interface__["data"][0]
 
     def _layout(self) -> Any:
@@ -344,7 +352,7 @@ class Tensor:
                 raise RuntimeError("Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead.")
             return self.detach().numpy()
         a = self._read()
-        self.storage_of().volatile = True
+        self.storage_of().hand_out()
         return a
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -357,7 +365,7 @@ class Tensor:
             return a.astype(dtype)
         if copy:
             return a.copy()
-        self.storage_of().volatile = True
+        self.storage_of().hand_out()
         return a
 
     def __dlpack__(self, **kwargs: Any) -> Any:

@@ -219,7 +219,7 @@ def leaf_write_between(s: Scene, t: Any, b: float, c: float) -> Any:
 def toggled(s: Scene, t: Any, b: float, c: float) -> Any:
     w2 = s.world.weights[2]
     w2.requires_grad_(False)
-    y = t.detach() * w2  # (what is asked for its derivative later is asked as it is then: eager alone sees the flag come back)
+    y = t * w2 if c < 0.7 else t.detach() * w2
     w2.requires_grad_(True)
     return y + t * w2
 
@@ -254,9 +254,8 @@ def checkpointed(s: Scene, t: Any, b: float, c: float) -> Any:
 
 @outside
 def outer_double(world: World, result: list, call: int, c: float) -> None:
-    """(With respect to all weights: what was written since is refused by a compiled function also where gradient of it is not
-    asked for.)"""
-    got = flame.autograd.grad(result[0], world.weights, create_graph=True, allow_unused=True)
+    of = world.weights if c < 0.5 else world.weights[int(c * 3) :]
+    got = flame.autograd.grad(result[0], of, create_graph=True, allow_unused=True)
     squares = [(g * g).sum() for g in got if g is not None and g.requires_grad]
     if squares:
         sum(squares[1:], start=squares[0]).backward()
@@ -294,7 +293,8 @@ def outer_hook(world: World, result: list, call: int, c: float) -> None:
 
 @outside
 def outer_inputs(world: World, result: list, call: int, c: float) -> None:
-    result[0].backward(inputs=world.weights, retain_graph=True)
+    of = world.weights if c < 0.4 else [world.weights[int(c * 3)]]
+    result[0].backward(inputs=of, retain_graph=True)
 
 
 @outside
@@ -318,6 +318,8 @@ def outer_nested(world: World, result: list, call: int, c: float) -> None:
 
 @outside
 def outer_numpy(world: World, result: list, call: int, c: float) -> None:
-    """(Only read: where NumPy writes between forward and backward, eager gradients may mix old values with new ones.)"""
-    a = np.asarray(result[1].detach())
+    """Read, and written between forward and backward, where nothing notices."""
+    a = np.asarray((result[1] if c < 0.7 else world.weights[0]).detach())
     world.noted.append(float(a.sum()))
+    if 0.3 < c and a.size:
+        a.reshape(-1)[0] += 0.25

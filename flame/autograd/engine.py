@@ -85,8 +85,8 @@ def run_engine(
 ) -> dict[Edge, Any]:
     """Propagate; accumulate into leaves if `wanted` is None, else collect (and return) the cotangents of `wanted` edges.
 
-    Nothing flows on beyond the edges of `barrier`, which are among the wanted ones. A node may stand for a whole captured segment
-    (it has `reaching`): where a hook or a wanted edge lies inside of what it stands for, it is asked to go through its operations
+    Nothing flows on beyond the edges of `barrier`, and what leads to none of the wanted ones is not gone through. A node may
+    stand for a whole captured segment (it has `reaching`): where a hook or a wanted edge lies inside of what it stands for, it is asked to go through its operations
     one by one.
     """
     stop = frozenset(barrier)
@@ -103,7 +103,9 @@ def run_engine(
     def leads(e: Edge | None) -> bool:
         if e is None:
             return False
-        return e in stop or (e in partly if hasattr(e[0], "reaching") else e[0] in needed)  # type: ignore[operator]
+        if e in stop:
+            return e in targets
+        return e in partly if hasattr(e[0], "reaching") else e[0] in needed  # type: ignore[operator]
 
     if wanted is not None:
         targets = set(wanted)
@@ -133,8 +135,12 @@ def run_engine(
                 if not gs:
                     continue
             aims = () if needed is None else [i for i in range(len(node.outputs)) if (node, i) in targets]
+            asked = None
+            if segment and needed is not None:
+                asked = [j for j, e in enumerate(node.edges) if leads(e)]
+                asked = None if len(asked) == len(node.edges) else asked
             if segment and (node.hooks or aims) and _inside(node, gs, aims):
-                got, found = node.open([gs.get(i) for i in range(len(node.outputs))], aims)
+                got, found = node.open([gs.get(i) for i in range(len(node.outputs))], aims, asked)
                 collected.update({(node, i): g for i, g in found.items()})
                 _spread(pending, collected, stop, node, got)
                 continue
@@ -157,7 +163,8 @@ def run_engine(
                     continue
             elif needed is not None and not any(map(leads, node.edges)):
                 continue
-            got = node.apply([gs.get(i) for i in range(len(node.outputs))])
+            cotangents = [gs.get(i) for i in range(len(node.outputs))]
+            got = node.apply(cotangents, asked) if segment else node.apply(cotangents)
             _spread(pending, collected, stop, node, got)
     finally:
         force.grad = before

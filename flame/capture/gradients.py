@@ -23,7 +23,7 @@ from flame.capture.sizes import condition
 from flame.capture.state import RunState, SegmentEnded, new_object, same_refs
 from flame.capture.trace import Step
 from flame.primitive import force, registered
-from flame.reasons import GRADIENT_LEAVES, HOOK_CALLED, NO_GRADIENT, OTHER_GRADIENT
+from flame.reasons import GRADIENT_LEAVES, HOOK_CALLED, NO_GRADIENT, OTHER_GRADIENT, SHARED_MEMORY_READ
 from flame.symbol import evaluate
 from flame.tensor import Tensor
 
@@ -78,6 +78,9 @@ class Gradients(RunState):
             return force.interpreter._gradient(ys, given, xs, retain, create_graph)
         if not self.alive:
             return force.interpreter._gradient(ys, given, xs, retain, create_graph)
+        if self.originals and self.rewritten():
+            self.leave(SHARED_MEMORY_READ)
+            return None
         mask = None if given is None else tuple(g is not None for g in given)
         options = (len(ys), mask, None if xs is None else len(xs), retain, create_graph)
         if self.following:

@@ -46,12 +46,10 @@ def run_path(
     """
     values: dict[int, Tensor] = {}
     tape: dict[int, Any] = dict(edges)
-    outside: dict[Ref, Tensor] = {}  #: what the tape saves of the user's tensors is these themselves
+    outside = {ref: t for t, ref, _ in externals}  #: what the tape saves of these is these themselves
     for t, ref, _ in externals:
         if ref.value not in values:
             values[ref.value] = t
-        if made is not None:
-            outside[ref] = t
 
     def tensor(ref: Ref) -> Tensor:
         if ref in outside:

@@ -137,6 +137,9 @@ class Run(Follower, Calls, Updates, Recorder, Effects, Gradients):
         self.next = None
         self.capture.run = None
         self.sizing = None  # (it holds this run)
+        if self.originals and not self.following:  # what the tape saved of them is what NumPy sees
+            for i, t in self.originals.items():
+                self.externals[i][0]._array = t._array
         for t in self.live():
             t._ref = None
             t._trace = None

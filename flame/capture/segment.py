@@ -38,7 +38,9 @@ COPY, LT, GE, ANY, LOGICAL_OR = map(registered, ("copy", "lt", "ge", "any", "log
 class Plan:
     """What is compiled for one path and one set of results."""
 
-    def __init__(self, run: Any, values: frozenset[int], edges: frozenset[int]):
+    def __init__(self, run: Any, values: frozenset[int], edges: frozenset[int], keeps: bool):
+        """`keeps`: the inputs have to outlive it, as they are."""
+        self.keeps = keeps
         self.values = tuple(sorted(values))
         self.edges = tuple(sorted(edges))
         builder = Builder(Graph(name=run.capture.name))
@@ -117,7 +119,7 @@ class Plan:
         self.differentiated_specs = tuple(made[e].spec for e in self.differentiated)
         self.known = len(self.space.facts) if self.space is not None else 0
         self.backward: Compiled | None = None
-        self._updated = [] if wanted else self._updates(run)
+        self._updated = [] if keeps else self._updates(run)
         #: whether all that came from outside is an input, in order
         self.all_arrays = self.arrays == list(range(len(run.externals)))
 
@@ -290,7 +292,14 @@ def flush(run: Any, leaf: Step) -> None:
         if callable(size):
             least, size = least(run.bindings) if callable(least) else least, size(run.bindings)
         check_positions(inputs[number], least, size, what)
-    node = SegmentNode(run, plan, tape) if differentiated and tape is not None else None
+    node = None
+    partial: dict[int, Spec] = {}
+    if tape is not None:
+        if tape.sound:
+            written = [w.external for w in run.written if w.external is not None]
+            partial = {t._ref.edge: t.spec for t in (*alive, *written) if tape.sound.get(t._ref.edge)}
+        if differentiated or partial:
+            node = SegmentNode(run, plan, tape, partial)
     for w in run.written:  # kernels may compute a new value where the old one lies
         if w.storage.keepers is not None:
             about_to_write(w.storage)
@@ -331,7 +340,7 @@ def flush(run: Any, leaf: Step) -> None:
     def edge_of(e: int) -> Any:
         if e in run.edges:
             return run.edge_of(e)
-        if tape is not None and e in tape.trouble:
+        if tape is not None and e in tape.trouble and e not in partial:
             leads = tuple(run.edge_of(k) for k in tape.reaches[e])
             return (TroubledNode(run.capture.name, leads, *tape.trouble[e]), 0)
         assert node is not None
@@ -420,6 +429,7 @@ def _plan(run: Any, leaf: Step, alive: list[Tensor]) -> tuple[Plan, bool, TapeMo
             tape = leaf.tape[frozenset(edges)] = model(run.path, frozenset(edges))
         edges -= tape.trouble.keys()
     differentiated = bool(edges)
+    keeps = differentiated or (tape is not None and any(tape.sound.values()))
     plans = leaf.plans
     if plans is None:
         plans = leaf.plans = []
@@ -427,7 +437,7 @@ def _plan(run: Any, leaf: Step, alive: list[Tensor]) -> tuple[Plan, bool, TapeMo
     plan = plans[at] if at < len(plans) else None
     if plan is None and plans:  # compiled before, but for sizes of which other facts hold
         run.another_path(run.at.source)
-    if plan is None or not (values <= set(plan.values) and edges <= set(plan.edges)):
+    if plan is None or not (values <= set(plan.values) and edges <= set(plan.edges) and plan.keeps >= keeps):
         if control.compiling != "yes":
             run.unknown("a recorded path was not compiled yet", run.at)
             run.fall_back()
@@ -441,7 +451,7 @@ def _plan(run: Any, leaf: Step, alive: list[Tensor]) -> tuple[Plan, bool, TapeMo
             cause = f"more of what it computes is used afterwards ({len(values - set(plan.values))} more)"
             values |= set(plan.values)
             edges |= set(plan.edges)
-        wanted = Plan(run, frozenset(values), frozenset(edges))
+        wanted = Plan(run, frozenset(values), frozenset(edges), keeps or plan is not None and plan.keeps)
         if meanwhile:
             compile_meanwhile(run.capture, leaf, wanted, plan, cause)
             run.fall_back()

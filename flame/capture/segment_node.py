@@ -8,23 +8,26 @@ is refused is what the tape would refuse (`flame.capture.tape_model`): a second 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from flame.autograd.engine import let_go, run_engine, walk
+from flame.autograd.tape import edge
 from flame.capture import replay
+from flame.capture.state import same_bits
 from flame.capture.tape_model import FREED, TapeModel
 from flame.capture.trace import Step
 from flame.compiler.concrete import spec_at
-from flame.primitive import force
+from flame.primitive import Spec, force
 from flame.tensor import Storage, Tensor, wrap
 
 
 class TroubledNode:
-    """The tape's record of a result that can't be differentiated any more: what it depends on was freed or overwritten."""
+    """The tape's record of a result that can't be differentiated any more, on no way: what it depends on was freed or
+    overwritten."""
 
     hooks: Any = None
     segment: Any = None
@@ -41,17 +44,21 @@ class TroubledNode:
         return f"Compiled<{self._name}>Backward"
 
     def apply(self, cotangents: list) -> list:
-        if self._kind == FREED:
-            raise RuntimeError(SECOND_TIME)
-        spec = self._step.outs[0].spec
-        assert self._step.primitive is not None
-        raise RuntimeError(
-            "one of the variables needed for gradient computation has been modified by an inplace operation: an operand or the "
-            f"result of {self._step.primitive.name} ({spec}) at {self._step.source} was written after it was used."
-        )
+        raise damaged(self._kind, self._step)
 
     def release(self) -> None:
         pass
+
+
+def damaged(kind: str, step: Step) -> RuntimeError:
+    """What the tape raises of an operation whose saved values are gone."""
+    if kind == FREED:
+        return RuntimeError(SECOND_TIME)
+    assert step.primitive is not None
+    return RuntimeError(
+        "one of the variables needed for gradient computation has been modified by an inplace operation: an operand or the "
+        f"result of {step.primitive.name} ({step.outs[0].spec}) at {step.source} was written after it was used."
+    )
 
 
 SECOND_TIME = (
@@ -64,19 +71,21 @@ SECOND_TIME = (
 class SegmentNode:
     """The tape's record of a compiled segment whose results carry gradient."""
 
-    def __init__(self, run: Any, plan: Any, tape: TapeModel):
+    def __init__(self, run: Any, plan: Any, tape: TapeModel, partial: dict[int, Spec]):
+        """`partial` are the results, by edge, that can be differentiated on some ways only: one operation after the other."""
         self.plan = plan
         self.tape = tape
-        self.guarded = frozenset().union(*(tape.saved[e] for e in plan.differentiated if e in tape.saved))
+        self.differentiated = (*plan.differentiated, *partial)
+        self.guarded = frozenset().union(*(tape.saved[e] for e in self.differentiated if e in tape.saved))
         self.path = plan.path
         self.externals = list(run.externals)
         self.external_edges = dict(run.outside_edges())
         self.bindings = list(run.bindings)
-        self.index = {e: i for i, e in enumerate(plan.differentiated)}
+        self.index = {e: i for i, e in enumerate(self.differentiated)}
         self.sizes = plan.sizes(run.bindings)
-        self.outputs = tuple(spec_at(s, self.sizes) for s in plan.differentiated_specs)
+        self.outputs = (*(spec_at(s, self.sizes) for s in plan.differentiated_specs), *partial.values())
         self.inner_edges = [e for _, e in plan.input_edges]
-        if plan.replayed:
+        if plan.backward is None:
             self.inner_edges = list(run.edges)
         self.edges = tuple(run.edges[e] for e in self.inner_edges)
         self.hooks: list | None = None
@@ -86,6 +95,12 @@ class SegmentNode:
         #: memory that the tape guards: the tensor from outside that showed it, storage, version, spec, its name in the tape model
         self.versions: list[tuple[Any, Storage, int, Any, int]] = []
         self.opened: dict[int, Any] | None = None  #: the tape of a re-execution: from then on it stands for this node
+        #: memory that backward reads as it is then: storage, its array, the value that it held; and of what was handed out since
+        #: (NumPy writes without telling), the array, a copy of what it held then, the value
+        self._shown: list[tuple[Storage, np.ndarray, int]] = []
+        self._unsafe: list[tuple[np.ndarray, np.ndarray, int]] = []
+        self._originals: list[tuple[Tensor, Tensor]] = []  #: what stands for a tensor from outside in it, and that tensor
+        self._new: list[Tensor] = []  #: results that guarded memory is shown by, until they have it
         self._held: set[int] = set()
         self._shared: list[tuple[Storage, int]] = []  #: memory of others that backward reads, and as which of the saved arrays
         self._done = False
@@ -117,20 +132,31 @@ class SegmentNode:
             before._storage = st
             self.externals[i] = (before, ref, None)
             self._watch(st)
-            if (ref in run.snapshots if w is None else not w.mutations) and home(ref.value) in self.guarded:
+            if home(ref.value) not in self.guarded:
+                continue
+            original = run.originals.get(i)
+            self._originals.append((before, t if original is None else original))
+            if original is not None:
+                self._unsafe.append((original._array, before._array, ref.value))
+            elif w is None or not w.mutations:
+                self._shown.append((st, before._array, ref.value))
+            if ref in run.snapshots if w is None else not w.mutations:
                 self.versions.append((t, st, st.version, ref.spec, home(ref.value)))
         for w in run.written:
             if w.external is not None and home(w.current) in self.guarded:
                 self.versions.append((None, w.storage, -1, w.spec, home(w.current)))
+                self._shown.append((w.storage, w.external._array, w.current))
+                self._watch(w.storage)
         for t in alive:
             m = home(t._ref.value)
             if m in self.guarded and t._array is None and (t._trace is None or t._trace.window.external is None):
                 st = t.storage_of()
                 self.versions.append((None, st, -1, t._ref.spec, m))
+                self._new.append(t)
+                self._watch(st)
                 place = self.plan.place.get(t._ref.value)
                 if place is not None and id(results[place]) in self._held:
                     self._shared.append((st, at[id(results[place])]))
-                    self._watch(st)
 
     def _watch(self, storage: Storage) -> None:
         """Be told before memory is written."""
@@ -141,25 +167,47 @@ class SegmentNode:
             told[:] = [w for w in told if w() is not None]
         told.append(weakref.ref(self))
 
-    def keep_copies(self, storage: Storage) -> None:
+    def keep_copies(self, storage: Storage, written: bool = True) -> None:
         """This memory is written next."""
-        if self._done:
+        if self._done or self.opened is not None:
             return
         copies: dict[int, np.ndarray] = {}
 
         def copy(a: np.ndarray) -> np.ndarray:
-            return copies.setdefault(id(a), np.array(a, order="K"))
+            if id(a) not in copies:
+                copies[id(a)] = np.array(a, order="K")
+            return copies[id(a)]
 
         for t, _, _ in self.externals:
             if t._storage is storage:
-                t._array, t._storage = copy(t._array), Storage()
+                t._array = copy(t._array)
+                if written:
+                    t._storage = Storage()
         for st, i in self._shared:
             if st is storage:
                 self.saved[i] = copy(self.saved[i])
+        if not written:
+            self._unsafe += [(a, copy(a), v) for st, a, v in self._shown if st is storage]
+            self._shown = [shown for shown in self._shown if shown[0] is not storage]
 
     def settled(self) -> None:
         """Called when results have their memory: from now on a write to guarded memory is an error."""
         self.versions = [(t, st, st.version if at < 0 else at, spec, v) for t, st, at, spec, v in self.versions]
+        for t in self._new:
+            w = None if t._trace is None else t._trace.window
+            if w is None:
+                self._shown.append((t.storage_of(), t._array, t._ref.value))
+            else:
+                self._shown.append((w.storage, w.base, w.current))
+        self._new = []
+
+    def handed_out(self, storage: Storage) -> None:
+        """This memory may be written from now on without a word: what it holds is kept, to run again on and to compare with."""
+        self.keep_copies(storage, written=False)
+
+    def _rewritten(self) -> bool:
+        """Whether memory that backward reads as it is holds something else than it did."""
+        return any(not same_bits(now, then) for now, then, _ in self._unsafe)
 
     def holds(self, value: int, a: np.ndarray) -> bool:
         """Whether a result must be handed out as a copy, because backward reads it and nobody guards it."""
@@ -169,15 +217,25 @@ class SegmentNode:
     def released(self) -> bool:
         return bool(self.freed)
 
-    def _check(self, cotangents: list) -> None:
+    def _check(self, cotangents: list, asked: Sequence[int] | None, aims: Iterable[int] = ()) -> None:
+        """Raise what the tape would raise on the way from these results to the edges that are asked for (None: all)."""
         needed: set[int] = set()
-        for e, g in zip(self.plan.differentiated, cotangents, strict=True):
-            if g is not None:
+        given = [e for e, g in zip(self.differentiated, cotangents, strict=True) if g is not None]
+        if asked is None:
+            for e in given:
+                if e in self.tape.trouble:
+                    raise damaged(*self.tape.trouble[e])
                 needed |= self.tape.saved.get(e, frozenset())
                 if not self.freed.isdisjoint(self.tape.holders.get(e, ())):
                     raise RuntimeError(SECOND_TIME)
-        if self._done and any(self.tape.holders.values()):
-            raise RuntimeError(SECOND_TIME)
+        else:
+            wanted = {self.inner_edges[j] for j in asked}.union([self.differentiated[i] for i in aims])
+            way = self.tape.way(frozenset(given), frozenset(wanted))
+            if way.damaged is not None:
+                raise damaged(*way.damaged)
+            if not self.freed.isdisjoint(way.holders):
+                raise RuntimeError(SECOND_TIME)
+            needed.update(way.saved)
         for t, st, version, spec, value in self.versions:
             if (st.version != version or (t is not None and t._storage is not st)) and value in needed:
                 raise RuntimeError(
@@ -188,26 +246,37 @@ class SegmentNode:
 
     def reaching(self, i: int) -> list:
         """The outside edges that gradient of a result flows to."""
-        reached = self.tape.reaches.get(self.plan.differentiated[i], frozenset())
+        reached = self.tape.reaches.get(self.differentiated[i], frozenset())
         return [self.external_edges[k] for k in reached if k in self.external_edges]
 
     def passing(self, i: int) -> list[int]:
         """The other results that gradient of a result flows through."""
-        through = self.tape.passes.get(self.plan.differentiated[i], frozenset())
+        through = self.tape.passes.get(self.differentiated[i], frozenset())
         return [self.index[e] for e in through if e in self.index]
 
-    def apply(self, cotangents: list) -> list:
-        self._check(cotangents)
-        if self.plan.backward is None or force.grad or self.opened is not None:
-            return self._replay(cotangents)[0]
+    def apply(self, cotangents: list, asked: Sequence[int] | None = None) -> list:
+        """The cotangents of the operands; of those only that are asked for, by number, where others are not wanted (None: all)."""
+        self._check(cotangents, asked)
+        n = len(self.plan.differentiated)
+        if (
+            self._done
+            or self.plan.backward is None
+            or force.grad
+            or self.opened is not None
+            or any(g is not None for g in cotangents[n:])
+            or self._rewritten()
+        ):
+            return self._replay(cotangents, asked)[0]
         arrays = list(self.saved)
-        for g, s in zip(cotangents, self.outputs, strict=True):
+        for g, s in zip(cotangents[:n], self.outputs, strict=False):
             arrays.append(np.zeros(s.shape, s.dtype.numpy) if g is None else g._data())
         got = self.plan.backward(arrays, self.sizes)
         reached: set[int] = set()
-        for e, g in zip(self.plan.differentiated, cotangents, strict=True):
+        for e, g in zip(self.plan.differentiated, cotangents, strict=False):
             if g is not None:
                 reached |= self.tape.reaches.get(e, frozenset())
+        if asked is not None:
+            reached.intersection_update([self.inner_edges[j] for j in asked])
         seen: set[int] = set()
         out: list = []
         for e, i in zip(self.inner_edges, self.plan.gradients, strict=True):
@@ -219,32 +288,65 @@ class SegmentNode:
                 seen.add(id(a))
         return out
 
-    def open(self, cotangents: list, aims: Iterable[int]) -> tuple[list, dict[int, Any]]:
+    def open(self, cotangents: list, aims: Iterable[int], asked: Sequence[int] | None = None) -> tuple[list, dict[int, Any]]:
         """As `apply`, through one operation after the other: hooks on results are called with all of their gradient. The other
         answer is the gradients of those results that are aimed at."""
-        self._check(cotangents)
-        return self._replay(cotangents, aims)
+        self._check(cotangents, asked, aims)
+        return self._replay(cotangents, asked, aims)
 
-    def _replay(self, cotangents: list, aims: Iterable[int] | None = None) -> tuple[list, dict[int, Any]]:
-        """Through the tape of a re-execution from the original inputs, which is made at its first need. Hooks are called inside
-        of it if `aims` is given."""
+    def _reopen(self) -> dict[int, Any]:
+        """The tape of a re-execution from the original inputs, as the tape would be now."""
+        for t, ref, _ in self.externals:
+            t._node = None if ref.edge is None else self.external_edges[ref.edge]
+        before, force.grad = force.grad, True
+        try:
+            values, tape = replay.run_path(self.path, self.externals, self.external_edges, self.bindings)
+        finally:
+            force.grad = before
+        # what is saved here of the memory of inputs and results is that memory itself, as on the tape: what is written to it from
+        # now on is noticed, or read, and so is what was written before
+        stands: dict[int, tuple[Storage, int, bool]] = {}
+        for t, st, version, _, m in self.versions:
+            ours = values[m].storage_of()
+            intact = st.version == version and (t is None or t._storage is st)
+            stands[id(ours)] = st, ours.version, intact and stands.get(id(ours), (st, 0, True))[2]
+        shown = [(a, values[v]._data()) for a, v in [(a, v) for _, a, v in self._shown] + [(a, v) for a, _, v in self._unsafe]]
+        shown = [(now, ours) for now, ours in shown if now is not ours and now.strides == ours.strides]
+        for node in {node for e, (node, _) in tape.items() if e not in self.external_edges}:
+            versions = []
+            for x, version, reassigned in node.versions:
+                stand = stands.get(id(x._storage))
+                if stand is not None and version == stand[1]:
+                    x._storage = stand[0]
+                    version = stand[0].version if stand[2] else -1
+                    for now, ours in shown:
+                        if np.may_share_memory(ours, x._array):
+                            x._array = counterpart(x._array, ours, now)
+                versions.append((x, version, reassigned))
+            node.versions = versions
+        return tape
+
+    def _replay(
+        self, cotangents: list, asked: Sequence[int] | None, aims: Iterable[int] | None = None
+    ) -> tuple[list, dict[int, Any]]:
+        """Through the tape of a re-execution, which is made at its first need. Hooks are called inside of it if `aims` is given."""
         tape = self.opened
         if tape is None:
-            before, force.grad = force.grad, True
-            try:
-                _, tape = replay.run_path(self.path, self.externals, self.external_edges, self.bindings)
-            finally:
-                force.grad = before
-            self.opened = tape
-        of = self.plan.differentiated
+            tape = self.opened = self._reopen()
+        if force.grad:
+            for t, original in self._originals:
+                t._node = edge(original)  # (a leaf may have been frozen, or thawed, meanwhile)
+        of = self.differentiated
         roots = [tape[e] for e, g in zip(of, cotangents, strict=True) if g is not None]
         gs = [g for g in cotangents if g is not None]
         operands = [self.external_edges[e] for e in self.inner_edges]
         inside = {i: tape[of[i]] for i in aims or ()}
-        wanted = [*operands, *inside.values()]
+        wanted = [*(operands if asked is None else [operands[j] for j in asked]), *inside.values()]
         with self._hooked([] if aims is None else [(*tape[of[i]], hook) for i, hook in self.hooks or ()]):
             got = run_engine(roots, gs, retain_graph=True, create_graph=force.grad, wanted=wanted, barrier=operands)
-        return [got.get(e) for e in operands], {i: got[e] for i, e in inside.items() if e in got}
+        found = {e: got.get(e) for e in wanted}
+        # (memory that NumPy shares is another input at each use, with one gradient for all)
+        return [found.pop(e, None) for e in operands], {i: got[e] for i, e in inside.items() if e in got}
 
     @contextmanager
     def _hooked(self, hooks: list) -> Iterator[None]:
@@ -260,15 +362,38 @@ class SegmentNode:
 
     def release(self, results: Iterable[int]) -> None:
         """Let go of what backward came through on its way from these results; others can still be differentiated."""
-        edges = [self.plan.differentiated[i] for i in results]
+        edges = [self.differentiated[i] for i in results]
         if self.opened is not None:
             let_go(*walk([self.opened[e] for e in edges], frozenset(self.external_edges.values())))
         for e in edges:
             self.freed |= self.tape.holders.get(e, frozenset())
-        holders = [self.tape.holders.get(e, frozenset()) for e in self.plan.differentiated]
+        holders = [self.tape.holders.get(e, frozenset()) for e in self.differentiated]
         if all(h and h <= self.freed for h in holders):
             self.saved = []
-            self.externals = []
+            self.externals = [(unread(t), ref, None) for t, ref, _ in self.externals] if self.tape.bare else []
             self.versions = []
             self.opened = None
+            self._shown, self._unsafe, self._originals = [], [], []
             self._done = True
+
+
+def unread(t: Tensor) -> Tensor:
+    """A tensor of the same kind whose values nobody needs: it holds no memory."""
+    return wrap(np.broadcast_to(np.zeros((), t._array.dtype), t._array.shape))
+
+
+def counterpart(part: np.ndarray, whole: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """What lies in `other`, an array laid out like `whole`, where `part` lies in `whole`."""
+    here, there = whole.__array_interface__["data"][0], other.__array_interface__["data"][0]
+    described = part.__array_interface__
+    address = described["data"][0] - here + there
+    seen = np.asarray(_Memory(other, {**described, "data": (address, True), "strides": part.strides}))
+    return seen.view(part.dtype)  # (which the description names only for NumPy's own)
+
+
+class _Memory:
+    """Memory of an array, described."""
+
+    def __init__(self, owner: np.ndarray, description: dict):
+        self.owner = owner
+        self.__array_interface__ = description

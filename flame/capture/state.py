@@ -10,6 +10,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from flame.autograd.tape import edge
 from flame.capture.trace import Capture, Ref, Step, Window
 from flame.primitive import force
@@ -97,6 +99,10 @@ class RunState:
             self.edge_of(e)
         return self.edges
 
+    def rewritten(self) -> bool:
+        """Whether NumPy wrote memory since it was read."""
+        return any(not same_bits(t._array, self.externals[i][0]._array) for i, t in self.originals.items())
+
     def live(self) -> list[Tensor]:
         """The pending tensors that somebody still holds."""
         if self.survivors is not None:
@@ -160,6 +166,12 @@ class RunState:
     def now(self) -> Any:
         """The run in force, after this one may have ended."""
         return force.interpreter
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two arrays of one shape and dtype hold the same, to the bit."""
+    x, y = (np.ascontiguousarray(z).reshape(-1).view(np.uint8) for z in (a, b))
+    return np.array_equal(x, y)
 
 
 def same_refs(a: tuple, b: Any) -> bool:

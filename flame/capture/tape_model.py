@@ -30,10 +30,21 @@ class _Record:
     """One operation on the tape."""
 
     step: Step
+    number: int  #: among all of the path
     edges: tuple[int, ...]  #: its own
     feeds: tuple[int, ...]  #: those of its operands
     saved: list[tuple[int, int, int]] = field(default_factory=list)  #: (value, memory, version)
-    freed: bool = False
+    damage: str = ""  #: FREED or MODIFIED, if it can't be differentiated any more where the path ends
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """The operations between some edges and some others: what is to blame if one was damaged, the pieces of memory that they
+    hold, and the numbers of those that hold any."""
+
+    damaged: tuple[str, Step] | None
+    saved: frozenset[int]
+    holders: frozenset[int]
 
 
 @dataclass
@@ -49,9 +60,32 @@ class TapeModel:
     saved: dict[int, frozenset[int]]
     holders: dict[int, frozenset[int]]
     memory: dict[int, int]
+    #: of an edge in trouble: the outside edges that no way through what was damaged leads to
+    sound: dict[int, frozenset[int]]
+    bare: bool  #: whether some way leads through operations that save nothing, and so stays open when all is freed
+    _order: list[_Record]
+    _made: dict[int, _Record]
+    _ways: dict[tuple[frozenset[int], frozenset[int]], Way] = field(default_factory=dict)
 
     def home(self, value: int) -> int:
         return self.memory.get(value, value)
+
+    def way(self, edges: frozenset[int], wanted: frozenset[int]) -> Way:
+        """What backward from these edges visits where only some edges are wanted."""
+        found = self._ways.get((edges, wanted))
+        if found is None:
+            leads = set(wanted)
+            on = []
+            for record in reversed(_behind(self._order, self._made, set(edges))):
+                if not leads.isdisjoint(record.feeds):
+                    leads.update(record.edges)
+                    on.append(record)
+            found = self._ways[edges, wanted] = Way(
+                next(((r.damage, r.step) for r in reversed(on) if r.damage), None),
+                frozenset(m for r in on for _, m, _ in r.saved),
+                frozenset(r.number for r in on if r.saved),
+            )
+        return found
 
 
 def model(path: list[Step], edges: frozenset[int]) -> TapeModel:
@@ -81,6 +115,7 @@ def model(path: list[Step], edges: frozenset[int]) -> TapeModel:
                     keep[j] |= rule.saves(j)
         record = _Record(
             s,
+            len(order),
             tuple(r.edge for r in s.outs if r.edge is not None),
             tuple(dict.fromkeys(o.edge for o in s.operands if type(o) is Ref and o.edge is not None)),
         )
@@ -112,31 +147,41 @@ def model(path: list[Step], edges: frozenset[int]) -> TapeModel:
                 n_y, _, _, retain, _ = s.options
                 if not retain:
                     for record in _behind(order, made, {r.edge for r in s.operands[:n_y]}):
-                        record.freed = record.freed or bool(record.saved)
+                        if record.saved:
+                            record.damage = FREED
+    for record in order:
+        if not record.damage and any(version.get(m, 0) != at for _, m, at in record.saved):
+            record.damage = MODIFIED
     trouble: dict[int, tuple[str, Step]] = {}
     reaches: dict[int, frozenset[int]] = {}
     passes: dict[int, frozenset[int]] = {}
     saved: dict[int, frozenset[int]] = {}
     holders: dict[int, frozenset[int]] = {}
-    number = {id(record): i for i, record in enumerate(order)}
+    sound: dict[int, frozenset[int]] = {}
+    bare = False
     for e in edges:
         behind = _behind(order, made, {e})
         outside: set[int] = set()
         held: set[int] = set()
         through: set[int] = set()
+        tainted: set[int] = set()
+        held_back: set[int] = set()
         for record in behind:
             outside.update(f for f in record.feeds if f not in made)
             through.update(f for f in record.feeds if f in edges)
             held.update(m for _, m, _ in record.saved)
-            if e in trouble:
-                continue
-            if record.freed:
-                trouble[e] = (FREED, record.step)
-            elif any(version.get(m, 0) != at for _, m, at in record.saved):
-                trouble[e] = (MODIFIED, record.step)
+            if record.damage:
+                trouble.setdefault(e, (record.damage, record.step))
+            if record.damage or not tainted.isdisjoint(record.edges):
+                tainted.update(record.feeds)
+            if record.saved or not held_back.isdisjoint(record.edges):
+                held_back.update(record.feeds)
         reaches[e], passes[e], saved[e] = frozenset(outside), frozenset(through), frozenset(held)
-        holders[e] = frozenset(number[id(record)] for record in behind if record.saved)
-    return TapeModel(trouble, reaches, passes, saved, holders, memory)
+        holders[e] = frozenset(record.number for record in behind if record.saved)
+        if e in trouble:
+            sound[e] = frozenset(outside - tainted)
+        bare = bare or not held_back >= outside | through
+    return TapeModel(trouble, reaches, passes, saved, holders, memory, sound, bare, order, made)
 
 
 def _behind(order: list[_Record], made: dict[int, _Record], edges: set[int | None]) -> list[_Record]:
