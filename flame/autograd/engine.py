@@ -86,8 +86,8 @@ def run_engine(
     """Propagate; accumulate into leaves if `wanted` is None, else collect (and return) the cotangents of `wanted` edges.
 
     Nothing flows on beyond the edges of `barrier`, and what leads to none of the wanted ones is not gone through. A node may
-    stand for a whole captured segment (it has `reaching`): where a hook or a wanted edge lies inside of what it stands for, it is asked to go through its operations
-    one by one.
+    stand for a whole captured segment (it has `reaching`): where a hook or a wanted edge lies inside of what it stands for, it is
+    asked to go through its operations one by one.
     """
     stop = frozenset(barrier)
     order, segments = walk([r for r in roots if r not in stop], stop)
