@@ -549,6 +549,29 @@ def strides_of_results(wrap):
     return drive(f, batches(2, 3))
 
 
+@program
+def alias_of_written_memory_when_the_path_is_left(wrap):
+    table, w = tensor(4, seed=1), tensor(4, seed=2, grad=True)
+    seen = table.detach()
+
+    @wrap
+    def f(x, k):
+        table.mul_(0.9)
+        total = table.sum() + x
+        y = seen * 3.0
+        z = seen + k
+        return y * w, z, total
+
+    return drive(
+        f,
+        [(tensor(4, seed=i), float(k)) for i, k in enumerate((1, 1, 2, 2, 3, 3))],
+        table,
+        seen,
+        w,
+        after=lambda r: r[0].sum().backward(),
+    )
+
+
 @pytest.mark.parametrize("case, backend", cases(__name__))
 def test_same_as_eager(case: Case, backend: str) -> None:
     agree(case, backend)

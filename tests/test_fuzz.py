@@ -107,6 +107,17 @@ PAST: list[tuple[str, Program]] = [
         "a view made under no_grad, written with gradients by an operation without a temporary",
         [("replaced_weight", 0.625, 0.986, 0.784), ("no_grad_view", 0.766, 0.109, 0.996), ("hook_free_exp", 0.785, 0.475, 0.507)],
     ),
+    (
+        "another tensor of memory that was written, when the path is left",
+        [
+            ("detach", 0.52, 0.2, 0.67), ("retained", 0.155, 0.913, 0.274), ("raise_after_effects", 0.016, 0.744, 0.339),
+            ("shape_arithmetic", 0.566, 0.474, 0.366),
+        ],
+    ),
+    (
+        "what saved nothing can be differentiated when the rest is freed",
+        [("layer_norm", 0.309, 0.189, 0.365), ("outer_retain", 0.762, 0.62, 0.022), ("outer_inputs", 0.507, 0.072, 0.822)],
+    ),
 ]  # fmt: skip
 
 SECONDS = 60

@@ -46,7 +46,10 @@ def run_path(
     """
     values: dict[int, Tensor] = {}
     tape: dict[int, Any] = dict(edges)
-    outside = {ref: t for t, ref, _ in externals}  #: what the tape saves of these is these themselves
+    path = list(path)
+    computed = {r.value for s in path for r in s.outs if s.kind == "op"}
+    #: what the tape saves of these is these themselves (but where they show what is written on the path)
+    outside = {ref: t for t, ref, _ in externals if ref.value not in computed}
     for t, ref, _ in externals:
         if ref.value not in values:
             values[ref.value] = t
