@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes.util
 import os
 import platform
 import sys
@@ -10,7 +9,8 @@ from importlib import metadata
 
 from flame.errors import MissingTargetError
 from flame.knobs import knobs
-from flame.runtime import cache, cpu
+from flame.runtime import cache, cpu, cuda
+from flame.runtime.cuda_memory import spelled
 
 #: distributions that flame uses, and what each is for
 PACKAGES = {
@@ -19,7 +19,6 @@ PACKAGES = {
     "triton": "GPU kernels",
     "networkx": "graph analysis",
     "ml_dtypes": "bfloat16 in NumPy",
-    "cuda-core": "launching on NVIDIA GPUs (extra: cuda)",
     "scikit-learn": "the demo's digits (extra: demo)",
 }
 
@@ -42,8 +41,18 @@ def facts() -> list[tuple[str, str]]:
         ("vectors", vectors()),
     ]
     found += [(name, f"{version(name) or 'not installed'}: {use}") for name, use in PACKAGES.items()]
-    found.append(("CUDA driver", ctypes.util.find_library("cuda") or "not found"))
-    return [*found, ("kernel cache", kernel_cache())]
+    return [*found, ("GPU", gpus()), ("kernel cache", kernel_cache())]
+
+
+def gpus() -> str:
+    """The GPUs that programs can run on, or why there are none."""
+    try:
+        runtime = cuda.runtime()
+    except MissingTargetError as missing:
+        return str(missing)
+    driver = runtime.driver
+    names = [f"{driver.device_name(i)}, {spelled(driver.total_memory(i))}" for i in range(runtime.count)]
+    return f"{'; '.join(names)}; driver for CUDA {'.'.join(map(str, driver.version()))}"
 
 
 def processor() -> str:

@@ -43,6 +43,23 @@ class MissingTargetError(RuntimeError):
     """A device, driver or optional package that the call needs is not there; the message says what to install."""
 
 
+class CudaError(RuntimeError):
+    """A call to the GPU's driver failed; the message has the driver's name and words for it. `code` and `name` are the driver's.
+
+    A kernel that fails is noticed by whichever call comes next; after some errors (an illegal address) the device cannot be
+    used by this process any more, and every call fails with the same one.
+    """
+
+    def __init__(self, message: str = "", code: int = 0, name: str = ""):
+        super().__init__(message)
+        self.code = code
+        self.name = name
+
+
+class OutOfMemoryError(RuntimeError):
+    """The GPU has no memory left for an allocation; the message says who holds it."""
+
+
 class PositionError(IndexError, RuntimeError):
     """An index tensor names a position that is not there. (PyTorch raises IndexError where one indexes, RuntimeError in gather and
     scatter; this is both.)"""

@@ -57,6 +57,10 @@ class Knobs:
             "FLAME_NUM_THREADS", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         )
     )
+    #: CUDA_LAUNCH_BLOCKING: every GPU launch is waited for, so that an error names the kernel that made it
+    launch_blocking: bool = field(default_factory=lambda: _flag("CUDA_LAUNCH_BLOCKING"))
+    #: FLAME_CUDA_CACHING: "0" gives every GPU allocation to the driver, so that memory checkers see each
+    cuda_caching: bool = field(default_factory=lambda: os.environ.get("FLAME_CUDA_CACHING", "1") != "0")
     #: FLAME_VERIFY: check every graph and kernel after every pass, always and not only where it is cheap
     verify: bool = field(default_factory=lambda: _flag("FLAME_VERIFY"))
 

@@ -303,10 +303,11 @@ def _link() -> Entry:
     obj = llvm_jit.cached_object(text, llvm_jit.baseline(), what="program entry")
     code = llvm_jit.link(obj, symbols, imports, what="program entry")
     run = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(code["flame_run"])
-    return Entry(_builtin(b"enter", code["flame_enter"]) if "flame_enter" in symbols else None, run)
+    return Entry(builtin(b"enter", code["flame_enter"]) if "flame_enter" in symbols else None, run)
 
 
-def _builtin(name: bytes, address: int) -> Callable[..., Any]:
+def builtin(name: bytes, address: int) -> Callable[..., Any]:
+    """A Python builtin of native code: a function of (self, arguments, their number) that answers with an object."""
     definition = _MethodDef(name, address, _FASTCALL, None)
     _definitions.append(definition)  # the builtin refers to it
     make = ctypes.pythonapi.PyCFunction_NewEx
