@@ -4,7 +4,7 @@ The axes of a contraction fall into four groups by the domains of its factors: m
 (summed). Each group is made one axis (`grouped`), so that everything below speaks of left[batch, m, k] * right[batch, n, k];
 which addresses that means is for index simplification to find out. n holds the result's unit stride.
 
-    phase 0   left packed once:    panels of MR rows,    [batch][panel][k][MR]
+    phase 0   left packed once:    panels of MR rows,    [batch][panel][k][MR]      (none where it is read in place)
     phase 1   for each block of panels of n (and, where those are few, of rows); a chunk is a run of blocks:
                 for each block of k:   right packed:     [panel][k][NR], small enough to stay in L2 and used at once
                   for each left panel, for each right panel:   tile += left panel * right panel, in registers
@@ -23,6 +23,7 @@ from flame.compiler.contract_groups import BATCH, REST, TAP, Groups, K, M, N, by
 from flame.compiler.index_math import E, ex
 from flame.compiler.kernel import Kernel, Store
 from flame.compiler.llvm_axes import size, unit_axes
+from flame.compiler.llvm_in_place import left_in_place, right_in_place
 from flame.compiler.llvm_machine import LlvmMachine, Value
 from flame.compiler.llvm_point import Linear, Point
 from flame.compiler.llvm_rows import begin
@@ -104,6 +105,8 @@ class ContractWriter:
             self.taps = 1
         self.tapped = by_taps(self.kernel, self.taps) if self.taps > 1 else self.kernel
         self.t = element(self.dtype)
+        self.left = left_in_place(self.kernel, g.left, self.dtype, target)
+        self.right = right_in_place(self.kernel, g.right, self.dtype, target)
         k, t = self.kernel, self.tiling
         lanes, item = t.lanes, self.dtype.itemsize
         self.left_panels = (k.axes[M] + (t.rows - 1)) // t.rows
@@ -115,6 +118,8 @@ class ContractWriter:
         tiles = self.block_rows * t.panels * (t.rows * t.columns) if t.depth is not None else ex(t.rows * t.columns)
         self.own = _rounded((self.right_panel * t.panels + tiles) * item)
         self.left_bytes = _rounded(k.axes[BATCH] * self.left_panels * self.left_panel * item + lanes * item)
+        if self.left is not None:
+            self.left_bytes = ex(0)
         self.left_at = workspace_at
         self.own_at = workspace_at + self.left_bytes
         self.blocks = k.axes[BATCH] * self.column_blocks * self.row_blocks
@@ -141,7 +146,9 @@ class ContractWriter:
         depth = k.axes[K].const
         if batch is not None and lefts is not None and rights is not None and depth is not None:
             work = 2e-5 * batch * lefts * t.rows * rights * t.columns * depth  # microseconds at 100 GF/s
-            wanted = int(min(64, max(1, work / (2 * self.schedule.chunk_us))))
+            # 16 chunks where there is work for them, more once each is a millisecond: smaller blocks pack less at a time and
+            # read the left factor again more often (1024 cubed: 64 chunks take 3% longer than 20)
+            wanted = int(max(1, min(16, work / (2 * self.schedule.chunk_us)), min(MOST_CHUNKS, work / 1000)))
             blocks = -(-rights // panels)
             while panels > 1 and batch * blocks < wanted and panels * t.columns > 64:
                 panels = -(-panels // 2)
@@ -156,7 +163,9 @@ class ContractWriter:
     def describe(self) -> str:
         t = self.tiling
         blocks = f"k by {t.depth}" if t.depth is not None else "all of k"
-        return f"tiles of {t.rows} x {t.vectors} vectors of {t.lanes}, {blocks}, {t.panels} panels a block"
+        where = [side for side, found in (("left", self.left), ("right", self.right)) if found is not None]
+        in_place = f", {' and '.join(where)} in place" if where else ""
+        return f"tiles of {t.rows} x {t.vectors} vectors of {t.lanes}, {blocks}, {t.panels} panels a block{in_place}"
 
     # -- phases
 
@@ -165,6 +174,8 @@ class ContractWriter:
         tile = self._tile_function()
         functions, phases, constants = [tile], [], []
         for suffix_, write in (("pack", self._pack_left), ("main", self._main)):
+            if suffix_ == "pack" and self.left is not None:
+                continue
             entry = begin(f"{self.name}_{suffix_}", self.kernel, places, self.target, external)
             p = Point(
                 self.kernel, entry.function, entry.machine, self.tiling.lanes, entry.buffers, entry.symbols, entry.function.name
@@ -249,30 +260,50 @@ class ContractWriter:
         f, t = p.function, self.tiling
         length = p.integer_of(self.right_panel)
 
-        def right_at(panel: Int) -> str:
+        def packed_at(panel: Int) -> str:
             return f.address(b.right, f.mul(f.sub(panel, b.first_right), length), self.t)
 
+        def right_at(panel: str) -> tuple[str, Int]:
+            """Where a panel begins, and its stride along k."""
+            if self.right is None:
+                return packed_at(panel), t.columns
+            here = p.place(self.right.load, {N: f.mul(panel, t.columns), K: k0})
+            if not self._right_has_tail:
+                return here, self.right.depth
+            whole = f.emit(f"icmp slt i64 {panel}, {full_panels}")
+            pointer = f.emit(f"select i1 {whole}, ptr {here}, ptr {packed_at(panel)}")
+            return pointer, f.emit(f"select i1 {whole}, i64 {self.right.depth}, i64 {t.columns}")
+
         def pack(j: str, _: list[str]) -> list[str]:
-            self._pack(p, self.groups.right, N, f.mul(j, t.columns), t.columns, right_at(j), k0, kc)
+            self._pack(p, self.groups.right, N, f.mul(j, t.columns), t.columns, packed_at(j), k0, kc)
             return []
 
-        with p.scope():
-            f.loop(b.first_right, b.last_right, 1, [], pack)
+        full_panels = f.div(p.integer_of(self.kernel.axes[N]), t.columns)
+        if self.right is None or self._right_has_tail:
+            with p.scope():
+                first = b.first_right if self.right is None else f.most(b.first_right, full_panels)
+                f.loop(first, b.last_right, 1, [], pack)
         last = True if whole else f.emit(f"icmp sge i64 {f.add(k0, kc)}, {p.integer_of(self.kernel.axes[K])}")
         goes_on: Int = 0
         if not whole:
             goes_on = f.emit(f"zext i1 {f.emit(f'icmp sgt i64 {k0}, 0')} to i64")
 
         def rows(i: str, _: list[str]) -> list[str]:
-            start = f.mul(i, p.integer_of(self.left_panel))
-            panel = f.address(b.left, f.add(start, f.mul(k0, t.rows)), self.t)
+            if self.left is not None:
+                panel = p.place(self.left.load, {M: f.mul(i, t.rows), K: k0})
+                rows_here = f.least(t.rows, f.sub(p.integer_of(self.kernel.axes[M]), f.mul(i, t.rows)))
+            else:
+                start = f.mul(i, p.integer_of(self.left_panel))
+                panel, rows_here = f.address(b.left, f.add(start, f.mul(k0, t.rows)), self.t), t.rows
 
             def columns(j: str, _: list[str]) -> list[str]:
+                right, stride = right_at(j)
                 tile = b.tiles
                 if not whole:
                     number = f.add(f.mul(f.sub(i, b.first_left), t.panels), f.sub(j, b.first_right))
                     tile = f.address(b.tiles, f.mul(number, t.rows * t.columns), self.t)
-                f.do(f"call void @{self.name}_tile(ptr {panel}, ptr {right_at(j)}, ptr {tile}, i64 {kc}, i64 {goes_on})")
+                more = f"i64 {kc}, i64 {goes_on}, i64 {stride}, i64 {rows_here}"
+                f.do(f"call void @{self.name}_tile(ptr {panel}, ptr {right}, ptr {tile}, {more})")
                 if last is True:
                     self._epilogue(p, i, j, tile)
                 else:
@@ -290,34 +321,41 @@ class ContractWriter:
     def _tile_function(self) -> Function:
         """tile = (goes_on ? tile : 0) + left panel * right panel, over kc."""
         t, d = self.tiling, self.dtype
-        f = Function(
-            f"{self.name}_tile",
-            [("ptr noalias", "left"), ("ptr noalias", "right"), ("ptr noalias", "tile"), ("i64", "kc"), ("i64", "goes_on")],
-            attributes="nounwind noinline",
-            linkage="internal",
-        )
+        parameters = [("ptr noalias", "left"), ("ptr noalias", "right"), ("ptr noalias", "tile"), ("i64", "kc"), ("i64", "goes_on")]
+        parameters += [("i64", "stride"), ("i64", "rows")]  # along k, of the right factor; rows of the left one
+        f = Function(f"{self.name}_tile", parameters, attributes="nounwind noinline", linkage="internal")
         v = wide(self.t, t.lanes)
         align = t.lanes * d.itemsize
+        stride: Int = t.columns if self.right is None else "%stride" if self._right_has_tail else self.right.depth
+        align_right = align if self.right is None else d.itemsize
+        rows_known = self.left is None or (self.kernel.axes[M].const or 1) % t.rows == 0
+        along, depth = (1, t.rows) if self.left is None else (self.left.along, self.left.depth)
+        # rows past the end read the last one again
+        lines = [f.mul(r if rows_known else f.least(r, f.sub("%rows", 1)), along) for r in range(t.rows)]
+        apart = not rows_known or along > 1
+        starts = [f.address("%left", line, self.t) if apart else "%left" for line in lines]
 
-        def step(left: str, right: str, offset: int, sums: list[str]) -> list[str]:
-            columns = [f.load(v, f.address(right, (offset * t.vectors + j) * t.lanes, self.t), align) for j in range(t.vectors)]
+        def step(k: Int, offset: int, right: str, sums: list[str]) -> list[str]:
+            """Line `offset` after line k, whose right panel begins at `right`."""
+            columns = [f.load(v, f.address(right, j * t.lanes, self.t), align_right) for j in range(t.vectors)]
             out = []
+            here = [f.address(s, f.mul(k, depth), self.t) for s in (starts if apart else starts[:1])]
             for i in range(t.rows):
-                x = f.splat(f.load(self.t, f.address(left, offset * t.rows + i, self.t), d.itemsize), self.t, t.lanes)
+                place = f.address(here[i if apart else 0], offset * depth + (0 if apart else i * along), self.t)
+                x = f.splat(f.load(self.t, place, d.itemsize), self.t, t.lanes)
                 for j in range(t.vectors):
                     out.append(self._multiply_add(f, v, x, columns[j], sums[i * t.vectors + j]))
             return out
 
         def many(i: str, sums: list[str]) -> list[str]:
-            left = f.address("%left", f.mul(i, t.rows), self.t)
-            right = f.address("%right", f.mul(i, t.columns), self.t)
+            right = f.address("%right", f.mul(i, stride), self.t)
             for u in range(4):
-                sums = step(left, right, u, sums)
+                sums = step(i, u, right, sums)
+                right = f.address(right, stride, self.t)
             return sums
 
         def one(i: str, sums: list[str]) -> list[str]:
-            left = f.address("%left", f.mul(i, t.rows), self.t)
-            return step(left, f.address("%right", f.mul(i, t.columns), self.t), 0, sums)
+            return step(i, 0, f.address("%right", f.mul(i, stride), self.t), sums)
 
         zero = [(v, "zeroinitializer")] * (t.rows * t.vectors)
         if self._comes_in(4):
@@ -341,6 +379,11 @@ class ContractWriter:
         else:
             f.choose(f.emit("icmp ne i64 %goes_on, 0"), add, lambda: store(sums))
         return f
+
+    @property
+    def _right_has_tail(self) -> bool:
+        """Is the last panel of a right factor that is read in place not whole? (That one is packed.)"""
+        return (self.kernel.axes[N].const or 1) % self.tiling.columns != 0
 
     def _comes_in(self, n: int) -> bool:
         """Is every block of k a multiple of n long?"""

@@ -406,6 +406,16 @@ class Point:
         self.scopes[deepest].memo[key] = (pointer, rest)
         return pointer, rest, deepest
 
+    def place(self, s: Load, at: dict[str, Int]) -> str:
+        """The address of a load where some axes have these values."""
+        q = self.fork()
+        q.open()
+        for axis, i in at.items():
+            q.bind(axis, Linear(i))
+        pointer, rest, _ = q._pointer(s)
+        assert rest.uniform, f"{s.name} varies along the lanes"
+        return pointer
+
     def load(self, s: Load) -> Value:
         """A load that is not among the kernel's statements, written here and not remembered."""
         pointer, rest, _ = self._pointer(s)

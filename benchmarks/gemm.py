@@ -1,0 +1,150 @@
+"""Matrix products beside NumPy's BLAS: `python -m benchmarks.gemm [--threads 1] [--rounds 5] [--only TEXT] [--out FOLDER]`.
+
+Forty shapes: squares, odd sizes, every transposition, few rows, vectors, deep and flat ones, batches, float64. Both sides make a
+fresh result, in one process and in turn; a figure is the least of all rounds, of a whole call (for flame that is a compiled
+function's, Python included). Nothing is asserted. `--out` writes gemm-DATE-THREADS.md and .json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Shape:
+    """(m, k) times (k, n), `form` saying which of the two lies transposed in memory (N: as written, T: transposed)."""
+
+    m: int
+    k: int
+    n: int
+    form: str = "NN"
+    batch: int = 0
+    dtype: str = "float32"
+
+    def __str__(self) -> str:
+        lead = f"{self.batch} x " if self.batch else ""
+        plain = self.dtype == "float32"
+        return f"{lead}{self.m} x {self.k} x {self.n} {self.form}{'' if plain else ' ' + self.dtype}"
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.m * self.k * self.n * max(1, self.batch)
+
+
+SHAPES = [
+    *(Shape(n, n, n) for n in (16, 32, 64, 100, 128, 256, 384, 512, 768, 1024)),
+    *(Shape(*s) for s in ((17, 33, 65), (127, 127, 127), (255, 257, 511), (333, 1000, 77))),
+    *(Shape(n, n, n, form) for form in ("NT", "TN", "TT") for n in (64, 256, 512)),
+    *(Shape(m, 768, 3072, "NT") for m in (1, 2, 4, 8, 16, 32, 128)),
+    Shape(1, 1024, 1024),
+    Shape(8, 768, 3072),
+    Shape(1024, 1024, 1),
+    Shape(1024, 1024, 1, "TN"),
+    Shape(2048, 64, 2048, "NT"),
+    Shape(64, 2048, 64),
+    Shape(4096, 16, 256),
+    Shape(128, 64, 128, "NN", 64),
+    Shape(256, 256, 256, "NN", 0, "float64"),
+    Shape(512, 512, 512, "NT", 0, "float64"),
+]
+
+
+def sides(shape: Shape) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """A call of flame's, and one of NumPy's."""
+    import numpy as np
+
+    import flame
+
+    r = np.random.default_rng(0)
+    lead = (shape.batch,) if shape.batch else ()
+
+    def operand(rows: int, columns: int, turned: bool) -> Any:
+        size = (columns, rows) if turned else (rows, columns)
+        return r.standard_normal((*lead, *size)).astype(shape.dtype)
+
+    a, b = operand(shape.m, shape.k, shape.form[0] == "T"), operand(shape.k, shape.n, shape.form[1] == "T")
+    turn = [f == "T" for f in shape.form]
+    x, y = flame.tensor(a), flame.tensor(b)
+
+    def product(x: Any, y: Any) -> Any:
+        return (x.mT if turn[0] else x) @ (y.mT if turn[1] else y)
+
+    compiled = flame.compile(product)
+    u, v = (z.swapaxes(-1, -2) if t else z for z, t in zip((a, b), turn, strict=True))
+    return lambda: compiled(x, y), lambda: np.matmul(u, v)
+
+
+def measure(shape: Shape, rounds: int, now: Callable[[], float]) -> list[float]:
+    """The least seconds of a call, of flame and of NumPy, taken in turn."""
+    best = [math.inf, math.inf]
+    calls = sides(shape)
+    for call in calls:
+        for _ in range(3):
+            call()
+    for _ in range(rounds):
+        for i, call in enumerate(calls):
+            end = now() + 0.03
+            while True:
+                begin = now()
+                call()
+                after = now()
+                best[i] = min(best[i], after - begin)
+                if after > end:
+                    break
+    return best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", action="append", default=[], help="shapes whose name has this text")
+    parser.add_argument("--out", type=Path, help="folder for the report and its figures")
+    given = parser.parse_args()
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "FLAME_NUM_THREADS"):
+        if os.environ.get(name) != str(given.threads):  # these are read when the libraries are loaded
+            os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "FLAME_NUM_THREADS"), str(given.threads))
+            os.execv(sys.executable, [sys.executable, "-m", "benchmarks.gemm", *sys.argv[1:]])
+    if given.threads == 1 and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    from benchmarks.capture import duration, machine
+
+    now = time.process_time if given.threads == 1 else time.perf_counter
+    lines = ["| m x k x n | flame | NumPy | flame, GFLOP/s | ratio |", "|---|---:|---:|---:|---:|"]
+    ratios, figures = [], []
+    for shape in SHAPES:
+        if given.only and not any(text in str(shape) for text in given.only):
+            continue
+        own, other = measure(shape, given.rounds, now)
+        ratios.append(other / own)
+        figures.append({"shape": str(shape), "flame": own, "numpy": other})
+        speed = shape.flops / own / 1e9
+        lines.append(f"| {shape} | {duration(own)} | {duration(other)} | {speed:.1f} | {other / own:.2f} |")
+        print(lines[-1], file=sys.stderr, flush=True)
+    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+    behind = f"{sum(r < 0.95 for r in ratios)} of {len(ratios)} shapes below 0.95"
+    about = [f"- {what}: {found}" for what, found in machine().items()]
+    about.append(f"- {given.threads} thread{'s' * (given.threads > 1)} each, the least of {given.rounds} rounds")
+    total = f"Against NumPy: {mean:.2f} times as fast by geometric mean, {behind}."
+    text = "\n".join(["# Matrix products on a CPU", "", *about, "", *lines, "", total, ""])
+    print(text)
+    if given.out is not None:
+        given.out.mkdir(parents=True, exist_ok=True)
+        stem = given.out / f"gemm-{datetime.date.today().isoformat()}-{given.threads}"
+        stem.with_suffix(".md").write_text(text, encoding="utf-8")
+        kept = {"machine": machine(), "threads": given.threads, "figures": figures}
+        stem.with_suffix(".json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
