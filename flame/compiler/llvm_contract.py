@@ -321,7 +321,13 @@ class ContractWriter:
     def _tile_function(self) -> Function:
         """tile = (goes_on ? tile : 0) + left panel * right panel, over kc."""
         t, d = self.tiling, self.dtype
-        parameters = [("ptr noalias", "left"), ("ptr noalias", "right"), ("ptr noalias", "tile"), ("i64", "kc"), ("i64", "goes_on")]
+        parameters = [
+            ("ptr noalias", "left"),
+            ("ptr noalias", "right"),
+            ("ptr noalias", "tile"),
+            ("i64", "kc"),
+            ("i64", "goes_on"),
+        ]
         parameters += [("i64", "stride"), ("i64", "rows")]  # along k, of the right factor; rows of the left one
         f = Function(f"{self.name}_tile", parameters, attributes="nounwind noinline", linkage="internal")
         v = wide(self.t, t.lanes)

@@ -43,7 +43,7 @@ def dot_axis(kernel: Kernel, nest: Nest) -> tuple[str, int]:
         n = kernel.axes[rows[0]].const
         if n is None or not 2 <= n <= MOST_ROWS or size(kernel, product(kernel, nest.outer)) < 4 * n:
             continue
-        together = n if n < MOST_ROWS else n // 2
+        together = n
         return rows[0], together
     return nothing
 
