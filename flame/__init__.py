@@ -26,6 +26,7 @@ from flame import (
     linalg,
     nn,
     optim,
+    profiler,
     random,
     serialization,
     signal,
@@ -70,6 +71,7 @@ from flame.functions.random import (
 )
 from flame.jit import compile, disable
 from flame.nn.functional import recurrent
+from flame.profiler.memory import memory_summary
 from flame.runtime.device import device
 from flame.runtime.threads import get_num_threads, set_num_threads
 from flame.serialization import load, save

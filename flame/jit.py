@@ -344,6 +344,11 @@ def disable(fn: Any = None, recursive: bool = True, *, reason: str | None = None
     return eagerly
 
 
+def compiled_functions() -> list[CompiledFunction]:
+    """Every compiled function that is alive."""
+    return list(_all)
+
+
 def reset() -> None:
     """Forget all that was captured and compiled, of every compiled function."""
     for f in list(_all):

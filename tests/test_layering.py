@@ -54,6 +54,7 @@ LAYERS = (
     "flame.snapshot",
     "flame.explanation_text",
     "flame.explain",
+    "flame.profiler",
     "flame",
     "flame.doctor",
     "flame.demo",

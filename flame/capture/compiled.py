@@ -138,6 +138,11 @@ class Compiled:
         self.executable = self.executable or executable
         return executable
 
+    def executables(self) -> list[Executable]:
+        """What runs it, for whatever sizes."""
+        made = [self.executable, *self._at.values()]
+        return [e for e in made if isinstance(e, Executable)]
+
     @property
     def decisions(self) -> list[Decision]:
         program = self.program

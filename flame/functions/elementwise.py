@@ -38,8 +38,6 @@ MAXIMUM, MINIMUM = registered("maximum"), registered("minimum")
 
 PUBLIC: dict[str, Any] = {}
 
-process = eager.process
-
 
 def public(*names: str) -> Callable:
     """Enter a function in flame's namespace, and hang it on Tensor under the same names."""
@@ -226,7 +224,7 @@ def dunder(name: str, p: Primitive, *, floating: bool = False, swap: bool = Fals
                 y = other._array if isinstance(other, Tensor) else None
                 t = type(other)
                 if (t is float or t is int) if y is None else y.dtype is x.dtype:
-                    return process(p, (other, self) if swap else (self, other), {})
+                    return eager.process(p, (other, self) if swap else (self, other), {})
         if not isinstance(other, Tensor):
             other = number(other)
             if other is None:

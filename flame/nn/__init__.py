@@ -199,6 +199,7 @@ from flame.nn.modules.transformer import (
 )
 from flame.nn.parallel import DataParallel
 from flame.nn.parameter import Buffer, Parameter, UninitializedBuffer, UninitializedParameter
+from flame.nn.summarize import summary
 
 __all__ = [
     "AdaptiveAvgPool1d",
@@ -373,5 +374,6 @@ __all__ = [
     "modules",
     "parallel",
     "parameter",
+    "summary",
     "utils",
 ]

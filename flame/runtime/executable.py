@@ -90,7 +90,7 @@ class Executable:
         def finish_native() -> None:
             if pending:
                 plans.append(Plan(arrays, pending))
-                self._stages.append(self._native_stage(plans[-1]))
+                self._stages.append(self.native_stage(plans[-1]))
                 pending.clear()
 
         for use in recipe.uses:
@@ -103,10 +103,10 @@ class Executable:
                     self._stops.setdefault(len(self._stages), []).append(use.at)
                 case CallUse():
                     finish_native()
-                    self._stages.append(self._call_stage(use))
+                    self._stages.append(self.call_stage(use))
                 case InterpretedUse():
                     finish_native()
-                    self._stages.append(_interpreted_stage(use))
+                    self._stages.append(interpreted_stage(use))
         finish_native()
         self._parallel = any(p.parallel for p in plans)
         self._enter = entry().enter if plans else None
@@ -164,7 +164,7 @@ class Executable:
 
     # ---- stages
 
-    def _native_stage(self, plan: Plan) -> Stage:
+    def native_stage(self, plan: Plan) -> Stage:
         code = entry()
 
         def run(arrays: Arrays, block: Block) -> None:
@@ -177,7 +177,7 @@ class Executable:
 
         return run
 
-    def _call_stage(self, use: CallUse) -> Stage:
+    def call_stage(self, use: CallUse) -> Stage:
         primitive, params, specs = use.primitive, use.params, use.specs
         operands = [_operand(a) for a in use.arguments]
         results = [None if r is None else _reader(r) for r in use.results]
@@ -230,7 +230,7 @@ def _operand(argument: View | Number) -> Callable[[Arrays, Block], Any]:
     return viewed
 
 
-def _interpreted_stage(use: InterpretedUse) -> Stage:
+def interpreted_stage(use: InterpretedUse) -> Stage:
     readers = {b: _reader(p) for b, p in use.places.items()}
 
     def run(arrays: Arrays, block: Block) -> None:
