@@ -194,6 +194,7 @@ class _Force(threading.local):
     """What is in force on this thread: the interpreter (None: the base interpreter), and whether derivatives are recorded."""
 
     interpreter: Any = None
+    resting: Any = None  #: the interpreter that a backward pass in its midst, run by the base one, calls the user's Python with
     grad: bool = True
     inference: bool = False
     examples: tuple[int, ...] = ()  #: the batches for each of whose examples random numbers are drawn anew

@@ -68,7 +68,7 @@ OVERLAPPING_READ = _reason(
 CUSTOM_FUNCTION = _reason(
     "FL1005",
     "custom function",
-    "autograd.Function {} runs as it is written",
+    "a result of autograd.Function {} has a gradient of its own",
     "Write it with flame's operations and leave the derivative to autograd; or keep it at an end of the compiled function.",
 )
 DISABLED = _reason(
@@ -80,7 +80,7 @@ DISABLED = _reason(
 HOOK_REGISTERED = _reason(
     "FL1007",
     "hook registered",
-    "a gradient hook is registered",
+    "a gradient hook is registered on a result",
     "Register hooks once, outside of the compiled function; change the gradient after backward() where that suffices.",
 )
 HOOK_CALLED = _reason(

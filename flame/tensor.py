@@ -328,6 +328,9 @@ class Tensor:
 
     @property
     def _version(self) -> int:
+        r = self._ref
+        if r is not None and r.run is not None:
+            return r.run.version_of(self)
         return 0 if self._storage is None else self._storage.version
 
     # ---------------------------------------------------------------- reading

@@ -82,12 +82,13 @@ def run_engine(
     create_graph: bool = False,
     wanted: Sequence[Edge] | None = None,
     barrier: Collection[Edge] = (),
+    deaf: bool = False,
 ) -> dict[Edge, Any]:
     """Propagate; accumulate into leaves if `wanted` is None, else collect (and return) the cotangents of `wanted` edges.
 
     Nothing flows on beyond the edges of `barrier`, and what leads to none of the wanted ones is not gone through. A node may
     stand for a whole captured segment (it has `reaching`): where a hook or a wanted edge lies inside of what it stands for, it is
-    asked to go through its operations one by one.
+    asked to go through its operations one by one. Hooks are not called if it is `deaf`.
     """
     stop = frozenset(barrier)
     order, segments = walk([r for r in roots if r not in stop], stop)
@@ -144,12 +145,10 @@ def run_engine(
                 collected.update({(node, i): g for i, g in found.items()})
                 _spread(pending, collected, stop, node, got)
                 continue
-            if node.hooks:
+            if node.hooks and not deaf:
                 for i, hook in list(node.hooks):
                     if gs.get(i) is not None:
-                        got = hook(gs[i])
-                        if got is not None:
-                            gs[i] = got
+                        gs[i] = heard(hook, gs[i])
             for i in aims:
                 if i in gs:
                     collected[(node, i)] = gs[i]
@@ -201,6 +200,12 @@ def _accumulate(pending: dict, node: Any, i: int, g: Any) -> None:
     slots = pending.setdefault(node, {})
     have = slots.get(i)
     slots[i] = g if have is None else add(have, g)
+
+
+def heard(hook: Callable, g: Any) -> Any:
+    """A gradient, as a hook leaves it."""
+    got = hook(g)
+    return g if got is None else got
 
 
 def accumulate_into(leaf: AccumulateGrad, g: Tensor, create_graph: bool) -> None:
@@ -390,12 +395,17 @@ class RemovableHandle:
         self.remove()
 
 
+def _outside_leaf(t: Tensor) -> bool:
+    """Whether a tensor is a leaf from outside of the captured segment, whose end of the tape is there."""
+    return t._array is not None and t._node is None and t._view is None and t._requires_grad and t.is_leaf
+
+
 def register_hook(self: Tensor, hook: Callable) -> RemovableHandle:
     """Call `hook(grad)` whenever the gradient of this tensor is known; what it returns (if not None) replaces it."""
     if not _requires(self):
         raise RuntimeError("cannot register a hook on a tensor that doesn't require gradient")
     run = force.interpreter
-    if run is not None:
+    if run is not None and not _outside_leaf(self):
         run.leave(HOOK_REGISTERED)
     e = edge(self)
     assert e is not None
@@ -413,12 +423,12 @@ def register_hook(self: Tensor, hook: Callable) -> RemovableHandle:
 
 def register_post_accumulate_grad_hook(self: Tensor, hook: Callable) -> RemovableHandle:
     """Call `hook(tensor)` after a gradient was added to this leaf's `.grad`."""
+    run = force.interpreter
+    if run is not None and not _outside_leaf(self):
+        run.leave(HOOK_REGISTERED)
     e = edge(self)
     if e is None or not isinstance(e[0], AccumulateGrad):
         raise RuntimeError("post accumulate grad hooks cannot be registered on non-leaf tensors")
-    run = force.interpreter
-    if run is not None:
-        run.leave(HOOK_REGISTERED)
     node = e[0]
     key = object()
     node.post_hooks = {**(node.post_hooks or {}), key: hook}

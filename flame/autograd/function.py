@@ -86,7 +86,7 @@ class FunctionNode:
         gs = cotangents
         if self.ctx.materialize_grads:
             gs = [zeros(s) if g is None else g for g, s in zip(cotangents, self.outputs, strict=True)]
-        got = self.cls.backward(self.ctx, *gs)  # type: ignore[attr-defined]
+        got = self._followed(gs) if force.resting is not None else self.cls.backward(self.ctx, *gs)  # type: ignore[attr-defined]
         got = got if isinstance(got, tuple) else (got,)
         if len(got) > len(self.edges) and all(g is None for g in got[len(self.edges) :]):
             got = got[: len(self.edges)]
@@ -101,6 +101,17 @@ class FunctionNode:
                     f"compatible with {list(s.shape)}"
                 )
         return [g if e is not None else None for g, e in zip(got, self.edges, strict=True)]
+
+    def _followed(self, cotangents: list) -> Any:
+        """Call backward as a captured segment of its own, in the midst of a backward pass between two others."""
+        run = force.resting
+        force.interpreter, force.resting = run, None
+        try:
+            got = self.cls.backward(self.ctx, *cotangents)  # type: ignore[attr-defined]
+            force.interpreter.leave(CUSTOM_FUNCTION, self.cls.__name__)
+            return got
+        finally:
+            force.interpreter, force.resting = None, force.interpreter
 
     def release(self) -> None:
         if self.ctx._saved:
@@ -128,13 +139,6 @@ class Function:
 
     @classmethod
     def apply(cls, *args: Any, **kwargs: Any) -> Any:
-        run = force.interpreter
-        if run is not None:
-            return run.outside(lambda: cls._applied(args, kwargs), CUSTOM_FUNCTION, cls.__name__)
-        return cls._applied(args, kwargs)
-
-    @classmethod
-    def _applied(cls, args: tuple, kwargs: dict) -> Any:
         if force.grad and any(a._batching is not None and a._batching.leads_below(a) for a in args if isinstance(a, Tensor)):
             raise RuntimeError(
                 f"vmap: the backward of {cls.__name__} is written for single examples, and gradient is wanted of a whole batch: "
@@ -151,6 +155,8 @@ class Function:
         outs = out if isinstance(out, tuple) else (out,)
         if not (force.grad and any(ctx.needs_input_grad)):
             return out
+        if force.interpreter is not None:  # what forward did was followed; from here on there is a node of the tape
+            force.interpreter.leave(CUSTOM_FUNCTION, cls.__name__)
         node = FunctionNode(cls, ctx, tuple(edge(a) if isinstance(a, Tensor) else None for a in args), args)
         ctx._node = node
         result = []

@@ -97,6 +97,14 @@ class Follower(RunState):
             w.members.append(weak(t))
         return trace.window
 
+    def version_of(self, t: Tensor) -> int:
+        """The version of a tensor's memory, with the writes that are pending."""
+        version = 0 if t._storage is None else t._storage.version
+        if not self.following or t._trace is None:
+            return version
+        w = self.window_of(t)
+        return max(version, w.version) if w.external is None else version + w.mutations
+
     def link(self) -> None:
         """Tell windows of the views that were made since: what is about to be written has to know who sees it."""
         self.unlinked = False

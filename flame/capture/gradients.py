@@ -14,6 +14,7 @@ from flame.autograd.engine import (
     deliver,
     eager_backward,
     eager_grad,
+    heard,
     run_engine,
     start,
     topological,
@@ -41,17 +42,19 @@ class Gradients(RunState):
         """backward(): one gradient step, then ordinary accumulation into the leaves."""
         got = self._gradient(ts, given, leaves, retain, create_graph)
         if got is None:
-            return self.now()._eagerly(lambda: eager_backward(ts, given, retain, create_graph, leaves))
+            return self.now()._eagerly(lambda: eager_backward(ts, given, retain, create_graph, leaves), calls_back=True)
         if leaves is not None:
-            run = self.now()
-            nodes = [run.edge_of(x._ref.edge)[0] if x._ref.edge in run.edges else None for x in leaves]
-            return deliver([(x, n, g) for x, n, (_, g) in zip(leaves, nodes, got, strict=True)], create_graph)
+            nodes = self.now().ends(leaves)
+            gs = self._heard(nodes, [g for _, g in got], create_graph)
+            return deliver(list(zip(leaves, nodes, gs, strict=True)), create_graph)
         before, force.grad = force.grad, create_graph
         try:
             for leaf, g in got:
                 if g is None:
                     continue
                 if isinstance(leaf, AccumulateGrad):
+                    for _, hook in list(leaf.hooks or ()):
+                        g = heard(hook, g)
                     accumulate_into(leaf, g, create_graph)
                 elif create_graph or leaf._grad is not None:
                     accumulate(leaf, g, create_graph)
@@ -64,8 +67,35 @@ class Gradients(RunState):
         """autograd.grad(): one gradient step."""
         got = self._gradient(ys, given, xs, retain, create_graph)
         if got is None:
-            return self.now()._eagerly(lambda: eager_grad(ys, xs, given, retain, create_graph))
-        return [g for _, g in got]
+            return self.now()._eagerly(lambda: eager_grad(ys, xs, given, retain, create_graph), calls_back=True)
+        return self._heard(self.now().ends(xs), [g for _, g in got], create_graph)
+
+    def ends(self, xs: list) -> list:
+        """Of tensors from outside, the nodes where their gradients go; of others None."""
+        found = []
+        for x in xs:
+            if x._ref is None:  # (NumPy shares its memory)
+                end = edge(x)
+            else:
+                end = self.edge_of(x._ref.edge) if x._ref.edge in self.edges else None
+            found.append(None if end is None else end[0])
+        return found
+
+    def _heard(self, nodes: list, gs: list, create_graph: bool) -> list:
+        """The gradients of leaves, as the hooks on these leave them."""
+        before, force.grad = force.grad, create_graph
+        known: dict[int, Any] = {}
+        try:
+            for i, (n, g) in enumerate(zip(nodes, gs, strict=True)):
+                if g is not None and isinstance(n, AccumulateGrad) and n.hooks:
+                    if id(n) not in known:
+                        for _, hook in list(n.hooks):
+                            g = heard(hook, g)
+                        known[id(n)] = g
+                    gs[i] = known[id(n)]
+        finally:
+            force.grad = before
+        return gs
 
     def _gradient(self, ys: list, given: list | None, xs: list | None, retain: bool, create_graph: bool) -> list | None:
         """[(leaf, its node, or None; cotangent)], or None after leaving the segment, where the engine must run outside of it."""
@@ -86,7 +116,7 @@ class Gradients(RunState):
         if self.following:
             for step in self.at.children:
                 if step.kind == "gradient" and step.options == options and same_refs(step.operands, refs):
-                    if not self._hooks_free(step) or not self._guards_hold(step):
+                    if not self._guards_hold(step):
                         continue
                     return self._follow_gradient(step, xs)
             if any(c.kind == "end" and c.key == "break" for c in self.at.children):
@@ -101,20 +131,7 @@ class Gradients(RunState):
         else:
             with self.sizing.space.granting():  # shapes that are equal now have to be equal whenever this is followed
                 roots, gs = start(ys, given, "backward")
-        return run_engine(roots, gs, retain_graph=options[3], create_graph=options[4], wanted=wanted)
-
-    def _hooks_free(self, step: Step) -> bool:
-        edges = self.edges
-        for e in step.key:
-            leaf = edges[e]
-            if isinstance(leaf, Tensor):
-                if leaf._accumulator is None or leaf._accumulator() is None:
-                    continue  # (where nothing holds the end of its tape, no hook is on it)
-                leaf = self.edge_of(e)
-            node = leaf[0]
-            if node.hooks or (isinstance(node, AccumulateGrad) and node.post_hooks):
-                return False
-        return True
+        return run_engine(roots, gs, retain_graph=options[3], create_graph=options[4], wanted=wanted, deaf=True)
 
     def _guards_hold(self, step: Step) -> bool:
         if step.facts and not condition(step.facts)(self.bindings):
@@ -137,7 +154,7 @@ class Gradients(RunState):
         if xs is None:
             edges = self.edges
             leaves = [edges[e] for e in step.key]
-            return [(x if isinstance(x, Tensor) else x[0], g) for x, g in zip(leaves, got, strict=True)]
+            return [(x[0] if x.__class__ is tuple else _leaf(x), g) for x, g in zip(leaves, got, strict=True)]
         return [(None, g) for g in got]
 
     def _record_gradient(self, ys: list, given: list | None, xs: list | None, refs: list, options: tuple) -> list | None:
@@ -150,9 +167,6 @@ class Gradients(RunState):
         for n in nodes:
             if isinstance(n, AccumulateGrad):
                 k = numbers.get((n, 0))
-                if n.hooks or n.post_hooks:
-                    self.leave(HOOK_CALLED)
-                    return None
                 if k is None:
                     self.leave(GRADIENT_LEAVES)
                     return None
@@ -193,6 +207,12 @@ class Gradients(RunState):
         if xs is None:
             return list(zip((n for _, n in leaves), results, strict=True))
         return [(None, g) for g in results]
+
+
+def _leaf(t: Tensor) -> Any:
+    """A leaf, or its end of the tape where there is one: hooks may be on it."""
+    end = None if t._accumulator is None else t._accumulator()
+    return t if end is None else end
 
 
 def _copied(g: Tensor) -> Tensor:

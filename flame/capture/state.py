@@ -154,14 +154,15 @@ class RunState:
         finally:
             force.interpreter = self
 
-    def _eagerly(self, f: Any) -> Any:
-        """Call `f` eagerly between two segments (after a break)."""
-        run = force.interpreter
-        force.interpreter = None
+    def _eagerly(self, f: Any, calls_back: bool = False) -> Any:
+        """Call `f` eagerly between two segments (after a break). A backward pass `calls_back` Python that can be followed."""
+        before, run = force.resting, force.interpreter
+        force.interpreter, force.resting = None, run if calls_back else None
         try:
             return f()
         finally:
-            force.interpreter = run
+            force.interpreter = force.resting if calls_back else run
+            force.resting = before
 
     def now(self) -> Any:
         """The run in force, after this one may have ended."""
