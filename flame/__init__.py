@@ -12,6 +12,7 @@ from flame import (
     absent,
     accelerator,
     amp,
+    array_api,
     autograd,
     backends,
     compiler,

@@ -46,6 +46,23 @@ class Size(tuple):
         return Size(tuple.__add__(self, other))
 
 
+class _Size(int):
+    """How many elements there are; called, the sizes of dimensions."""
+
+    _shape: Size
+
+    def __new__(cls, shape: Size) -> _Size:
+        n = int.__new__(cls, shape.numel())
+        n._shape = shape
+        return n
+
+    def __call__(self, dim: int | None = None) -> Any:
+        return self._shape if dim is None else self._shape[dim]
+
+    def __reduce__(self) -> tuple:
+        return (int, (int(self),))
+
+
 class Storage:
     """Memory that tensors share."""
 
@@ -253,8 +270,11 @@ class Tensor:
     is_mps = False
     name = None
 
-    def size(self, dim: int | None = None) -> Any:
-        return self.shape if dim is None else self.shape[dim]
+    @property
+    def size(self) -> Any:
+        """`x.size()` is the shape and `x.size(d)` one size of it, as PyTorch has it; `x.size` alone counts the elements, as the
+        array API standard and NumPy have it."""
+        return _Size(self.shape)
 
     def dim(self) -> int:
         return self.ndim
@@ -371,12 +391,27 @@ class Tensor:
         self.storage_of().hand_out()
         return a
 
-    def __dlpack__(self, **kwargs: Any) -> Any:
+    def __dlpack__(
+        self,
+        *,
+        stream: Any = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        """A DLPack capsule of this memory (of a copy, if asked for); versioned where `max_version` is at least (1, 0).
+
+        Raises BufferError for tensors that require gradient, for bfloat16, for other devices, and for a stream.
+        """
         if self.requires_grad:
             raise BufferError("Can't export tensors that require gradient, use tensor.detach()")
         if self.dtype is dtypes.bfloat16:
             raise BufferError("bfloat16 cannot be exported through NumPy's DLPack; cast to float32 first")
-        return self.numpy().__dlpack__(**kwargs)
+        if stream is not None and stream != -1:
+            raise BufferError(f"stream must be None for memory of the CPU, got {stream!r}")
+        if dl_device is not None and tuple(dl_device) != (1, 0):
+            raise BufferError(f"this tensor is on the CPU, device (1, 0); it can't be exported to device {tuple(dl_device)}")
+        return self.numpy().__dlpack__(max_version=max_version, dl_device=dl_device, copy=copy)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return (1, 0)

@@ -31,6 +31,7 @@ LAYERS = (
     "flame.functions",
     "flame.linalg",
     "flame.fft",
+    "flame.array_api",
     "flame.capture",
     "flame.kernels",
     "flame.jit",

@@ -107,8 +107,17 @@ def from_numpy(ndarray: np.ndarray) -> Tensor:
     return t
 
 
-def from_dlpack(x: Any) -> Tensor:
-    return from_numpy(np.from_dlpack(x))
+def from_dlpack(ext_tensor: Any, *, device: Any = None, copy: bool | None = None) -> Tensor:
+    """A tensor over the memory of another library's array (or a copy, if asked for), through DLPack.
+
+    Raises BufferError where the memory can't be shared as asked, TypeError for objects without `__dlpack__`.
+    """
+    if device is not None:
+        _device(device)
+    if not hasattr(ext_tensor, "__dlpack__"):
+        raise TypeError(f"from_dlpack: expected an object with __dlpack__, but got {type(ext_tensor).__name__}")
+    a = np.from_dlpack(ext_tensor, device=None if device is None else "cpu", copy=copy)
+    return from_numpy(a) if all(s >= 0 for s in a.strides) else wrap(a.copy())
 
 
 def _dtype(d: Any, op: str) -> DType:

@@ -16,7 +16,7 @@ from flame.dtypes import int32, int64
 from flame.errors import LinAlgError
 from flame.ops.contract import matmul
 from flame.ops.create import full, iota
-from flame.ops.elementwise import add, div, mul, sub
+from flame.ops.elementwise import add, conj, div, mul, sub
 from flame.ops.linalg import (
     ANY_SHAPE,
     LIBRARY,
@@ -26,6 +26,7 @@ from flame.ops.linalg import (
     column,
     contiguous,
     first_columns,
+    like,
     on_diagonal,
     row,
     sampled_matrices,
@@ -34,6 +35,7 @@ from flame.ops.linalg import (
 )
 from flame.ops.logic import eq, where
 from flame.ops.movement import pad, reshape, slice
+from flame.ops.strided import diagonal
 from flame.primitive import Primitive, Spec, register
 
 # ------------------------------------------------------------------------------------------------------ QR
@@ -60,9 +62,10 @@ def _qr_eager(x: np.ndarray, *, mode: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _symmetric_from_upper(m: Any) -> Any:
-    """The symmetric matrix that has m's lower triangle."""
-    low = triangle(m, upper=False)
-    return add(low, adjoint(triangle(m, upper=False, offset=-1)))
+    """The symmetric (Hermitian) matrix that has m's lower triangle."""
+    low = triangle(m, upper=False, offset=-1)
+    middle = diagonal(m, offset=0, dim1=len(m.shape) - 2, dim2=len(m.shape) - 1)
+    return add(add(low, adjoint(low)), on_diagonal(mul(add(middle, conj(middle)), 0.5) if m.dtype.is_complex else middle))
 
 
 def _qr_vjp(g: Any, y: Any, x: Any, *, mode: str) -> Any:
@@ -136,7 +139,7 @@ geqrf: Primitive = register(
 
 def _eigh_infer(x: Spec, *, upper: bool) -> tuple[Spec, Spec]:
     check_matrices("linalg.eigh", x, square=True)
-    return Spec(x.shape[:-1], x.dtype), x
+    return Spec(x.shape[:-1], x.dtype.to_real()), x
 
 
 def _eigh_eager(x: np.ndarray, *, upper: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -151,8 +154,8 @@ def _eigh_vjp(g: Any, y: Any, _x: Any, *, upper: bool) -> Any:
     w, v = y
     apart = sub(row(w), column(w))
     same = eq(apart, 0.0)
-    turned = where(same, 0.0, div(matmul(adjoint(v), g[1]), where(same, 1.0, apart)))
-    return matmul(matmul(v, add(turned, on_diagonal(g[0]))), adjoint(v))
+    turned = where(same, 0.0, div(matmul(adjoint(v), g[1]), like(where(same, 1.0, apart), v)))
+    return matmul(matmul(v, add(turned, like(on_diagonal(g[0]), v))), adjoint(v))
 
 
 eigh: Primitive = register(
@@ -172,14 +175,14 @@ def _svd_infer(x: Spec, *, full_matrices: bool) -> tuple[Spec, Spec, Spec]:
     *batch, m, n = x.shape
     k = min(m, n)
     a, b = (m, n) if full_matrices else (k, k)
-    return Spec((*batch, m, a), x.dtype), Spec((*batch, k), x.dtype), Spec((*batch, b, n), x.dtype)
+    return Spec((*batch, m, a), x.dtype), Spec((*batch, k), x.dtype.to_real()), Spec((*batch, b, n), x.dtype)
 
 
 def _svd_eager(x: np.ndarray, *, full_matrices: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if 0 in x.shape:
         a, b, c = _svd_infer(Spec(x.shape, dtypes.from_numpy_dtype(x.dtype)), full_matrices=full_matrices)
         ones = [contiguous(np.broadcast_to(np.eye(*p.shape[-2:], dtype=x.dtype), p.shape)) for p in (a, c)]
-        return ones[0], np.zeros(b.shape, x.dtype), ones[1]
+        return ones[0], np.zeros(b.shape, b.dtype.numpy), ones[1]
     try:
         u, s, v = np.linalg.svd(x, full_matrices=full_matrices)
     except np.linalg.LinAlgError as e:
@@ -196,17 +199,22 @@ def _svd_vjp(g: Any, y: Any, _x: Any, *, full_matrices: bool) -> Any:
     squares = mul(s, s)
     apart = sub(row(squares), column(squares))
     same = eq(apart, 0.0)
-    e = where(same, 1.0, apart)
+    e = like(where(same, 1.0, apart), u)
+    by_s, gs = like(s, u), like(gs, u)
     a, b = matmul(adjoint(u), gu), matmul(adjoint(v), gv)
-    a = where(same, 0.0, div(sub(a, adjoint(a)), e))
+    turned = sub(a, adjoint(a))
+    a = where(same, 0.0, div(turned, e))
     b = where(same, 0.0, div(sub(b, adjoint(b)), e))
-    inner = add(add(mul(a, row(s)), mul(column(s), b)), on_diagonal(gs))
+    inner = add(add(mul(a, row(by_s)), mul(column(by_s), b)), on_diagonal(gs))
+    if u.dtype.is_complex:  # singular vectors turn together: what is imaginary on the diagonal counts once
+        n = len(turned.shape)
+        inner = add(inner, on_diagonal(div(diagonal(turned, offset=0, dim1=n - 2, dim2=n - 1), mul(by_s, 2.0))))
     out = matmul(matmul(u, inner), adjoint(v))
     if u.shape[-2] > k:
-        scaled = div(gu, row(s))
+        scaled = div(gu, row(by_s))
         out = add(out, matmul(sub(scaled, matmul(u, matmul(adjoint(u), scaled))), adjoint(v)))
     if v.shape[-2] > k:
-        scaled = div(gv, row(s))
+        scaled = div(gv, row(by_s))
         out = add(out, matmul(u, adjoint(sub(scaled, matmul(v, matmul(adjoint(v), scaled))))))
     return out
 
@@ -225,7 +233,7 @@ svd: Primitive = register(
 
 def _svdvals_vjp(g: Any, _y: Any, x: Any) -> Any:
     u, _, v = svd(x, full_matrices=False)
-    return matmul(mul(u, row(g)), v)
+    return matmul(mul(u, row(like(g, u))), v)
 
 
 svdvals: Primitive = register(

@@ -20,7 +20,7 @@ from flame.ops.contract import matmul
 from flame.ops.create import iota
 from flame.ops.declare import draws, quiet
 from flame.ops.elementwise import add, conj, mul, neg, sub
-from flame.ops.logic import eq, ge, where
+from flame.ops.logic import cast, eq, ge, where
 from flame.ops.movement import pad, permute, reshape, slice
 from flame.ops.reduce import sum
 from flame.primitive import Primitive, Spec, register
@@ -53,6 +53,11 @@ def on_diagonal(v: Any) -> Any:
     return where(eq(iota(size=n, dtype=int64), i), reshape(v, shape=(*v.shape[:-1], 1, n)), 0.0)
 
 
+def like(v: Any, x: Any) -> Any:
+    """v in x's dtype: real factors of complex matrices."""
+    return v if v.dtype is x.dtype else cast(v, dtype=x.dtype)
+
+
 def column(v: Any) -> Any:
     """[..., n] as [..., n, 1]."""
     return reshape(v, shape=(*v.shape, 1))
@@ -72,7 +77,7 @@ def first_columns(x: Any, stop: int) -> Any:
 
 
 #: what takes complex matrices too
-_COMPLEX_TOO = {"linalg.inv", "linalg.solve", "linalg.det"}
+_COMPLEX_TOO = {f"linalg.{n}" for n in ("inv", "solve", "det", "slogdet", "cholesky", "solve_triangular", "eigh", "svd", "qr")}
 
 
 def check_matrices(name: str, x: Spec, *, square: bool = False) -> None:
@@ -343,17 +348,21 @@ cholesky: Primitive = register(
 
 def _slogdet_infer(x: Spec) -> tuple[Spec, Spec]:
     check_matrices("linalg.slogdet", x, square=True)
-    s = Spec(x.shape[:-2], x.dtype)
-    return s, s
+    return Spec(x.shape[:-2], x.dtype), Spec(x.shape[:-2], x.dtype.to_real())
 
 
 def _slogdet_eager(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     sign, log = quiet.run(np.linalg.slogdet, x)
-    return np.asarray(sign, x.dtype), np.asarray(log, x.dtype)
+    return np.asarray(sign, x.dtype), np.asarray(log, x.real.dtype)
 
 
-def _slogdet_vjp(g: Any, _y: Any, x: Any) -> Any:
-    return mul(column(column(g[1])), adjoint(inverse(x, check=False)[0]))
+def _slogdet_vjp(g: Any, y: Any, x: Any) -> Any:
+    """The logarithm's; and, of complex matrices, that of the sign, which turns with the imaginary part of the logarithm."""
+    by_log = like(g[1], x)
+    if x.dtype.is_complex:
+        turned = mul(conj(g[0]), y[0])
+        by_log = sub(by_log, mul(sub(turned, conj(turned)), 0.5))
+    return mul(column(column(by_log)), adjoint(inverse(x, check=False)[0]))
 
 
 slogdet: Primitive = register(
