@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from flame.capture import native
 from flame.capture.arguments import MISS
 from flame.capture.compiled import Compiled, say
 from flame.capture.control import RECOMPILE_LIMIT, STANCES, Options, control, demands
@@ -95,6 +96,8 @@ class CompiledFunction:
                 raise RecompileError(f"{what}. {RECOMPILE_FORBIDDEN.remedy}")
             s = c.stats
             s.calls += 1
+            if s.calls == native.OFTEN:
+                native.warm()
             before = (s.followed, s.recorded, s.flushed) if knobs.log else None
             looking = None if replays is None else replays.begin(args, kwargs)
             run: Any = c.spare
@@ -246,6 +249,7 @@ def compile(
     TypeError where `model` is not callable or can't be compiled.
     """
     how = _options(fullgraph, dynamic, backend, mode, options)
+    native.begin()
     if model is None:
         return lambda f: compile(
             f, fullgraph=fullgraph, dynamic=dynamic, backend=backend, mode=mode, options=options, disable=disable

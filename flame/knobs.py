@@ -28,6 +28,14 @@ def _count(name: str, default: int) -> int:
     return int(text)
 
 
+def _choice(name: str, of: tuple[str, ...]) -> str:
+    """One of some words, of which the first holds where nothing is said."""
+    text = os.environ.get(name, "").strip().lower() or of[0]
+    if text not in of:
+        raise ValueError(f"{name}={text!r}: expected one of {', '.join(of)}")
+    return text
+
+
 def _user_cache() -> str:
     """`flame` in the folder where the platform keeps a user's caches; empty where it names none."""
     if sys.platform == "win32":
@@ -61,6 +69,9 @@ class Knobs:
     launch_blocking: bool = field(default_factory=lambda: _flag("CUDA_LAUNCH_BLOCKING"))
     #: FLAME_CUDA_CACHING: "0" gives every GPU allocation to the driver, so that memory checkers see each
     cuda_caching: bool = field(default_factory=lambda: os.environ.get("FLAME_CUDA_CACHING", "1") != "0")
+    #: FLAME_NATIVE: "0" keeps capture's hot paths in Python, "1" has them as native code from the first compiled function on; by
+    #: default they become native, on a thread of its own, once a compiled function was called some times
+    native: str = field(default_factory=lambda: _choice("FLAME_NATIVE", ("auto", "0", "1")))
     #: FLAME_VERIFY: check every graph and kernel after every pass, always and not only where it is cheap
     verify: bool = field(default_factory=lambda: _flag("FLAME_VERIFY"))
 

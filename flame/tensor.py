@@ -22,6 +22,7 @@ from flame import dtypes
 from flame.dtypes import dtype
 from flame.primitive import Number, Spec, force
 from flame.runtime.device import device
+from flame.slots import with_slots
 
 CPU = device("cpu")
 
@@ -92,24 +93,35 @@ class View(NamedTuple):
     version: int
 
 
-class Tensor:
-    """A multi-dimensional array of one dtype that knows how to differentiate what was done to it."""
+if TYPE_CHECKING:
+    _Slots = object
+else:
+    _Slots = with_slots(
+        ("_array",), ("_storage", "_grad", "_node", "_accumulator", "_view", "_hooks", "_ref", "_trace", "_known", "_batching")
+    )
 
-    _array: Any = None
-    _storage: Storage | None = None
+
+class Tensor(_Slots):
+    """A multi-dimensional array of one dtype that knows how to differentiate what was done to it.
+
+    Whoever makes one without `wrap` sets `_array`; what stands below it is None in a new one.
+    """
+
+    _array: Any
+    _storage: Storage | None
+    _grad: Tensor | None
+    _node: tuple | None
+    _accumulator: Any
+    _view: View | None
+    _hooks: Any
+    _ref: Any  #: identity inside a captured segment
+    _trace: Any  #: the memory window that it shows there
+    _known: Any  #: how it last entered a segment from outside
+    _batching: Any  #: the interpreter that it is batched under (see flame.func.batched)
     _requires_grad = False
-    _grad: Tensor | None = None
-    _node: tuple | None = None
-    _accumulator: Any = None
-    _view: View | None = None
-    _hooks: Any = None
     _retains_grad = False
     _reassigned = 0  #: how often it was given other memory (`t.data = other`)
     _inference = False
-    _ref: Any = None  #: identity inside a captured segment
-    _trace: Any = None  #: the memory window that it shows there
-    _known: Any = None  #: how it last entered a segment from outside
-    _batching: Any = None  #: the interpreter that it is batched under (see flame.func.batched)
     __array_priority__ = 1000.0
     __hash__ = object.__hash__
 

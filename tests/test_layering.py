@@ -26,6 +26,8 @@ LAYERS = (
     "flame.ops",
     "flame.compiler",
     "flame.runtime",
+    "flame.native",
+    "flame.slots",
     "flame.tensor",
     "flame.autograd",
     "flame.functions",

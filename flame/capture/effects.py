@@ -35,6 +35,8 @@ def _rebase(view: Any, value: Any) -> None:
 class Effects(RunState):
     """Writes and detached aliases."""
 
+    __slots__ = ()
+
     _handle: Any
     bind_slot: Any
 

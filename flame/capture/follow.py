@@ -28,6 +28,8 @@ def memory_key(a: Any) -> tuple:
 class Follower(RunState):
     """Operands and operations."""
 
+    __slots__ = ()
+
     diverge_at_op: Any
     outside: Any
 
@@ -74,6 +76,7 @@ class Follower(RunState):
     def _handle(self, w: Window) -> Tensor:
         """A tensor that stands for the whole of a window, outside the tape."""
         t = new_object(Tensor)
+        t._array = None
         t._ref = self.capture.ref(w.current, None, w.spec)
         t._trace = Trace(w, (), None)
         t._storage = w.storage
@@ -135,7 +138,8 @@ class Follower(RunState):
             st: Any = known.storage
             if st.window is None and st.pending is None and not st.volatile:  # as it came before, and alone
                 ref = step.outs[0]
-                st.window = w = known.window
+                w: Window = known.window
+                st.window = w
                 w.external = t
                 w.current = ref.value
                 if w.mutations:
@@ -295,8 +299,8 @@ class Follower(RunState):
         step = self.next
         if step is not None and step.primitive is primitive and step.grad is force.grad:
             bound = len(self.bindings)
-            for a, o in zip(step.operands, operands, strict=False):
-                if a is o or a is getattr(o, "_ref", None):
+            for a, o in zip(step.operands, operands):
+                if a is o or (isinstance(o, Tensor) and a is o._ref):
                     continue
                 if not self.takes(a, o):
                     del self.bindings[bound:]
@@ -308,11 +312,12 @@ class Follower(RunState):
                     len(step.outs) == 1
                     and not step.sized
                     and step.params == params
-                    and (not step.exact_params or all([exact(v, params[k]) for k, v in step.items]))
+                    and (not step.exact_params or self._exactly(step, params))
                     and len(operands) == len(step.operands)
                 ):
                     self.at = step
                     t = new_object(Tensor)
+                    t._array = None
                     t._ref = step.outs[0]
                     if step.view:
                         self._link_view(t, operands[0], step, step.items)
@@ -323,6 +328,14 @@ class Follower(RunState):
                         self.run_out()
                     return t
                 del self.bindings[bound:]
+        return self.find(primitive, operands, params)
+
+    def _exactly(self, step: Step, params: dict) -> bool:
+        """Whether parameters that are equal to a step's are so to the bit."""
+        return all([exact(v, params[k]) for k, v in step.items])
+
+    def find(self, primitive: Primitive, operands: tuple, params: dict) -> Any:
+        """An operation that is not the likeliest next step: another one that is known, or one to be recorded."""
         if primitive.name.endswith("complex") or any([isinstance(o, Tensor) and o.dtype.kind == "c" for o in operands]):
             if self.inner is None:
                 return self.outside(lambda: eager.process(primitive, operands, params), COMPLEX, primitive.name)
@@ -350,6 +363,7 @@ class Follower(RunState):
                     outs = step.outs
                     if len(outs) == 1:
                         t = new_object(Tensor)
+                        t._array = None
                         t._ref = outs[0]
                         if step.view:
                             self._link_view(t, operands[0], step, tuple(params.items()))
@@ -359,6 +373,7 @@ class Follower(RunState):
                         made = []
                         for r in outs:
                             t = new_object(Tensor)
+                            t._array = None
                             t._ref = r
                             self.tracked.append(weak(t))
                             made.append(t)
@@ -375,6 +390,7 @@ class Follower(RunState):
         """Go on to a step that is known to be the next one: the result of a plain operation, pending."""
         self.at = step
         t = new_object(Tensor)
+        t._array = None
         t._ref = step.outs[0]
         self.tracked.append(weak(t))
         children = step.children
@@ -412,10 +428,10 @@ class Follower(RunState):
 
     def takes(self, want: Any, x: Any) -> bool:
         """Whether a step's operand is this number, told quickly; binds its slot if it is one."""
-        kind = x.__class__
-        if want.__class__ is Slot:
+        kind = type(x)
+        if type(want) is Slot:
             return want.type is kind and self.bind_slot(want, x)
-        if want.__class__ is not kind:
+        if type(want) is not kind:
             return False
         return want == x and x != 0.0 if kind is float else kind is int and want == x  # (equal to the bit, but for zeros)
 
@@ -454,7 +470,8 @@ class Follower(RunState):
         return True
 
     def _link_view(self, t: Tensor, x: Tensor, step: Step, items: tuple) -> None:
-        trace, link = x._trace, (step.primitive, items)
+        trace: Trace | None = x._trace
+        link = (step.primitive, items)
         if trace is None:
             t._trace = Trace(None, (link,), x)
         else:

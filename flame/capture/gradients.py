@@ -34,9 +34,9 @@ COPY = registered("copy")
 class Gradients(RunState):
     """Gradient steps."""
 
-    _ref_or_input: Any
+    __slots__ = ()
 
-    _gradient_source = ""
+    _ref_or_input: Any
 
     def backward(self, ts: list, given: list | None, retain: bool, create_graph: bool, leaves: list | None) -> None:
         """backward(): one gradient step, then ordinary accumulation into the leaves."""
@@ -146,6 +146,7 @@ class Gradients(RunState):
                 got.append(None)
                 continue
             t: Tensor = new_object(Tensor)
+            t._array = None
             t._ref = r
             self.track(t)
             got.append(t)
@@ -180,7 +181,7 @@ class Gradients(RunState):
             return None
         self.inner = []
         self.guards = []
-        self._gradient_source = user_source()
+        self.gradient_source = user_source()
         facts = [] if self.sizing is None else self.sizing.space.facts
         known = len(facts)
         try:
@@ -199,7 +200,7 @@ class Gradients(RunState):
         step.inner = inner
         step.guards = tuple(self.guards)
         step.facts = tuple(facts[known:])  # found by the rules themselves, or by their operations
-        step.source = self._gradient_source
+        step.source = self.gradient_source
         step.outs = tuple(None if g is None else self._ref_or_input(g) for g in results)
         step.key = tuple(k for k, _ in leaves)
         self.guards = []

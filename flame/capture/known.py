@@ -80,6 +80,8 @@ class Macro:
 class Calls(RunState):
     """Calls that are known, and learning them."""
 
+    __slots__ = ()
+
     enter: Any
 
     def composite(self, f: Any, name: str, args: tuple, kwargs: dict) -> Any:
@@ -94,6 +96,7 @@ class Calls(RunState):
                 names, given = (), args
             n, grad, default = len(args), force.grad, dtypes._default_float
             casts = in_force.casts if casting.threads else None
+            m: Macro
             for m in macros:
                 if (
                     m.function is f
@@ -104,10 +107,11 @@ class Calls(RunState):
                     and (m.names == names if kwargs else not m.names)
                 ):
                     for want, a in zip(m.given, given):
-                        if want.__class__ is Ref:
-                            r = getattr(a, "_ref", None)
-                            if r is want or (r is None and isinstance(a, Tensor) and self.enter(a) is want):
-                                continue
+                        if type(want) is Ref:
+                            if isinstance(a, Tensor):
+                                r = a._ref
+                                if r is want or (r is None and self.enter(a) is want):
+                                    continue
                             break
                         if want is not a and not self._fits(want, a):
                             break
@@ -116,8 +120,10 @@ class Calls(RunState):
                             continue
                         if m.only is None:
                             return self._follow_call(m, given)
-                        last = self.at = m.last
+                        last: Step = m.last
+                        self.at = last
                         got = new_object(Tensor)
+                        got._array = None
                         got._ref = m.only
                         self.tracked.append(weak(got))
                         if last.children:
@@ -131,22 +137,31 @@ class Calls(RunState):
         """Whether an argument is what it was: tensors by ref, everything else by type and bits."""
         if want is a:
             return True
-        kind = want.__class__
+        kind = type(want)
         if kind is Ref:
-            r = getattr(a, "_ref", None)
-            return r is want or (r is None and isinstance(a, Tensor) and self.enter(a) is want)
+            if isinstance(a, Tensor):
+                r = a._ref
+                return r is want or (r is None and self.enter(a) is want)
+            return False
         if kind is Several:
-            if a.__class__ is not want.type:
+            if type(a) is not want.type:
                 return False
-            items = (a.start, a.stop, a.step) if kind is slice or want.type is slice else a
-            return len(items) == len(want.items) and all(map(self._fits, want.items, items))
+            items = (a.start, a.stop, a.step) if want.type is slice else a
+            if len(items) != len(want.items):
+                return False
+            for x, y in zip(want.items, items):
+                if not self._fits(x, y):
+                    return False
+            return True
         return not isinstance(a, Tensor) and exact(want, a)
 
     def _follow_call(self, m: Macro, given: tuple) -> Any:
-        last = self.at = m.last
+        last: Step = m.last
+        self.at = last
         got: Any
         if m.only is not None:
             got = new_object(Tensor)
+            got._array = None
             got._ref = m.only
             self.tracked.append(weak(got))
         else:
@@ -164,10 +179,11 @@ class Calls(RunState):
         if r.ref is None:
             return given[r.argument]
         t = new_object(Tensor)
+        t._array = None
         t._ref = r.ref
         if r.argument >= 0:
             base = given[r.argument]
-            trace = base._trace
+            trace: Trace | None = base._trace
             if trace is None:
                 t._trace = Trace(None, r.chain, base)
             else:

@@ -30,9 +30,9 @@ MAX_STEPS = 400_000  #: steps recorded for one function before it is handed over
 class Recorder(RunState):
     """Steps that enter the tree."""
 
+    __slots__ = ()
+
     _link_view: Any
-    _gradient_source: str
-    cause: tuple[str, str] | None = None  #: where and why the last known path was left
 
     def record(self, primitive: Primitive, operands: tuple, refs: list, params: dict) -> Any:
         """Run an operation eagerly and enter its step."""
@@ -99,7 +99,7 @@ class Recorder(RunState):
         step.grad = grad
         step.note = force.note
         node = next((t._node[0] for t in outs if t._node is not None), None)
-        step.source = user_source() if self.inner is None else self._gradient_source
+        step.source = user_source() if self.inner is None else self.gradient_source
         refs_out = []
         for t, spec in zip(outs, specs, strict=True):
             v = self.capture.new_id()

@@ -312,6 +312,7 @@ class Entry:
         made: list[Tensor] = [_new(Tensor) for _ in self.recipe.made]
         windows: dict[int, Window] = {}
         for t, m in zip(made, self.recipe.made, strict=True):
+            t._array = None
             t._ref = m.ref
             if m.window is not None:
                 w = windows.get(m.window)

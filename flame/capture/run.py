@@ -40,6 +40,8 @@ AFTER_A_BREAK = "the path after a break was followed for the first time"
 class Run(Follower, Calls, Updates, Recorder, Effects, Gradients):
     """One segment of one call."""
 
+    __slots__ = ()
+
     def read(self, t: Tensor) -> None:
         """A user reads values: end the segment if it owes them, or would owe them when followed."""
         st = t._storage

@@ -28,6 +28,12 @@ class SegmentEnded(Exception):
 class RunState:
     """One segment of one call."""
 
+    __slots__ = (
+        "alive", "at", "bindings", "capture", "cause", "edges", "externals", "following", "gradient_source", "guards", "inner",
+        "linked", "next", "observer", "originals", "reads", "replaces", "root", "shadow", "sizing", "snapshots", "survivors",
+        "symbols", "thread", "token", "tracked", "unlinked", "written",
+    )  # fmt: skip
+
     # what the parts of a Run call of each other
     process: Callable[..., Any]
     record: Callable[..., Any]
@@ -45,9 +51,8 @@ class RunState:
     sized: Callable[[], Any]
     beside: Callable[[Step], None]
 
-    alive = False
-
     def __init__(self, capture: Capture, root: Step, thread: int):
+        self.alive = False
         self.capture = capture
         #: every tensor that was given a ref, except those from outside (weakly: a user may watch them go)
         self.tracked: list[weakref.ref] = []
@@ -68,6 +73,8 @@ class RunState:
         self.shadow: Step | None = None  #: while re-recording: the old branch's step, whose numbers may differ
         self.replaces: tuple[Step, Step] | None = None
         self.symbols: dict = {}
+        self.cause: tuple[str, str] | None = None  #: where and why the last known path was left
+        self.gradient_source = ""
         self.sizing: Any = None  #: while recording a path with Sizes: a `flame.capture.sizes.Sizing`
         self.begin(root, thread)
 

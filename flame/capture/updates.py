@@ -45,6 +45,8 @@ class Update:
 class Updates(RunState):
     """Updates that are known, and learning them."""
 
+    __slots__ = ()
+
     enter: Any
     _arguments: Any
     bind_slot: Callable[[Slot, Any], bool]
@@ -80,6 +82,7 @@ class Updates(RunState):
     def _follow_known(self, f: Callable, tensors: Sequence[Tensor], numbers: tuple) -> bool:
         if force.grad:
             return False
+        u: Update
         for u in self.at.macros or ():
             if u.function is f and len(u.given) == len(tensors) and self._follow_update(u, tensors, numbers):
                 return True
@@ -93,9 +96,9 @@ class Updates(RunState):
                 return False
         if len(numbers) != len(u.numbers) or not all([same_number(numbers[j], u.numbers[j]) for j in u.fixed]):
             return False
-        for slot, (first, *others) in u.slots:
-            x = numbers[first]
-            if type(x) is not slot.type or not all([same_number(numbers[j], x) for j in others]):
+        for slot, places in u.slots:
+            x = numbers[places[0]]
+            if type(x) is not slot.type or not all([same_number(numbers[j], x) for j in places]):
                 return False
         windows = self._free_windows([tensors[i] for i, _, _ in u.written])
         if windows is None:

@@ -1,0 +1,146 @@
+"""Translated functions made builtins, and put in the place of what they were translated from.
+
+    native = Native(units, hints)      translated, compiled (or found on disk) and linked
+    native.put(), native.take_away()   the builtins are in force; the Python functions are
+
+A method becomes a method descriptor of its class, a function a builtin in its module; what was bound before by another name goes on
+being the Python function, which does the same.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from flame.native import layout, pieces
+from flame.native.translate import translated
+from flame.native.units import Hints, Module, Unit, Untranslatable
+from flame.runtime import llvm_jit
+
+_FASTCALL_KEYWORDS: Final = 0x0080 | 0x0002
+
+
+class _MethodDef(ctypes.Structure):
+    _fields_ = [("name", ctypes.c_char_p), ("method", ctypes.c_void_p), ("flags", ctypes.c_int), ("doc", ctypes.c_char_p)]
+
+
+#: builtins refer to these, and native code to the objects that it names: both live as long as the process
+_kept: Final[list[Any]] = []
+
+
+@dataclass(frozen=True, slots=True)
+class Closure:
+    """One closure of a unit with free names: the method `name` of `owner`, and the objects that it is of."""
+
+    unit: str
+    owner: type
+    name: str
+    given: tuple[Any, ...]
+
+
+class Native:
+    """See the head of this file. Raises CompileError where LLVM refuses, `Untranslatable` where a function can't be."""
+
+    def __init__(self, units: Sequence[Unit], hints: Hints, closures: Sequence[Closure] = (), kept: str = ""):
+        module = Module(units, hints)
+        for number, found in enumerate(hints.locals.values()):
+            found["cell"] = f"@cell{number}"
+            module.cells.append(f"cell{number}")
+        numbers = {"type": layout.TYPE, "size": layout.SIZE, "list_items": layout.LIST_ITEMS, "tuple_items": layout.TUPLE_ITEMS}
+        basics: dict[str, Any] = {
+            "True": True,
+            "False": False,
+            "None": None,
+            "list": list,
+            "tuple": tuple,
+            "int": int,
+            "float": float,
+        }
+        basics |= {"object": object, "typetype": type, "TypeError": TypeError}
+        basics["fresh"] = "native code has no place for what only an attribute's computation made"
+        body = translated(module) + "\n".join(_thunk(module, c) for c in closures)
+        names = {k: module.constant(x)[1:] for k, x in basics.items()}
+        declared = "".join(f"@{n} = external global i8\n" for n in module.objects)
+        text = declared + pieces.text({**numbers, **names}) + body
+        self.text = text
+        symbols = [f"py.{u.symbol}" for u in units if not u.free] + [f"py.{c.owner.__name__}.{c.name}" for c in closures]
+        imports = {name: id(x) for name, x in module.objects.items()}
+        for name in pieces.INTERPRETER:
+            address = ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value
+            assert address is not None
+            imports[name] = address
+        obj = llvm_jit.cached_object(text, llvm_jit.baseline(), passes=1, what="native capture")
+        code = llvm_jit.link(obj, symbols, imports, what="native capture")
+        _kept.append(module.objects)
+        self._places: list[tuple[Any, str, Any, Any]] = []
+        for u in units:
+            if u.free:
+                continue
+            f = u.function
+            if u.owner is not None:
+                self._place(u.owner, f.__name__, _descriptor(u.owner, f.__name__, code[f"py.{u.symbol}"]))
+            else:
+                self._place(sys.modules[f.__module__], f.__name__, _builtin(f, code[f"py.{u.symbol}"]))
+        for c in closures:
+            self._place(c.owner, c.name, _descriptor(c.owner, c.name, code[f"py.{c.owner.__name__}.{c.name}"]))
+
+    def _place(self, where: Any, name: str, builtin: Any) -> None:
+        self._places.append((where, name, vars(where)[name], builtin))
+
+    def put(self) -> None:
+        for where, name, _, builtin in self._places:
+            setattr(where, name, builtin)
+
+    def take_away(self) -> None:
+        for where, name, function, _ in self._places:
+            setattr(where, name, function)
+
+
+def _thunk(m: Module, c: Closure) -> str:
+    """A method of two operands that passes on what its closure is of."""
+    if len(c.given) != len(m.units[c.unit].free):
+        raise Untranslatable(f"{c.owner.__name__}.{c.name} is no closure of {c.unit}")
+    twin = m.constant(vars(c.owner)[c.name])
+    given = "".join(f", ptr {m.constant(x)}" for x in c.given)
+    return f"""define ptr @py.{c.owner.__name__}.{c.name}(ptr %self, ptr %args, i64 %count, ptr %names) {{
+  %one = icmp eq i64 %count, 1
+  %unnamed = icmp eq ptr %names, null
+  %plain = and i1 %one, %unnamed
+  br i1 %plain, label %go, label %other
+go:
+  %other.o = load ptr, ptr %args
+  %got = call ptr @{c.unit}(ptr %self, ptr %other.o{given})
+  ret ptr %got
+other:
+  %n = add i64 %count, 1
+  %copy = alloca [2 x ptr]
+  store ptr %self, ptr %copy
+  %none = icmp eq i64 %count, 0
+  %number = select i1 %none, i64 1, i64 0
+  %slow = call ptr @PyObject_Vectorcall(ptr {twin}, ptr %copy, i64 %number, ptr null)
+  ret ptr %slow
+}}
+"""
+
+
+def _method(name: str, address: int) -> _MethodDef:
+    made = _MethodDef(name.encode(), address, _FASTCALL_KEYWORDS, None)
+    _kept.append(made)
+    return made
+
+
+def _descriptor(owner: type, name: str, address: int) -> Any:
+    make = ctypes.pythonapi.PyDescr_NewMethod
+    make.restype = ctypes.py_object
+    make.argtypes = [ctypes.py_object, ctypes.c_void_p]
+    return make(owner, ctypes.addressof(_method(name, address)))
+
+
+def _builtin(function: Any, address: int) -> Any:
+    make = ctypes.pythonapi.PyCFunction_NewEx
+    make.restype = ctypes.py_object
+    make.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.py_object]
+    return make(ctypes.addressof(_method(function.__name__, address)), None, function.__module__)

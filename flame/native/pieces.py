@@ -1,0 +1,356 @@
+"""LLVM functions that translated code calls: what Python's operations do, quickly where an object is of the commonest kind.
+
+    flame_decref(x)            lets go of x, or of nothing
+    flame_truth(x)             1, 0, or -1 with an error set
+    flame_equal(a, b, op)      a == b (op 2) and the other comparisons, as 1, 0 or -1
+    flame_length(x)            len(x), or -1
+    flame_isinstance(x, cls)   1, 0 or -1
+    flame_weakref(x)           weakref.ref(x)
+    flame_append(list, x)      0, or -1
+    flame_local(cell, obj, name)
+                               obj.name of a threading.local, borrowed; null where only its class has it
+
+`$NAME` stands for what `flame.native.layout` found out of this interpreter. Counts of references go through the interpreter's own
+functions, so that objects that are never freed are left alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+#: functions of the interpreter: name -> LLVM signature
+INTERPRETER: Final = {
+    "Py_IncRef": "void (ptr)",
+    "Py_DecRef": "void (ptr)",
+    "PyObject_IsTrue": "i32 (ptr)",
+    "PyObject_Size": "i64 (ptr)",
+    "PyObject_GetAttr": "ptr (ptr, ptr)",
+    "PyObject_SetAttr": "i32 (ptr, ptr, ptr)",
+    "PyObject_GetItem": "ptr (ptr, ptr)",
+    "PyObject_SetItem": "i32 (ptr, ptr, ptr)",
+    "PyObject_DelItem": "i32 (ptr, ptr)",
+    "PyObject_RichCompare": "ptr (ptr, ptr, i32)",
+    "PyObject_RichCompareBool": "i32 (ptr, ptr, i32)",
+    "PyObject_IsInstance": "i32 (ptr, ptr)",
+    "PyObject_Vectorcall": "ptr (ptr, ptr, i64, ptr)",
+    "PyObject_VectorcallMethod": "ptr (ptr, ptr, i64, ptr)",
+    "PyObject_Call": "ptr (ptr, ptr, ptr)",
+    "PyObject_GetIter": "ptr (ptr)",
+    "PyIter_Next": "ptr (ptr)",
+    "PySequence_Contains": "i32 (ptr, ptr)",
+    "PySequence_Fast": "ptr (ptr, ptr)",
+    "PySequence_InPlaceConcat": "ptr (ptr, ptr)",
+    "PySequence_Tuple": "ptr (ptr)",
+    "PySlice_New": "ptr (ptr, ptr, ptr)",
+    "PyTuple_New": "ptr (i64)",
+    "PyList_New": "ptr (i64)",
+    "PyList_Append": "i32 (ptr, ptr)",
+    "PyList_AsTuple": "ptr (ptr)",
+    "PyLong_FromSsize_t": "ptr (i64)",
+    "PyNumber_Add": "ptr (ptr, ptr)",
+    "PyNumber_Subtract": "ptr (ptr, ptr)",
+    "PyNumber_InPlaceAdd": "ptr (ptr, ptr)",
+    "PyNumber_InPlaceSubtract": "ptr (ptr, ptr)",
+    "PyWeakref_NewRef": "ptr (ptr, ptr)",
+    "PyType_GenericAlloc": "ptr (ptr, i64)",
+    "PyThreadState_Get": "ptr ()",
+    "PyThreadState_GetID": "i64 (ptr)",
+    "PyDict_GetItemWithError": "ptr (ptr, ptr)",
+    "PyDict_New": "ptr ()",
+    "PyErr_SetObject": "void (ptr, ptr)",
+    "PyErr_Occurred": "ptr ()",
+    "PyErr_Clear": "void ()",
+}
+
+_TEXT: Final = """
+@flame_not_iterable = internal constant [37 x i8] c"what is walked over is not iterable\\00\\00"
+
+define internal void @flame_decref(ptr %x) noinline {
+  %none = icmp eq ptr %x, null
+  br i1 %none, label %done, label %some
+some:
+  call void @Py_DecRef(ptr %x)
+  br label %done
+done:
+  ret void
+}
+
+define internal void @flame_clear(ptr %place) noinline {
+  %x = load ptr, ptr %place
+  %none = icmp eq ptr %x, null
+  br i1 %none, label %done, label %some
+some:
+  store ptr null, ptr %place
+  call void @Py_DecRef(ptr %x)
+  br label %done
+done:
+  ret void
+}
+
+define internal void @flame_set(ptr %place, ptr %x) noinline {
+  call void @Py_IncRef(ptr %x)
+  %old = load ptr, ptr %place
+  store ptr %x, ptr %place
+  %none = icmp eq ptr %old, null
+  br i1 %none, label %done, label %some
+some:
+  call void @Py_DecRef(ptr %old)
+  br label %done
+done:
+  ret void
+}
+
+define internal ptr @flame_borrowed(ptr %x) noinline {
+  %wrong = icmp eq ptr %x, null
+  br i1 %wrong, label %fail, label %look
+look:
+  %count = load i32, ptr %x
+  %alone = icmp eq i32 %count, 1
+  call void @Py_DecRef(ptr %x)
+  br i1 %alone, label %lost, label %good
+good:
+  ret ptr %x
+lost:
+  call void @PyErr_SetObject(ptr @$TypeError, ptr @$fresh)
+  ret ptr null
+fail:
+  ret ptr null
+}
+
+define internal ptr @flame_read(ptr %x, ptr %cls, i64 %offset, ptr %name) noinline {
+  %type.p = getelementptr i8, ptr %x, i64 $type
+  %type = load ptr, ptr %type.p
+  %same = icmp eq ptr %type, %cls
+  br i1 %same, label %slot, label %any
+slot:
+  %p = getelementptr i8, ptr %x, i64 %offset
+  %found = load ptr, ptr %p
+  %empty = icmp eq ptr %found, null
+  br i1 %empty, label %any, label %good
+good:
+  ret ptr %found
+any:
+  call void @Py_IncRef(ptr %x)
+  %got = call ptr @PyObject_GetAttr(ptr %x, ptr %name)
+  call void @Py_DecRef(ptr %x)
+  %held = call ptr @flame_borrowed(ptr %got)
+  ret ptr %held
+}
+
+define internal ptr @flame_read_or_none(ptr %x, ptr %cls, i64 %offset, ptr %name) noinline {
+  %type.p = getelementptr i8, ptr %x, i64 $type
+  %type = load ptr, ptr %type.p
+  %same = icmp eq ptr %type, %cls
+  br i1 %same, label %slot, label %any
+slot:
+  %p = getelementptr i8, ptr %x, i64 %offset
+  %found = load ptr, ptr %p
+  %empty = icmp eq ptr %found, null
+  br i1 %empty, label %none, label %good
+none:
+  ret ptr @$None
+good:
+  ret ptr %found
+any:
+  call void @Py_IncRef(ptr %x)
+  %got = call ptr @PyObject_GetAttr(ptr %x, ptr %name)
+  call void @Py_DecRef(ptr %x)
+  %held = call ptr @flame_borrowed(ptr %got)
+  ret ptr %held
+}
+
+define internal i32 @flame_write(ptr %x, ptr %cls, i64 %offset, ptr %name, ptr %value) noinline {
+  %type.p = getelementptr i8, ptr %x, i64 $type
+  %type = load ptr, ptr %type.p
+  %same = icmp eq ptr %type, %cls
+  br i1 %same, label %slot, label %any
+slot:
+  %p = getelementptr i8, ptr %x, i64 %offset
+  call void @flame_set(ptr %p, ptr %value)
+  ret i32 0
+any:
+  %done = call i32 @PyObject_SetAttr(ptr %x, ptr %name, ptr %value)
+  ret i32 %done
+}
+
+define internal ptr @flame_item(ptr %x, i64 %i, ptr %index) noinline {
+  %type.p = getelementptr i8, ptr %x, i64 $type
+  %type = load ptr, ptr %type.p
+  %tuple = icmp eq ptr %type, @$tuple
+  br i1 %tuple, label %of.tuple, label %b
+b:
+  %list = icmp eq ptr %type, @$list
+  br i1 %list, label %of.list, label %any
+of.tuple:
+  %inside = getelementptr i8, ptr %x, i64 $tuple_items
+  br label %sized
+of.list:
+  %items.p = getelementptr i8, ptr %x, i64 $list_items
+  %items = load ptr, ptr %items.p
+  br label %sized
+sized:
+  %base = phi ptr [%inside, %of.tuple], [%items, %of.list]
+  %size.p = getelementptr i8, ptr %x, i64 $size
+  %size = load i64, ptr %size.p
+  %there = icmp ult i64 %i, %size
+  br i1 %there, label %good, label %any
+good:
+  %at = getelementptr ptr, ptr %base, i64 %i
+  %found = load ptr, ptr %at
+  ret ptr %found
+any:
+  call void @Py_IncRef(ptr %x)
+  %got = call ptr @PyObject_GetItem(ptr %x, ptr %index)
+  call void @Py_DecRef(ptr %x)
+  %held = call ptr @flame_borrowed(ptr %got)
+  ret ptr %held
+}
+
+define internal i32 @flame_truth(ptr %x) noinline {
+  %true = icmp eq ptr %x, @$True
+  br i1 %true, label %yes, label %a
+a:
+  %false = icmp eq ptr %x, @$False
+  br i1 %false, label %no, label %b
+b:
+  %none = icmp eq ptr %x, @$None
+  br i1 %none, label %no, label %c
+c:
+  %type.p = getelementptr i8, ptr %x, i64 $type
+  %type = load ptr, ptr %type.p
+  %list = icmp eq ptr %type, @$list
+  %tuple = icmp eq ptr %type, @$tuple
+  %sized = or i1 %list, %tuple
+  br i1 %sized, label %count, label %ask
+count:
+  %size.p = getelementptr i8, ptr %x, i64 $size
+  %size = load i64, ptr %size.p
+  %some = icmp ne i64 %size, 0
+  %some32 = zext i1 %some to i32
+  ret i32 %some32
+ask:
+  call void @Py_IncRef(ptr %x)
+  %got = call i32 @PyObject_IsTrue(ptr %x)
+  call void @Py_DecRef(ptr %x)
+  ret i32 %got
+yes:
+  ret i32 1
+no:
+  ret i32 0
+}
+
+define internal i32 @flame_equal(ptr %a, ptr %b, i32 %op) noinline {
+  %type.p = getelementptr i8, ptr %a, i64 $type
+  %type = load ptr, ptr %type.p
+  %int = icmp eq ptr %type, @$int
+  br i1 %int, label %plain, label %any
+plain:
+  %told = call i32 @PyObject_RichCompareBool(ptr %a, ptr %b, i32 %op)
+  ret i32 %told
+any:
+  %answer = call ptr @PyObject_RichCompare(ptr %a, ptr %b, i32 %op)
+  %wrong = icmp eq ptr %answer, null
+  br i1 %wrong, label %fail, label %good
+good:
+  %truth = call i32 @flame_truth(ptr %answer)
+  call void @Py_DecRef(ptr %answer)
+  ret i32 %truth
+fail:
+  ret i32 -1
+}
+
+define internal i64 @flame_length(ptr %x) noinline {
+  %type.p = getelementptr i8, ptr %x, i64 $type
+  %type = load ptr, ptr %type.p
+  %list = icmp eq ptr %type, @$list
+  %tuple = icmp eq ptr %type, @$tuple
+  %sized = or i1 %list, %tuple
+  br i1 %sized, label %count, label %ask
+count:
+  %size.p = getelementptr i8, ptr %x, i64 $size
+  %size = load i64, ptr %size.p
+  ret i64 %size
+ask:
+  call void @Py_IncRef(ptr %x)
+  %got = call i64 @PyObject_Size(ptr %x)
+  call void @Py_DecRef(ptr %x)
+  ret i64 %got
+}
+
+define internal i32 @flame_isinstance(ptr %x, ptr %cls) noinline {
+  %type.p = getelementptr i8, ptr %x, i64 $type
+  %type = load ptr, ptr %type.p
+  %same = icmp eq ptr %type, %cls
+  br i1 %same, label %yes, label %other
+other:
+  %float = icmp eq ptr %type, @$float
+  %int = icmp eq ptr %type, @$int
+  %none = icmp eq ptr %x, @$None
+  %number = or i1 %float, %int
+  %plain = or i1 %number, %none
+  br i1 %plain, label %builtin, label %ask
+builtin:
+  %its = icmp eq ptr %cls, %type
+  %object = icmp eq ptr %cls, @$object
+  %either = or i1 %its, %object
+  %told = zext i1 %either to i32
+  %heap.p = getelementptr i8, ptr %cls, i64 $type
+  %meta = load ptr, ptr %heap.p
+  %ordinary = icmp eq ptr %meta, @$typetype
+  br i1 %ordinary, label %tell, label %ask
+tell:
+  ret i32 %told
+ask:
+  %got = call i32 @PyObject_IsInstance(ptr %x, ptr %cls)
+  ret i32 %got
+yes:
+  ret i32 1
+}
+
+define internal i32 @flame_append(ptr %list, ptr %x) noinline {
+  %got = call i32 @PyList_Append(ptr %list, ptr %x)
+  ret i32 %got
+}
+
+define internal ptr @flame_local(ptr %cell, ptr %local, ptr %dict, ptr %name) noinline {
+  %state = call ptr @PyThreadState_Get()
+  %id = call i64 @PyThreadState_GetID(ptr %state)
+  %known = load ptr, ptr %cell
+  %same.state = icmp eq ptr %known, %state
+  %id.p = getelementptr i64, ptr %cell, i64 1
+  %known.id = load i64, ptr %id.p
+  %same.id = icmp eq i64 %known.id, %id
+  %same = and i1 %same.state, %same.id
+  %held.p = getelementptr ptr, ptr %cell, i64 2
+  br i1 %same, label %look, label %find
+find:
+  %found = call ptr @PyObject_GetAttr(ptr %local, ptr %dict)
+  %wrong = icmp eq ptr %found, null
+  br i1 %wrong, label %fail, label %keep
+keep:
+  %old = load ptr, ptr %held.p
+  store ptr %found, ptr %held.p
+  store ptr %state, ptr %cell
+  store i64 %id, ptr %id.p
+  call void @flame_decref(ptr %old)
+  br label %look
+look:
+  %held = load ptr, ptr %held.p
+  %got = call ptr @PyDict_GetItemWithError(ptr %held, ptr %name)
+  ret ptr %got
+fail:
+  call void @PyErr_Clear()
+  ret ptr null
+}
+"""
+
+
+def text(numbers: Mapping[str, int | str]) -> str:
+    """The functions, with declarations of the interpreter's."""
+    declared = []
+    for name, signature in INTERPRETER.items():
+        result, _, arguments = signature.partition(" ")
+        declared.append(f"declare {result} @{name}{arguments}")
+    return "\n".join(declared) + "\n" + re.sub(r"\$(\w+)", lambda m: str(numbers[m[1]]), _TEXT)
