@@ -10,7 +10,7 @@ from importlib import metadata
 from flame.errors import MissingTargetError
 from flame.knobs import knobs
 from flame.runtime import cache, cpu, cuda
-from flame.runtime.cuda_memory import spelled
+from flame.runtime.cuda_statistics import spelled
 
 #: distributions that flame uses, and what each is for
 PACKAGES = {

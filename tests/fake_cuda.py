@@ -42,6 +42,7 @@ from fake_cuda_state import (
     FakeEvent,
     FakeFunction,
     FakeStream,
+    Mark,
     Memory,
 )
 
@@ -155,8 +156,8 @@ class FakeLibrary(Device):
         e = self._event(event)
         if self._stream(handle).capture is not None:
             raise self._refuse("a capture that waits for an event from outside", CAPTURE_UNSUPPORTED)
-        if e.recorded:
-            self._submit(handle, ("wait", e, e.recorded))
+        if e.mark is not None:
+            self._submit(handle, ("wait", e.mark))
 
     def _cuEventCreate(self, out: int, flags: int) -> None:
         handle = self._handle()
@@ -173,30 +174,27 @@ class FakeLibrary(Device):
             raise self._refuse("an event is recorded in another context than it was made in", INVALID_HANDLE)
         if s.capture is not None:
             raise self._refuse("an event recorded in a capture", CAPTURE_UNSUPPORTED)
-        event.recorded += 1
-        event.stream = s
-        self._submit(stream, ("record", event, event.recorded))
+        event.mark = Mark(s)
+        self._submit(stream, ("record", event.mark))
 
     def _cuEventSynchronize(self, handle: int) -> None:
-        event = self._event(handle)
-        while event.done < event.recorded:
-            assert event.stream is not None
-            self._step(event.stream)
+        mark = self._event(handle).mark
+        if mark is not None:
+            self._pass(mark)
 
     def _cuEventQuery(self, handle: int) -> None:
-        event = self._event(handle)
-        if event.done < event.recorded:
-            assert event.stream is not None
-            self._step(event.stream)
+        mark = self._event(handle).mark
+        if mark is not None and not mark.when:
+            self._step(mark.stream)
             raise Failure(NOT_READY)
 
     def _cuEventElapsedTime(self, out: int, start: int, end: int) -> None:
         a, b = self._event(start), self._event(end)
-        if not (a.timing and b.timing):
+        if not (a.timing and b.timing and a.mark and b.mark):
             raise self._refuse("the time of an event that has none", INVALID_HANDLE)
-        if a.done < a.recorded or b.done < b.recorded:
+        if not (a.mark.when and b.mark.when):
             raise Failure(NOT_READY)
-        self._put(out, b.when - a.when, ctypes.c_float)  # type: ignore[arg-type]
+        self._put(out, b.mark.when - a.mark.when, ctypes.c_float)  # type: ignore[arg-type]
 
     def _cuMemGetInfo(self, free: int, total: int) -> None:
         self._put(free, self.capacity - self.allocated())
@@ -212,7 +210,7 @@ class FakeLibrary(Device):
         start = -(raw.ctypes.data + GUARD) % 512
         held = raw[start : start + nbytes + 2 * GUARD]
         held[:GUARD] = held[GUARD + nbytes :] = CANARY
-        held[GUARD : GUARD + nbytes] = FRESH
+        held[GUARD : GUARD + min(nbytes, 1 << 16)] = FRESH
         m = Memory(held.ctypes.data + GUARD, nbytes, held, self.context, pinned)
         self.memory[m.address] = m
         self.freed = {a: n for a, n in self.freed.items() if a + n <= m.address or m.address + m.size <= a}

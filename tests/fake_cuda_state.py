@@ -92,13 +92,18 @@ class FakeStream:
 
 
 @dataclass(eq=False)
+class Mark:
+    """One recording of an event."""
+
+    stream: FakeStream
+    when: float = 0.0  #: not 0 once it has been passed
+
+
+@dataclass(eq=False)
 class FakeEvent:
     context: int
     timing: bool
-    recorded: int = 0  #: how often
-    done: int = 0  #: which of them have passed
-    stream: FakeStream | None = None
-    when: float = 0.0
+    mark: Mark | None = None  #: the last
 
 
 @dataclass(eq=False)
@@ -292,18 +297,19 @@ class Device:
         work = stream.work.popleft()
         self._clock += 1.0
         match work:
-            case ("record", FakeEvent() as event, int(n)):
-                event.done = max(event.done, n)
-                event.when = self._clock
-            case ("wait", FakeEvent() as event, int(n)):
-                while event.done < n:
-                    assert event.stream is not None
-                    self._step(event.stream)
+            case ("record", Mark() as mark):
+                mark.when = self._clock
+            case ("wait", Mark() as mark):
+                self._pass(mark)
             case ("graph", list(nodes)):
                 for node in nodes:
                     node()
             case _:
                 work()
+
+    def _pass(self, mark: Mark) -> None:
+        while not mark.when:
+            self._step(mark.stream)
 
     def _drain(self, stream: FakeStream) -> None:
         while stream.work:

@@ -132,7 +132,7 @@ class Function:
         if not (x and y and z):
             return
         on = self.gpu
-        values = [p.address if isinstance(p, Memory) else p for p in parameters]
+        values = [p.address if type(p) is Memory else p for p in parameters]
         queue = on.current_stream if stream is None else stream
         answer = on.launcher.launch(self.handle, x, y, z, self.threads, self.shared, on.context, queue, *values, *self.nulls)
         if answer is not None:

@@ -16,14 +16,14 @@ done under a lock when memory is next asked for or counted.
 from __future__ import annotations
 
 import bisect
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from flame.errors import OutOfMemoryError
 from flame.runtime.cuda_driver import Driver
-from flame.runtime.locks import Lock
+from flame.runtime.cuda_statistics import Accounts, spelled
 
 GRAIN: Final = 512  #: sizes are multiples of it
 SMALL: Final = 1 << 20  #: requests up to it come from segments of _SMALL_SEGMENT
@@ -31,8 +31,6 @@ _SMALL_SEGMENT: Final = 2 << 20
 _LARGE_SEGMENT: Final = 20 << 20  #: of requests up to _LARGE; greater ones have a segment of their own
 _LARGE: Final = 10 << 20
 _ROUND: Final = 2 << 20
-
-POOLS: Final = ("small_pool", "large_pool")
 
 
 class Block:
@@ -56,45 +54,6 @@ class Block:
         return self.before is None and self.after is None
 
 
-@dataclass(slots=True)
-class Stat:
-    """One quantity, of both pools and together: now, the most there was, and all that ever came and went."""
-
-    current: list[int] = field(default_factory=lambda: [0, 0, 0])  # small, large, all
-    peak: list[int] = field(default_factory=lambda: [0, 0, 0])
-    allocated: list[int] = field(default_factory=lambda: [0, 0])
-    freed: list[int] = field(default_factory=lambda: [0, 0])
-
-    def add(self, pool: int, n: int) -> None:
-        current, peak = self.current, self.peak
-        self.allocated[pool] += n
-        current[pool] += n
-        current[2] += n
-        if current[pool] > peak[pool]:
-            peak[pool] = current[pool]
-        if current[2] > peak[2]:
-            peak[2] = current[2]
-
-    def remove(self, pool: int, n: int) -> None:
-        self.freed[pool] += n
-        self.current[pool] -= n
-        self.current[2] -= n
-
-    def reset_peak(self) -> None:
-        self.peak[:] = self.current
-
-    def reset_total(self) -> None:
-        self.allocated[:] = self.freed[:] = [0, 0]
-
-    def named(self, name: str) -> Iterator[tuple[str, int]]:
-        for kind, values in (("current", self.current), ("peak", self.peak)):
-            for pool, value in zip((*POOLS, "all"), values, strict=True):
-                yield f"{name}.{pool}.{kind}", value
-        for kind, values in (("allocated", self.allocated), ("freed", self.freed)):
-            for pool, value in zip((*POOLS, "all"), (*values, sum(values)), strict=True):
-                yield f"{name}.{pool}.{kind}", value
-
-
 class Allocator:
     """The memory of one device. `activate` makes its context current on the calling thread.
 
@@ -105,18 +64,15 @@ class Allocator:
     def __init__(self, driver: Driver, activate: Callable[[], None], what: str = "GPU", caching: bool = True):
         self.driver, self.activate, self.what, self.caching = driver, activate, what, caching
         self.limit: int | None = None  #: bytes that may be reserved at most
-        self.retries = self.ooms = 0
-        names = "allocation segment active inactive_split allocated_bytes reserved_bytes active_bytes inactive_split_bytes"
-        self.stats = {name: Stat() for name in (*names.split(), "requested_bytes")}
-        self._count, self._bytes = self.stats["allocation"], self.stats["allocated_bytes"]
-        self._requested = self.stats["requested_bytes"]
+        self.accounts = Accounts()
+        self._live, self._all = self.accounts.live, self.accounts.live[2]
         #: blocks whose leases have died, not looked at yet
         self.returned: deque[Block] = deque()
         self._bins: dict[tuple[int, int], list[Block]] = {}  #: (stream, size) -> free blocks as they came back
         self._free: dict[tuple[int, int], list[tuple[int, int, Block]]] = {}  #: (stream, pool) -> by size, address; merged
         self._pending: list[Block] = []
         self._segments: dict[int, Block] = {}  #: address -> its first block
-        self._lock = Lock()
+        self._lock = threading.RLock()  # (no fork's business: a child may not use the device)
 
     def take(self, nbytes: int, stream: int, line: str = "") -> Block:
         """A block of at least `nbytes` for work on `stream`. Whoever takes it appends it to `returned` in the end.
@@ -133,12 +89,12 @@ class Allocator:
                 self._poll()
             bin = self._bins.get((stream, size))
             block = bin.pop() if bin else self._find(nbytes, size, stream)
-            block.state = "live"
-            block.requested, block.line = nbytes, line
-            pool = block.pool
-            self._count.add(pool, 1)
-            self._bytes.add(pool, block.size)
-            self._requested.add(pool, nbytes)
+            block.state, block.requested, block.line = "live", nbytes, line
+            size = block.size
+            self._live[block.pool].add(size, nbytes)
+            self._all.add(size, nbytes)
+            if self._pending:
+                self._count_pending()
             return block
 
     def record(self, block: Block, stream: int) -> None:
@@ -177,35 +133,26 @@ class Allocator:
             self._collect()
             if self._pending:
                 self._poll()
+            self._count_pending()
 
     def statistics(self) -> dict[str, int]:
         """By PyTorch's names of `memory_stats`."""
         with self._lock:
             self.count()
-            self._count_derived()
-            found = dict(sorted(pair for name, stat in self.stats.items() for pair in stat.named(name)))
-            segments = self.stats["segment"]
-            return found | {
-                "num_alloc_retries": self.retries,
-                "num_ooms": self.ooms,
-                "num_device_alloc": sum(segments.allocated),
-                "num_device_free": sum(segments.freed),
-                "max_split_size": -1,
-            }
+            free = [b for first in self._segments.values() for b in _chain(first) if b.state == "free" and not b.whole]
+            split = [[b.size for b in free if b.pool == pool] for pool in (0, 1)]
+            return self.accounts.named([(len(sizes), sum(sizes)) for sizes in split])
 
-    def reset_peak(self) -> None:
+    def reset_peaks(self) -> None:
         with self._lock:
             self.count()
-            self._count_derived()
-            for stat in self.stats.values():
-                stat.reset_peak()
+            self.accounts.reset_peaks()
+            self._count_pending()
 
     def reset_totals(self) -> None:
         with self._lock:
             self.count()
-            for stat in self.stats.values():
-                stat.reset_total()
-            self.retries = self.ooms = 0
+            self.accounts.reset_totals()
 
     def snapshot(self) -> list[dict[str, Any]]:
         """Segments with their blocks, by PyTorch's names of `memory_snapshot`; a block's `line` is the user's."""
@@ -239,27 +186,17 @@ class Allocator:
                 )
             return found
 
-    def _count_derived(self) -> None:
-        """The quantities that are worked out when asked for: what is pending counts as active, parts of segments as split."""
-        blocks = [b for first in self._segments.values() for b in _chain(first)]
-        for pool in (0, 1):
-            active = [b for b in blocks if b.pool == pool and b.state != "free"]
-            split = [b for b in blocks if b.pool == pool and b.state == "free" and not b.whole]
-            for name, value in (
-                ("active", len(active)),
-                ("active_bytes", sum(b.size for b in active)),
-                ("inactive_split", len(split)),
-                ("inactive_split_bytes", sum(b.size for b in split)),
-            ):
-                stat = self.stats[name]
-                change = value - stat.current[pool]
-                if change > 0:
-                    stat.add(pool, change)
-                else:
-                    stat.remove(pool, -change)
-        for name, base in (("active", "allocation"), ("active_bytes", "allocated_bytes")):
-            peak = self.stats[name].peak
-            peak[:] = map(max, peak, self.stats[base].peak)
+    def _count_pending(self) -> None:
+        """Bring the accounts of what is active up to date: what is live, and what is pending."""
+        for i, (live, active) in enumerate(zip(self._live, self.accounts.active, strict=True)):
+            waiting = [b for b in self._pending if i == 2 or b.pool == i]
+            active.count = live.count + len(waiting)
+            active.bytes = live.bytes + sum(b.size for b in waiting)
+            active.peak_count = max(active.peak_count, active.count, live.peak_count)
+            active.peak_bytes = max(active.peak_bytes, active.bytes, live.peak_bytes)
+            gone = (len(waiting), sum(b.size for b in waiting))
+            active.base = live.base
+            active.freed[:2] = live.freed[0] - gone[0], live.freed[1] - gone[1]
 
     # ---- giving back
 
@@ -269,9 +206,8 @@ class Allocator:
         while returned:
             block = returned.popleft()
             pool = block.pool
-            self._count.remove(pool, 1)
-            self._bytes.remove(pool, block.size)
-            self._requested.remove(pool, block.requested)
+            self._live[pool].remove(block.size, block.requested)
+            self._all.remove(block.size, block.requested)
             if block.users:
                 self.activate()
                 for stream in block.users:
@@ -309,7 +245,7 @@ class Allocator:
     def _find(self, nbytes: int, size: int, stream: int) -> Block:
         """A block that no bin had: of the merged free ones, of a new segment, or of one that others no longer need."""
         if not self.caching:
-            return self._segment(nbytes, size, size, stream, size > SMALL)
+            return self._segment(nbytes, size, size, stream, int(size > SMALL))
         pool = int(size > SMALL)
         block = self._fit(size, stream, pool)
         if block is None and self._merge(stream, pool):
@@ -383,7 +319,7 @@ class Allocator:
         self.activate()
         address = self._ask(reserve)
         if address is None:
-            self.retries += 1
+            self.accounts.retries += 1
             self.release()
             address = self._ask(reserve)
         if address is None and reserve > size:
@@ -391,16 +327,16 @@ class Allocator:
             reserve = size
             address = self._ask(reserve)
         if address is None:
-            self.ooms += 1
+            self.accounts.ooms += 1
             raise OutOfMemoryError(self._complaint(nbytes))
-        block = Block(address, reserve, stream, int(pool), [])
+        block = Block(address, reserve, stream, pool, [])
         self._segments[address] = block
-        self.stats["segment"].add(int(pool), 1)
-        self.stats["reserved_bytes"].add(int(pool), reserve)
+        for account in (self.accounts.segments[pool], self.accounts.segments[2]):
+            account.add(reserve, reserve)
         return block
 
     def _ask(self, nbytes: int) -> int | None:
-        if self.limit is not None and self.stats["reserved_bytes"].current[2] + nbytes > self.limit:
+        if self.limit is not None and self.accounts.reserved + nbytes > self.limit:
             return None
         try:
             return self.driver.allocate(nbytes)
@@ -419,13 +355,13 @@ class Allocator:
         self.activate()
         self.driver.free(block.address)  # waits for the device, so whatever still runs on it ends before
         del self._segments[block.address]
-        self.stats["segment"].remove(block.pool, 1)
-        self.stats["reserved_bytes"].remove(block.pool, block.size)
+        for account in (self.accounts.segments[block.pool], self.accounts.segments[2]):
+            account.remove(block.size, block.size)
 
     def _complaint(self, nbytes: int) -> str:
         free, total = self.driver.memory_info()
         live = [b for first in self._segments.values() for b in _chain(first) if b.state == "live"]
-        held, reserved = self._bytes.current[2], self.stats["reserved_bytes"].current[2]
+        held, reserved = self._all.bytes, self.accounts.reserved
         text = (
             f"CUDA out of memory. Tried to allocate {spelled(nbytes)}. {self.what} has a total capacity of {spelled(total)}, of "
             f"which {spelled(free)} is free. Of the memory that this process has reserved ({spelled(reserved)}), "
@@ -451,11 +387,3 @@ def _chain(first: Block) -> Iterator[Block]:
     while block is not None:
         yield block
         block = block.after
-
-
-def spelled(nbytes: int) -> str:
-    """A number of bytes for people."""
-    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
-        if nbytes >= unit:
-            return f"{nbytes / unit:.2f} {name}"
-    return f"{nbytes} bytes"
