@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from flame.autograd.saving import in_force as saving
+from flame.autograd.watch import watchers
 from flame.capture import native
 from flame.capture.arguments import MISS
 from flame.capture.compiled import Compiled, say
@@ -72,14 +74,19 @@ class CompiledFunction:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         replays = self._replays
-        if replays is not None and force.interpreter is None and not control.eager and not knobs.disable:
+        packing = watchers and saving.hooks  # (what is saved for backward goes through functions of the user's)
+        if replays is not None and force.interpreter is None and not (control.eager or knobs.disable or packing):
             result = replays.attempt(args, kwargs)
             if result is not MISS:
                 return result
         c = self._capture
         lock = _Region.lock
-        if force.interpreter is not None or c.given_up or control.eager or knobs.disable:
-            if c.given_up and self._options.fullgraph and not (force.interpreter is not None or control.eager or knobs.disable):
+        if force.interpreter is not None or c.given_up or control.eager or knobs.disable or packing:
+            if (
+                c.given_up
+                and self._options.fullgraph
+                and not (force.interpreter is not None or control.eager or knobs.disable or packing)
+            ):
                 raise RecompileError(f"{c.name}: {c.given_up}; with fullgraph=True it is not run eagerly instead")
             return self._fn(*args, **kwargs)
         if not lock.acquire(False):

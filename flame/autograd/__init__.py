@@ -1,6 +1,6 @@
 """Reverse-mode differentiation: the tape, backward and grad, modes, custom functions."""
 
-from flame.autograd import functional
+from flame.autograd import functional, graph
 from flame.autograd.engine import backward, grad
 from flame.autograd.function import Function
 from flame.autograd.gradcheck import gradcheck, gradgradcheck
@@ -25,6 +25,7 @@ __all__ = [
     "grad",
     "gradcheck",
     "gradgradcheck",
+    "graph",
     "inference_mode",
     "is_grad_enabled",
     "is_inference_mode_enabled",

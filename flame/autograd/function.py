@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from flame.autograd.modes import no_grad
+from flame.autograd.saving import PackedTensor
+from flame.autograd.saving import in_force as saving
 from flame.autograd.tape import alias, edge, zeros
 from flame.primitive import force
 from flame.reasons import CUSTOM_FUNCTION
@@ -30,6 +32,8 @@ class FunctionContext:
             if t is not None and not isinstance(t, Tensor):
                 raise TypeError(f"save_for_backward can only save variables, but argument is of type {type(t).__name__}")
         self._saved = [(t, None if t is None else t._version) for t in tensors]
+        if saving.hooks:
+            self._saved = [(None if t is None else PackedTensor(t, saving.hooks[-1], edge(t)), None) for t in tensors]
 
     @property
     def saved_tensors(self) -> tuple:
@@ -40,7 +44,9 @@ class FunctionContext:
             )
         out = []
         for t, version in self._saved:
-            if t is not None and t._version != version:
+            if isinstance(t, PackedTensor):
+                t = t.tensor()
+            elif t is not None and t._version != version:
                 raise RuntimeError(
                     "one of the variables needed for gradient computation has been modified by an inplace operation: "
                     f"[{t.dtype!r} {list(t.shape)}], saved by {self._node.name() if self._node else 'a Function'}, is at version "

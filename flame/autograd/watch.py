@@ -17,21 +17,21 @@ from flame.primitive import Primitive
 Process = Callable[[Primitive, tuple, dict], Any]
 Watcher = Callable[[Process, Primitive, tuple, dict], Any]
 
-_watchers: list[Watcher] = []
+watchers: list[Watcher] = []  #: who watches now
 _lock = threading.Lock()
 
 
 def watch(f: Watcher) -> None:
     """Begin to watch; who began last is asked first."""
     with _lock:
-        _watchers.append(f)
+        watchers.append(f)
         _install()
 
 
 def unwatch(f: Watcher) -> None:
     """End it."""
     with _lock:
-        _watchers.remove(f)
+        watchers.remove(f)
         _install()
 
 
@@ -46,11 +46,11 @@ def watching(f: Watcher) -> Iterator[None]:
 
 
 def _install() -> None:
-    if not _watchers:
+    if not watchers:
         vars(eager).pop("process", None)
         return
     process: Process = Eager.process.__get__(eager)
-    for f in _watchers:
+    for f in watchers:
         process = _through(f, process)
     vars(eager)["process"] = process
 
