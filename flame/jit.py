@@ -26,12 +26,13 @@ from flame.capture.control import RECOMPILE_LIMIT, STANCES, Options, control, de
 from flame.capture.replaying import Replays
 from flame.capture.run import Run
 from flame.capture.trace import Capture
+from flame.capture.trial import Trial, kind_of, measured
 from flame.compiler.graph import Graph
 from flame.errors import MissingTargetError, RecompileError
 from flame.kernels import DEFAULT_GPU, Inventory, KernelHandle
 from flame.knobs import knobs
 from flame.primitive import force
-from flame.reasons import DISABLED, GENERATOR, OTHER_THREAD, RECOMPILE_FORBIDDEN
+from flame.reasons import DISABLED, FASTER_AGAIN, GENERATOR, OTHER_THREAD, RECOMPILE_FORBIDDEN, SLOWER
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs", "replay")
 BACKENDS = ("auto", "triton", "llvm", "interpret", "eager")
@@ -69,10 +70,13 @@ class CompiledFunction:
         self._capture = Capture(_name(fn), options)
         self._inventory = Inventory(self._capture)
         self._replays = Replays(fn, self._capture, self._alone) if options.mode == "replay" else None
+        self._trial = self._new_trial()
         functools.update_wrapper(self, fn, updated=())
         _all.add(self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._trial is not None and force.interpreter is None:
+            return self._tried(self._trial, args, kwargs)
         replays = self._replays
         packing = watchers and saving.hooks  # (what is saved for backward goes through functions of the user's)
         if replays is not None and force.interpreter is None and not (control.eager or knobs.disable or packing):
@@ -140,6 +144,43 @@ class CompiledFunction:
         finally:
             force.interpreter = _Region.capture = None
             lock.release()
+
+    def _new_trial(self) -> Trial | None:
+        """Of a function that may be handed to eager where it is slower; None for the others."""
+        o = self._options
+        judged = o.never_slower and knobs.never_slower and o.backend == "auto" and not o.fullgraph and not o.background
+        return Trial() if judged and o.mode != "replay" else None
+
+    def _compiled(self, args: tuple, kwargs: dict) -> Any:
+        """A call as if there were no trial."""
+        trial, self._trial = self._trial, None
+        try:
+            return self(*args, **kwargs)
+        finally:
+            self._trial = trial
+
+    def _tried(self, trial: Trial, args: tuple, kwargs: dict) -> Any:
+        """A call while it is not settled whether compiled is faster than eager (`flame.capture.trial`)."""
+        c = self._capture
+        if c.given_up or control.eager or control.compiling != "yes" or knobs.disable:
+            return self._compiled(args, kwargs)
+        turn = trial.turn()
+        if not turn:
+            return self._fn(*args, **kwargs) if trial.eager else self._compiled(args, kwargs)
+        s = c.stats
+
+        def run() -> Any:
+            return self._compiled(args, kwargs) if turn == "compiled" else self._fn(*args, **kwargs)
+
+        result, changed = measured(trial, run, kind_of((args, kwargs)), lambda: (s.recorded, s.compiled, c.given_up))
+        if changed:
+            text = (SLOWER if trial.eager else FASTER_AGAIN).text(trial.ratio)
+            s.count(s.fallbacks, "", text)
+            if knobs.log:
+                say("capture", f"{c.name}: {text}")
+        if trial.done:
+            self._trial = None
+        return result
 
     @contextmanager
     def _alone(self) -> Iterator[bool]:
@@ -215,6 +256,7 @@ class CompiledFunction:
         """Forget all that was captured and compiled."""
         self._capture = Capture(self._capture.name, self._options)
         self._inventory = Inventory(self._capture)
+        self._trial = self._new_trial()
         if self._replays is not None:
             self._replays = Replays(self._fn, self._capture, self._alone)
 
@@ -250,7 +292,8 @@ def compile(
     dynamic: None and True make a size (of 2 and more) symbolic when it is seen to vary, so that one compilation serves all later
         ones; with False each set of shapes is a path of its own. Other numbers that vary become run-time inputs in any case.
     options: "recompile_limit": how many paths are captured before the function is handed over to eager. "background": compile on
-        a thread of its own, and run eagerly until that is done (`CompiledFunction.wait`).
+        a thread of its own, and run eagerly until that is done (`CompiledFunction.wait`). "never_slower": run eagerly what is
+        measured to be slower compiled (the default; see FL3006).
     disable: return `model` as it is.
     Raises ValueError for an unknown mode, backend or option, MissingTargetError for a backend whose device is not there,
     TypeError where `model` is not callable or can't be compiled.
@@ -293,13 +336,17 @@ def _options(fullgraph: bool, dynamic: bool | None, backend: str, mode: str | No
     given = dict(options or {})
     limit = given.pop("recompile_limit", RECOMPILE_LIMIT)
     background = given.pop("background", False)
+    never_slower = given.pop("never_slower", True)
     if given:
-        raise ValueError(f"Unexpected option {', '.join(map(repr, given))}, known are: 'background', 'recompile_limit'")
+        known = "'background', 'never_slower', 'recompile_limit'"
+        raise ValueError(f"Unexpected option {', '.join(map(repr, given))}, known are: {known}")
     if type(limit) is not int or limit < 1:
         raise ValueError(f"recompile_limit={limit!r}: expected a whole number of at least 1")
     if type(background) is not bool:
         raise ValueError(f"background={background!r}: expected True or False")
-    return Options(bool(fullgraph), dynamic, mode or "default", backend, limit, background)
+    if type(never_slower) is not bool:
+        raise ValueError(f"never_slower={never_slower!r}: expected True or False")
+    return Options(bool(fullgraph), dynamic, mode or "default", backend, limit, background, never_slower)
 
 
 def _compile_class(cls: type, how: Options) -> type:

@@ -65,6 +65,8 @@ class Knobs:
             "FLAME_NUM_THREADS", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         )
     )
+    #: FLAME_NEVER_SLOWER: "0" keeps compiled what was measured to be slower than eager
+    never_slower: bool = field(default_factory=lambda: os.environ.get("FLAME_NEVER_SLOWER", "1") != "0")
     #: CUDA_LAUNCH_BLOCKING: every GPU launch is waited for, so that an error names the kernel that made it
     launch_blocking: bool = field(default_factory=lambda: _flag("CUDA_LAUNCH_BLOCKING"))
     #: FLAME_CUDA_CACHING: "0" gives every GPU allocation to the driver, so that memory checkers see each

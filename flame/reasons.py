@@ -215,6 +215,20 @@ RECOMPILE_FORBIDDEN = _reason(
     "Warm the function up with every kind of input before the stance is set (twice each: one records, one compiles).",
 )
 
+SLOWER = _reason(
+    "FL3006",
+    "slower than eager",
+    "compiled, the function took {:.2f} times as long as eagerly, in two rounds of measurements: it runs eagerly for now",
+    "Compile more at a time (the whole step, not a single operation), or leave the function eager. It is measured again from time "
+    'to time; options={"never_slower": False} or FLAME_NEVER_SLOWER=0 keeps it compiled.',
+)
+FASTER_AGAIN = _reason(
+    "FL3007",
+    "no slower any more",
+    "measured again, the function took {:.2f} times as long compiled as eagerly: it runs compiled",
+    "Nothing is to be done. Where this comes back and forth, the two are about as fast.",
+)
+
 # ---- refused
 
 GENERATOR = _reason(

@@ -17,6 +17,7 @@ from types import ModuleType
 _cache = tempfile.TemporaryDirectory(prefix="flame-tests-")
 os.environ.setdefault("FLAME_CACHE_DIR", _cache.name)
 os.environ.setdefault("FLAME_VERIFY", "1")
+os.environ.setdefault("FLAME_NEVER_SLOWER", "0")  # what runs is then no matter of the clock; test_trial.py has its own
 
 import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402

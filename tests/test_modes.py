@@ -29,8 +29,8 @@ SECTIONS = {
     code: (title, re.findall(r"```python\n(.*?)```", text, flags=re.S))
     for code, title, text in re.findall(r"^### (FL\d{4}) (.*?)\n(.*?)(?=^##|\Z)", PAGE, flags=re.S | re.M)
 }
-#: no program is known that the compiler fails on
-WITHOUT_PROGRAM = {"FL3003"}
+#: no program is known that the compiler fails on; what is slower is a matter of the clock (test_trial.py)
+WITHOUT_PROGRAM = {"FL3003", "FL3006", "FL3007"}
 
 
 @pytest.fixture(autouse=True)

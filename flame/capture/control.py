@@ -33,6 +33,7 @@ class Options:
     backend: str = "auto"
     recompile_limit: int = RECOMPILE_LIMIT
     background: bool = False  #: compile on a thread of its own, and run eagerly until that is done
+    never_slower: bool = True  #: run eagerly what is measured to be slower compiled
 
 
 class Control:
