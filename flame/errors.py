@@ -67,3 +67,7 @@ class PositionError(IndexError, RuntimeError):
 
 class LinAlgError(RuntimeError):
     """A factorisation or solve failed: the matrix is singular, not positive definite, or an iteration did not converge."""
+
+
+class HostDetourWarning(UserWarning):
+    """An operation on GPU tensors was computed on the host, because it has no GPU kernel; the message names it."""

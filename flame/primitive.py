@@ -154,6 +154,19 @@ class Primitive:
         return self.vjp
 
 
+class Maker(Primitive):
+    """A primitive of kind create or random: it may have no tensors among its operands, and its result then lives where its
+    parameter `place` says, the name of a device; left out, it goes wherever it is used."""
+
+    __slots__ = ()
+
+    def __call__(self, *operands: Any, **params: Any) -> Any:
+        place = force.place
+        if place is not None and not any([hasattr(o, "shape") for o in operands]):
+            params["place"] = str(place)
+        return bind(self, *operands, **params)
+
+
 REGISTRY: dict[str, Primitive] = {}
 
 
@@ -180,7 +193,8 @@ def register(
         rules = Rule.of(vjp)
     else:
         rules = tuple(None if f is None else Rule.of(f) for f in vjp)
-    p = REGISTRY[name] = Primitive(name, kind, infer, eager, rules, **cells)
+    made = Maker if kind in ("create", "random") else Primitive
+    p = REGISTRY[name] = made(name, kind, infer, eager, rules, **cells)
     return p
 
 
@@ -199,9 +213,22 @@ class _Force(threading.local):
     inference: bool = False
     examples: tuple[int, ...] = ()  #: the batches for each of whose examples random numbers are drawn anew
     note: str = ""  #: the composite that is running: a comment in generated code
+    place: Any = None  #: the device for what is made from no tensors; None: that of whatever it meets
+
+
+class _Placement:
+    """Whether any array was ever made on a GPU: until then nobody need ask where an array is. `beside(f, args, kwargs)` calls a
+    function with what it makes from no tensors placed where its tensors are."""
+
+    __slots__ = ("gpu", "beside")
+
+    def __init__(self) -> None:
+        self.gpu = False
+        self.beside: Callable[[Callable[..., Any], tuple, dict], Any] = lambda f, args, kwargs: f(*args, **kwargs)
 
 
 force = _Force()
+placement = _Placement()
 _base: Interpreter | None = None
 
 
@@ -241,7 +268,9 @@ def _known_by_capture(f: Callable[..., Any], name: str) -> Callable[..., Any]:
     @functools.wraps(f)
     def known(*args: Any, **kwargs: Any) -> Any:
         run = force.interpreter
-        return f(*args, **kwargs) if run is None else run.composite(f, name, args, kwargs)
+        if run is not None:
+            return run.composite(f, name, args, kwargs)
+        return placement.beside(f, args, kwargs) if placement.gpu else f(*args, **kwargs)
 
     return precise(known)
 

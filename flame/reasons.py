@@ -141,6 +141,13 @@ SHARED_MEMORY_READ = _reason(
     "Write it after backward(), or give the computation a clone() of it.",
 )
 
+OTHER_DEVICE = _reason(
+    "FL1019",
+    "another device",
+    "{} ends the kernels of one device",
+    "Move what the function needs to the device before it is called; a segment of kernels runs on one device.",
+)
+
 # ---- another path
 
 OTHER_OPERATION = _reason(
@@ -245,7 +252,7 @@ REPLAY_BROKEN = _reason(
     "FL5001",
     "not one graph",
     "replay: the call was not one followed graph ({})",
-    f"Remove the breaks (FL1001 to FL1018), or the branches that make each call take another path. {_KEEP}",
+    f"Remove the breaks (FL1001 to FL1019), or the branches that make each call take another path. {_KEEP}",
 )
 REPLAY_OUTSIDE = _reason(
     "FL5002",

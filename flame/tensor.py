@@ -20,11 +20,11 @@ import numpy as np
 
 from flame import dtypes
 from flame.dtypes import dtype
-from flame.primitive import Number, Spec, force
+from flame.primitive import Number, Spec, force, placement
 from flame.runtime.device import device
+from flame.runtime.device_array import DeviceArray, address_of, device_of, to_device
+from flame.runtime.gpu_copy import duplicate, host
 from flame.slots import with_slots
-
-CPU = device("cpu")
 
 
 class Size(tuple):
@@ -122,6 +122,7 @@ class Tensor(_Slots):
     _retains_grad = False
     _reassigned = 0  #: how often it was given other memory (`t.data = other`)
     _inference = False
+    _floating = False  #: made by flame, for no device in particular: it goes where it is used
     __array_priority__ = 1000.0
     __hash__ = object.__hash__
 
@@ -229,11 +230,12 @@ class Tensor(_Slots):
         return self._storage.pending if self._storage is not None else None
 
     def _read(self) -> Any:
-        """The array as a user reads its values: a captured segment that owes them ends here."""
+        """The array as a user reads its values, on the host: a captured segment that owes them ends here."""
         run = force.interpreter
         if run is not None:
             run.read(self)
-        return self._data()
+        a = self._data()
+        return host(a) if type(a) is DeviceArray else a
 
     # ---------------------------------------------------------------- what it is
 
@@ -262,7 +264,8 @@ class Tensor(_Slots):
 
     @property
     def device(self) -> device:
-        return CPU
+        a = self._array
+        return device_of(a) if a is not None else self._ref.capture.run.device
 
     @property
     def layout(self) -> str:
@@ -273,7 +276,11 @@ class Tensor(_Slots):
         return self.dtype.itemsize
 
     element_size = lambda self: self.dtype.itemsize
-    is_cuda = False
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.device.type == "cuda"
+
     is_sparse = False
     is_meta = False
     is_quantized = False
@@ -311,6 +318,8 @@ class Tensor(_Slots):
 
     def storage_offset(self) -> int:
         a = self._layout()
+        if type(a) is DeviceArray:
+            return a.start
         base = a
         while isinstance(base.base, np.ndarray):
             base = base.base
@@ -320,9 +329,11 @@ class Tensor(_Slots):
         return bool(self._layout().flags.c_contiguous)
 
     def data_ptr(self) -> int:
-        a = self._read()
+        if force.interpreter is not None:
+            force.interpreter.read(self)
+        a = self._data()
         self.storage_of().hand_out("address")  # nobody can tell when the address is forgotten
-        return a.__array_interface__["data"][0]
+        return address_of(a)
 
     def _layout(self) -> Any:
         """An array with this tensor's strides. While pending, one is derived from the view chain, on no memory."""
@@ -386,13 +397,24 @@ class Tensor(_Slots):
             if not force:
                 raise RuntimeError("Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead.")
             return self.detach().numpy()
+        self._must_be_on_host(force)
         a = self._read()
-        self.storage_of().hand_out()
+        if a is self._array:
+            self.storage_of().hand_out()
         return a
+
+    def _must_be_on_host(self, moved: bool = False) -> None:
+        """Raise TypeError, as PyTorch does, where NumPy can't see this tensor's memory."""
+        if placement.gpu and not moved and self.is_cuda:
+            raise TypeError(
+                f"can't convert {self.device} device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory "
+                "first."
+            )
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if self.requires_grad:
             raise RuntimeError("Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead.")
+        self._must_be_on_host()
         a = self._read()
         if dtype is not None and np.dtype(dtype) != a.dtype:
             if copy is False:
@@ -468,7 +490,10 @@ class Tensor(_Slots):
             )
         if id(self) in memo:
             return memo[id(self)]
-        new = wrap(np.array(self._read(), order="C"), type(self))
+        if placement.gpu and self.is_cuda:
+            new = wrap(duplicate(self._data()), type(self))
+        else:
+            new = wrap(np.array(self._read(), order="C"), type(self))
         memo[id(self)] = new
         new._requires_grad = self._requires_grad
         if self._grad is not None:
@@ -505,6 +530,19 @@ def _phantom(shape: Sequence[int], d: dtype, strides: tuple[int, ...]) -> np.nda
 _new = object.__new__
 
 
+def floating(array: np.ndarray) -> Tensor:
+    """A tensor that is used wherever its neighbours are."""
+    t = wrap(array)
+    t._floating = True
+    return t
+
+
+def beside(t: Tensor, array: np.ndarray) -> Tensor:
+    """A tensor of values that were computed on the host, on the device of another."""
+    a = t._array
+    return wrap(to_device(a.gpu, array) if type(a) is DeviceArray else array)
+
+
 def wrap(array: Any, cls: type = Tensor) -> Any:
     """A tensor over a NumPy array, without a copy."""
     t: Any = _new(cls)
@@ -518,6 +556,8 @@ def represent(t: Tensor) -> str:
     extra = []
     if a.size == 0 and a.ndim != 1:
         extra.append(f"size={tuple(a.shape)}")
+    if placement.gpu and t.is_cuda:
+        extra.append(f"device='{t.device}'")
     if t.dtype not in (dtypes.get_default_dtype(), dtypes.int64, dtypes.bool_):
         extra.append(f"dtype={t.dtype!r}")
     if t.grad_fn is not None:

@@ -47,6 +47,7 @@ from fake_cuda_state import (
 )
 
 from flame.compiler.to_triton import TritonSource
+from flame.primitive import placement
 from flame.runtime import cuda
 from flame.runtime.cuda_driver import Attribute, CudaDriver
 from flame.runtime.triton_tools import run_interpreted
@@ -446,7 +447,10 @@ class FakeLibrary(Device):
 def gpu_for_tests(check: bool = True, **kwargs: Any) -> Iterator[FakeLibrary]:
     """flame runs on a fake device (see FakeLibrary for what can be said of it); at the end all must be well."""
     driver = FakeDriver(**kwargs)
-    with cuda.use_driver(driver, driver.fake.compile):
-        yield driver.fake
+    try:
+        with cuda.use_driver(driver, driver.fake.compile):
+            yield driver.fake
+    finally:
+        placement.gpu = False
     if check:
         driver.fake.check()

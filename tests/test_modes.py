@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_cuda import gpu_for_tests
 
 import flame
 from flame import jit
@@ -69,7 +70,8 @@ def codes_of(source: str) -> set[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jit, "_all", type("_All", (), {"add": lambda _, f: (made.append(f), original(f))})())
         try:
-            exec(compile(source, "<page>", "exec"), {"flame": flame, "np": np, "__name__": "__page__"})
+            with gpu_for_tests() if "cuda" in source else contextlib.nullcontext():
+                exec(compile(source, "<page>", "exec"), {"flame": flame, "np": np, "__name__": "__page__"})
         except (RuntimeError, TypeError, ValueError) as e:
             seen.append(str(e))
     for f in made:

@@ -22,9 +22,14 @@ import numpy as np
 import flame.ops  # noqa: F401  (enters the primitives in the registry)
 from flame.dtypes import _BY_NUMPY
 from flame.ops.strided import shows_an_element_twice
-from flame.primitive import Primitive, Rule, force, install_base_interpreter, registered
+from flame.primitive import Primitive, Rule, force, install_base_interpreter, placement, registered
 from flame.reasons import COMPLEX
+from flame.runtime.cuda import gpu as gpu_at
+from flame.runtime.device import as_device
+from flame.runtime.device_array import DeviceArray, to_device
 from flame.runtime.eager_kernels import eager_kernels
+from flame.runtime.gpu_copy import host, overwrite
+from flame.runtime.gpu_eager import run as run_on_gpu
 from flame.symbol import Symbolic
 from flame.tensor import Storage, Tensor, View, wrap
 
@@ -33,7 +38,7 @@ Edge = tuple  # (Node, index)
 full, reshape, permute, slice_scatter = map(registered, ("full", "reshape", "permute", "slice_scatter"))
 view_as_real, view_as_complex = registered("view_as_real"), registered("view_as_complex")
 diagonal_scatter, as_strided_scatter = map(registered, ("diagonal_scatter", "as_strided_scatter"))
-reduce_sum = registered("sum")
+reduce_sum, transfer = registered("sum"), registered("transfer")
 
 
 class Node:
@@ -279,6 +284,8 @@ class Eager:
         if kind is None:
             kind = params.get("dtype")
         meaning, admitted = _MEANINGS.get(primitive) or _meaning(primitive)
+        if placement.gpu:
+            meaning = _placed(primitive, operands, arrays, params.get("place", "cpu")) or meaning
         if kind not in admitted:  # what the rule refuses NumPy may take, and mean something else by it
             infer(primitive, operands, params)
             admitted.add(kind)
@@ -292,6 +299,8 @@ class Eager:
         else:
             t = _new(Tensor)
             t._array = got
+            if placement.gpu and type(got) is not DeviceArray and not params.get("place") and _floats(operands):
+                t._floating = True
             if primitive.view:
                 _link_view(t, operands[0], arrays[0], primitive, params)
             if not record:
@@ -314,12 +323,70 @@ class Eager:
 
 def _link_view(t: Tensor, x: Tensor, array: Any, primitive: Primitive, params: dict) -> None:
     out = t._array
-    if out.size and not np.may_share_memory(out, array):
+    if type(out) is DeviceArray:
+        if out.memory is not array.memory:
+            return
+    elif out.size and not np.may_share_memory(out, array):
         return
     t._storage = storage = x.storage_of()
     step = (primitive, tuple(params.items()))
     v = x._view
     t._view = View(x, (step,), storage.version) if v is None else View(v.base, (*v.chain, step), storage.version)
+
+
+def _placed(primitive: Primitive, operands: tuple, arrays: list, place: str) -> Callable | None:
+    """Where tensors live on GPUs: what runs an operation there, given its arrays, of which those without dimensions, positions, and
+    what was made for no device in particular may be on the CPU; None for an operation on the CPU. `place` is where something is
+    to be made.
+
+    Raises RuntimeError where tensors are on several devices.
+    """
+    if primitive is transfer:
+        return moved
+    gpu = next((a.gpu for a in arrays if type(a) is DeviceArray), None)
+    if gpu is None:
+        if place == "cpu":
+            return None
+        gpu = gpu_at(as_device(place).index)
+    for i, (o, a) in enumerate(zip(operands, arrays, strict=True)):
+        if not isinstance(o, Tensor) or (type(a) is DeviceArray and a.gpu is gpu):
+            continue
+        if type(a) is not DeviceArray and (o._floating or (primitive.positions is not None and a.dtype.kind in "iu")):
+            arrays[i] = to_device(gpu, a)
+        elif type(a) is DeviceArray or a.ndim or primitive.kind not in ("elementwise", "create"):
+            there = [x.device for x in operands if isinstance(x, Tensor)]
+            named = " and ".join(dict.fromkeys(map(str, there)))
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device, but found at least two devices, {named}! ({primitive.name})"
+            )
+    return lambda *given, **params: run_on_gpu(gpu, primitive, given, params)
+
+
+def moved(a: Any, *, device: str, source: str) -> Any:
+    """A copy of an array on a device."""
+    there = as_device(device)
+    return np.array(host(a), order="C") if there.type == "cpu" else to_device(gpu_at(there.index), host(a))
+
+
+def _beside(f: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+    """`f(*args, **kwargs)`, with what it makes from no tensors on the GPU of the first tensor that is on one."""
+    if force.place is None:
+        for x in (*args, *kwargs.values()):
+            if isinstance(x, Tensor) and type(x._array) is DeviceArray:
+                force.place = x._array.device
+                try:
+                    return f(*args, **kwargs)
+                finally:
+                    force.place = None
+    return f(*args, **kwargs)
+
+
+placement.beside = _beside
+
+
+def _floats(operands: tuple) -> bool:
+    """Whether an operation on the CPU made something for no device in particular: flame itself made all that went in, by itself."""
+    return all([o._floating for o in operands if isinstance(o, Tensor)])
 
 
 def infer(primitive: Primitive, operands: tuple, params: dict) -> Any:
@@ -451,7 +518,10 @@ def eager_assign(target: Tensor, value: Tensor, write: Callable[[Tensor, Tensor]
     if write is None:
         new = value._data()
         about_to_write(storage)
-        np.copyto(target._array, new)
+        if type(target._array) is DeviceArray or type(new) is DeviceArray:
+            overwrite(target._array, new)
+        else:
+            np.copyto(target._array, new)
     else:
         write(target, value)
     storage.version += 1

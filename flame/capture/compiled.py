@@ -28,7 +28,12 @@ from flame.errors import MissingTargetError
 from flame.knobs import knobs
 from flame.reasons import NOT_COMPILED
 from flame.runtime import cpu, index
+from flame.runtime.cuda import gpu
+from flame.runtime.device import CPU, device
 from flame.runtime.executable import Backend, Executable
+from flame.runtime.gpu_copy import duplicate
+from flame.runtime.gpu_eager import run as run_on_gpu
+from flame.runtime.gpu_program import GpuExecutable
 
 NO_SIZES: Mapping[str, int] = {}
 #: sets of sizes for which a program is kept ready to run
@@ -51,7 +56,9 @@ class Compiled:
         updates: Sequence = (),
         guards: Sequence[int] = (),
         ready: Executable | None = None,
+        device: device = CPU,
     ):
+        self._gpu = None if device.type == "cpu" else gpu(device.index)
         self._graph = graph
         self.role = role
         self.executable: Any = ready
@@ -84,7 +91,7 @@ class Compiled:
                 assert self.space is not None
                 self._at[tuple(self.space.values[n] for n in self.symbols)] = self._bound(self.space.values)
             else:
-                self.executable = Executable(program, backend=self._backend)
+                self.executable = self._executable(program)
         except _Unwanted as e:
             self.failure = str(e)
         except Exception as e:  # whatever a pass trips over must not stop a program that runs eagerly: it is recorded and shown
@@ -94,6 +101,9 @@ class Compiled:
             capture.stats.count(capture.stats.fallbacks, graph.name, self.failure)
             print(f"flame: {self.failure}", file=sys.stderr)
 
+    def _executable(self, program: Program) -> Any:
+        return Executable(program, backend=self._backend) if self._gpu is None else GpuExecutable(program, self._gpu)
+
     @functools.cached_property
     def graph(self) -> Graph:
         return self._graph()
@@ -102,7 +112,7 @@ class Compiled:
     def _made(self) -> Program:
         updates, guards = self._asked
         log = say if knobs.log else None
-        target = self._target or cpu.target()
+        target = self._target or (cpu.target() if self._gpu is None else self._gpu.target)
         return compile_graph(self.graph, target, updates=updates, guards=guards, log=log, verify=knobs.verify)
 
     @property
@@ -113,13 +123,17 @@ class Compiled:
     def __call__(self, arrays: list[np.ndarray], sizes: Mapping[str, int] = NO_SIZES) -> list[np.ndarray]:
         """Run it, for these values of the graph's symbols."""
         if not self.symbols:
-            return self.executable(arrays) if self.executable is not None else interpret_graph(self.graph, arrays)
+            return self.executable(arrays) if self.executable is not None else interpret_graph(self.graph, arrays, self._gpu)
         return self.at(sizes)(arrays)
 
     def at(self, sizes: Mapping[str, int]) -> Callable[[list[np.ndarray]], list[np.ndarray]]:
         """What runs it for these values of the symbols, and can be kept."""
         if not self.symbols:
-            return self.executable if self.executable is not None else functools.partial(interpret_graph, self.graph)
+            return (
+                self.executable
+                if self.executable is not None
+                else functools.partial(interpret_graph, self.graph, gpu=self._gpu)
+            )
         key = tuple([sizes[n] for n in self.symbols])
         run = self._at.get(key)
         if run is None:
@@ -133,8 +147,8 @@ class Compiled:
         program = self.program
         if program is None:
             graph = graph_at(self.graph, sizes)
-            return lambda arrays: interpret_graph(graph, arrays)
-        executable = Executable(program_at(program, sizes), backend=self._backend)
+            return lambda arrays: interpret_graph(graph, arrays, self._gpu)
+        executable = self._executable(program_at(program, sizes))
         self.executable = self.executable or executable
         return executable
 
@@ -173,51 +187,54 @@ def say(topic: str, text: str) -> None:
         print(f"[flame {topic}] {text}", file=sys.stderr)
 
 
-def interpret_graph(graph: Graph, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+def interpret_graph(graph: Graph, arrays: Sequence[Any], gpu: Any = None) -> list[Any]:
     """Each node by its primitive's eager meaning; results share no memory with inputs or each other."""
     held: dict[Value, Any] = dict(zip(graph.inputs, arrays, strict=True))
     for n in graph.nodes:
         try:
-            got = n.primitive.eager(*[held[o] if isinstance(o, Value) else o for o in n.operands], **n.params)
+            operands = [held[o] if isinstance(o, Value) else o for o in n.operands]
+            got = n.primitive.eager(*operands, **n.params) if gpu is None else run_on_gpu(gpu, n.primitive, operands, n.params)
         except (IndexError, RuntimeError, ValueError, ZeroDivisionError) as e:
             raise type(e)(f"{e} ({n.primitive.name} at {n.source})") from e
         for o, a in zip(n.outputs, got if isinstance(got, tuple) else (got,), strict=True):
             held[o] = a
-    return [np.array(held[o], order="C") for o in graph.outputs]
+    return [duplicate(held[o]) for o in graph.outputs]
 
 
 def compile_segment(
-    capture: Any, graph: Graph, updates: Sequence[tuple[int, int]] = (), guards: Sequence[int] = ()
+    capture: Any, graph: Graph, updates: Sequence[tuple[int, int]] = (), guards: Sequence[int] = (), device: device = CPU
 ) -> Compiled:
     space = space_of(graph)
     if space is not None:
-        return _of_sizes(capture, graph, space, updates, guards)
-    about = Identity.of(graph, f"{updates} {guards}")
-    key = (about.name, about.lines) if about.name else (str(graph), tuple(updates), tuple(guards))
+        return _of_sizes(capture, graph, space, updates, guards, device)
+    about = Identity.of(graph, f"{updates} {guards}", (), device)
+    key = (about.name, about.lines) if about.name else (str(graph), tuple(updates), tuple(guards), device)
     got = capture.programs.get(key)
     if got is None:
         found = about.look_up(capture, [graph.name])
         ready = found.executables[0] if found is not None else None
-        got = capture.programs[key] = Compiled(capture, lambda: graph, "forward", updates, guards, ready)
+        got = capture.programs[key] = Compiled(capture, lambda: graph, "forward", updates, guards, ready, device)
         if ready is None:
             about.keep(capture, None, [got])
     return got
 
 
-def _of_sizes(capture: Any, graph: Graph, space: Space, updates: Sequence[tuple[int, int]], guards: Sequence[int]) -> Compiled:
+def _of_sizes(
+    capture: Any, graph: Graph, space: Space, updates: Sequence[tuple[int, int]], guards: Sequence[int], device: device
+) -> Compiled:
     """A graph with symbols: one program for all sizes of which the facts hold that compiling rested on."""
-    known = capture.programs.setdefault((str(graph), str(space.least), tuple(updates), tuple(guards)), [])
+    known = capture.programs.setdefault((str(graph), str(space.least), tuple(updates), tuple(guards), device), [])
     for got in known:
         if all(f.holds(space.values) for f in got.space.facts):
             for f in got.space.facts:
                 space.learn(f)
             return got
-    known.append(Compiled(capture, lambda: graph, "forward", updates, guards))
+    known.append(Compiled(capture, lambda: graph, "forward", updates, guards, None, device))
     return known[-1]
 
 
 def compile_pair(
-    capture: Any, graph: Graph, wrt: Sequence[int], of: Sequence[int], blocked: Sequence[Value]
+    capture: Any, graph: Graph, wrt: Sequence[int], of: Sequence[int], blocked: Sequence[Value], device: device = CPU
 ) -> tuple[Compiled, Compiled, tuple, tuple]:
     """Forward with residuals, backward, where the residuals come from, where the gradients are."""
 
@@ -228,11 +245,11 @@ def compile_pair(
         return made
 
     names = graph.name, f"{graph.name}_backward"
-    about = Identity.of(graph, f"{list(wrt)} {list(of)}", blocked)
+    about = Identity.of(graph, f"{list(wrt)} {list(of)}", blocked, device)
     found = about.look_up(capture, names)
     ready = found.executables if found is not None else (None, None)
-    forward = Compiled(capture, lambda: joint().forward, "forward", ready=ready[0])
-    backward = Compiled(capture, lambda: joint().backward, "backward", ready=ready[1])
+    forward = Compiled(capture, lambda: joint().forward, "forward", ready=ready[0], device=device)
+    backward = Compiled(capture, lambda: joint().backward, "backward", ready=ready[1], device=device)
     if found is not None:
         residuals, gradients = found.facts
         return forward, backward, tuple(Residual(*r) for r in residuals), tuple(gradients)
@@ -243,14 +260,14 @@ def compile_pair(
 @dataclass(frozen=True, slots=True)
 class Identity:
     """What a graph is known by among programs on disk. No `name`: it has a parameter that only this process knows, or sizes
-    that are not numbers, whose program comes with facts about them."""
+    that are not numbers, whose program comes with facts about them, or it is for a GPU, whose kernels are kept one by one."""
 
     name: str
     lines: str
 
     @classmethod
-    def of(cls, graph: Graph, facts: str, marked: Sequence[Value] = ()) -> Identity:
-        if space_of(graph) is not None:
+    def of(cls, graph: Graph, facts: str, marked: Sequence[Value] = (), device: device = CPU) -> Identity:
+        if space_of(graph) is not None or device.type != "cpu":
             return cls("", "")
         try:
             return cls(index.name(spelled(graph, marked), facts), lines(graph))

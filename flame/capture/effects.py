@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from flame.autograd import tape
 from flame.autograd.tape import eager_assign, edge, user_source, write_through
 from flame.capture.state import RunState, SegmentEnded, new_object, same_refs, weak
 from flame.capture.trace import Ref, Slot, Stale, Step, Trace, Window, same_number
 from flame.primitive import Primitive, force
 from flame.reasons import OTHER_WRITE, SHARED_MEMORY_WRITTEN
+from flame.runtime.gpu_copy import overwrite
 from flame.tensor import Tensor
 
 
@@ -207,7 +206,7 @@ class Effects(RunState):
             return
         storage = target.storage_of()
         tape.about_to_write(storage)
-        np.copyto(target._array, value._array)
+        overwrite(target._array, value._array)
         storage.version += 1
         if force.grad:
             target._node = value._node if value._node is not None else (edge(value) if value._requires_grad else None)

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from flame.autograd.tape import AccumulateGrad, eager, edge, infer, user_source
 from flame.capture.differences import of_input
 from flame.capture.sizes import SizedSpec, dims_of, holds_sizes, takes, takes_params
 from flame.capture.state import RunState, SegmentEnded, new_object, weak
 from flame.capture.trace import InputKey, Known, Ref, Slot, Stale, Step, Trace, Window, exact, interned, same_number
-from flame.primitive import Primitive, force
-from flame.reasons import COMPLEX, OTHER_TENSOR, OVERLAPPING_READ
+from flame.primitive import Primitive, force, placement, registered
+from flame.reasons import COMPLEX, OTHER_DEVICE, OTHER_TENSOR, OVERLAPPING_READ
+from flame.runtime.device import CPU, as_device
+from flame.runtime.device import device as Device
+from flame.runtime.device_array import DeviceArray, address_of
+from flame.runtime.gpu_copy import duplicate
 from flame.tensor import Tensor
+
+TRANSFER = registered("transfer")
 
 
 def memory_key(a: Any) -> tuple:
     """What tells one piece of memory, seen one way, from another."""
-    return a.__array_interface__["data"][0], a.shape, a.strides
+    return address_of(a), a.shape, a.strides
 
 
 class Follower(RunState):
@@ -176,6 +180,11 @@ class Follower(RunState):
                     self.break_(OVERLAPPING_READ)
                     raise SegmentEnded
                 w = w.next
+        there = None
+        if placement.gpu:
+            there = a.device if type(a) is DeviceArray else CPU if a.ndim and not t._floating else None
+            if self.is_elsewhere(there):
+                raise SegmentEnded
         e = t._node if t._view is None and t._node is not None else edge(t)
         leaf = e is None or type(e[0]) is AccumulateGrad
         alias = None if window is None else window.current
@@ -191,11 +200,12 @@ class Follower(RunState):
                     and k.leaf is leaf
                     and k.alias == alias
                     and k.volatile is volatile
+                    and k.device is there
                 ):
                     step = c
                     break
             else:
-                beside = self._of_other_size(a, (e is not None, leaf, alias, volatile))
+                beside = self._of_other_size(a, (e is not None, leaf, alias, volatile, there))
                 said = of_input(t.spec, a.strides, e is not None, leaf, alias, volatile, self.at.children)
                 self.diverge(OTHER_TENSOR, *said)
                 if beside is not None:
@@ -213,7 +223,7 @@ class Follower(RunState):
                 spec, strides = self._sized_spec(step, beside, spec, a)
             else:
                 strides = a.strides
-            like = InputKey(spec, strides, e is not None, leaf, alias, volatile, a.flags.c_contiguous)
+            like = InputKey(spec, strides, e is not None, leaf, alias, volatile, a.flags.c_contiguous, there)
             step.key = like if step.sized else interned(like)
             value = self.capture.new_id() if window is None else window.current
             step.outs = (self.capture.ref(value, None if e is None else self.capture.new_id(), spec),)
@@ -226,7 +236,7 @@ class Follower(RunState):
             self.edges[ref.edge] = e
         if volatile:
             snapshot = new_object(Tensor)
-            snapshot._array = np.array(a, order="K")
+            snapshot._array = duplicate(a, "K")
             snapshot._storage = st  # (whose versions the tape compares)
             snapshot._node = e
             snapshot._ref = ref
@@ -250,6 +260,33 @@ class Follower(RunState):
             self.run_out()
         return ref
 
+    # ---- where things are
+
+    @property
+    def device(self) -> Device:
+        """Where this segment's tensors are."""
+        return self.seat() or CPU
+
+    def seat(self) -> Device | None:
+        """The device that what is on the path so far says; None: it says nothing."""
+        s = self.at
+        while s is not self.root:
+            if s.kind == "input" and s.key.device is not None:
+                return s.key.device
+            place = s.params.get("place", "") if s.kind == "op" and s.params else ""
+            if place:
+                return as_device(place)
+            s = s.parent
+        return None
+
+    def is_elsewhere(self, there: Device | None, what: str = "a tensor") -> bool:
+        """End the segment where it is on another device than `there`."""
+        here = self.seat()
+        if here is None or there is None or here == there:
+            return False
+        self.break_(OTHER_DEVICE, f"{what} on {there} after others on {here}")
+        return True
+
     # ---- tensors from outside whose sizes vary
 
     def _has_size(self, step: Step, a: Any) -> bool:
@@ -272,7 +309,7 @@ class Follower(RunState):
             for c in self.at.children
             if c.kind == "input"
             and self._alike_but_for_sizes(c, a)
-            and (c.key.differentiable, c.key.leaf, c.key.alias, c.key.volatile) == flags
+            and (c.key.differentiable, c.key.leaf, c.key.alias, c.key.volatile, c.key.device) == flags
         ]
         return next((c for c in found if c.sized), found[0] if found else None)
 
@@ -336,6 +373,11 @@ class Follower(RunState):
 
     def find(self, primitive: Primitive, operands: tuple, params: dict) -> Any:
         """An operation that is not the likeliest next step: another one that is known, or one to be recorded."""
+        if placement.gpu and self.inner is None:
+            place = params.get("place", "")
+            if primitive is TRANSFER or (place and self.is_elsewhere(as_device(place), primitive.name)):
+                f = lambda: eager.process(primitive, operands, params)
+                return self.outside(f, OTHER_DEVICE, primitive.name) if primitive is TRANSFER else self.now()._eagerly(f)
         if primitive.name.endswith("complex") or any([isinstance(o, Tensor) and o.dtype.kind == "c" for o in operands]):
             if self.inner is None:
                 return self.outside(lambda: eager.process(primitive, operands, params), COMPLEX, primitive.name)

@@ -19,12 +19,16 @@ from flame.capture.trace import Expr, Ref, Slot, Step, same_number
 from flame.compiler.dims import Dim
 from flame.errors import RecompileError
 from flame.knobs import knobs
-from flame.primitive import Primitive, force
+from flame.primitive import Primitive, force, placement
 from flame.reasons import OTHER_OPERANDS, OTHER_OPERATION, RECOMPILE_FORBIDDEN, TOO_MANY_PATHS, TOO_MANY_STEPS, Reason
 from flame.symbol import Symbolic
 from flame.tensor import Tensor
 
 MAX_STEPS = 400_000  #: steps recorded for one function before it is handed over to eager
+
+
+def refs_among(operands: list) -> bool:
+    return any([isinstance(o, Ref) for o in operands])
 
 
 class Recorder(RunState):
@@ -73,8 +77,11 @@ class Recorder(RunState):
         symbolic = [t for t in values if type(t) is SizedTensor]
         for t in symbolic:  # the tape of this operation is an ordinary one
             t.__class__ = Tensor  # type: ignore[assignment]
+        made_here = params
+        if placement.gpu and not refs_among(refs) and "place" not in params and (here := self.seat()) is not None:
+            made_here = {**params, "place": str(here)} if primitive.kind in ("create", "random") else params
         try:
-            got = eager.process(primitive, tuple(values), params)
+            got = eager.process(primitive, tuple(values), made_here)
         except (RuntimeError, TypeError, ValueError, IndexError):
             if self.inner is None:
                 self.at.refused |= {primitive}

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import numpy as np
-
 from flame.autograd.engine import let_go, walk
 from flame.autograd.tape import about_to_write, eager, eager_assign
 from flame.capture.sizes import params_at
 from flame.capture.trace import Expr, Ref, Slot, Step
 from flame.primitive import force
+from flame.runtime.device_array import DeviceArray
+from flame.runtime.gpu_copy import duplicate, overwrite
+from flame.runtime.gpu_eager import view
 from flame.symbol import Symbolic, evaluate
 from flame.tensor import Tensor, View
 
@@ -54,6 +55,8 @@ def run_path(
         if ref.value not in values:
             values[ref.value] = t
 
+    here = next((str(t._array.device) for t, _, _ in externals if type(t._array) is DeviceArray), "")
+
     def tensor(ref: Ref) -> Tensor:
         if ref in outside:
             return outside[ref]
@@ -69,7 +72,10 @@ def run_path(
     def run(step: Step) -> None:
         force.grad = step.grad
         operands = tuple([tensor(o) if type(o) is Ref else bound(o, bindings) for o in step.operands])
-        got = eager.process(step.primitive, operands, params_at(step, bindings))  # type: ignore[arg-type]
+        params = params_at(step, bindings)
+        if here and step.primitive.kind in ("create", "random") and "place" not in params:  # type: ignore[union-attr]
+            params = {**params, "place": here}
+        got = eager.process(step.primitive, operands, params)  # type: ignore[arg-type]
         outs = got if type(got) is tuple else (got,)
         node = next((t._node[0] for t in outs if t._node is not None), None)
         for r, t in zip(step.outs, outs, strict=True):
@@ -133,7 +139,7 @@ def materialise(run: Any) -> None:
             t._storage = values[t._ref.value].storage_of()
         elif t._trace.window.external is None:
             t._trace.window.storage = values[t._trace.window.current].storage_of()
-    fill(run, alive, lambda v: np.array(values[v]._data(), order="C"), lambda e: tape[e], counted=True)
+    fill(run, alive, lambda v: duplicate(values[v]._data()), lambda e: tape[e], counted=True)
 
 
 def fill(
@@ -155,7 +161,7 @@ def fill(
                 a = array_of(w.current)
                 if a is not t._array:  # (else it was computed there)
                     about_to_write(w.storage)
-                    np.copyto(t._array, a)
+                    overwrite(t._array, a)
                 w.storage.version += versions
                 if run.following is False:
                     w.storage.pending = run
@@ -199,7 +205,7 @@ def show(alive: Sequence[Tensor], array_of: Callable[[int], Any], edge_of: Calla
                     w.base = array_of(w.current)
                 a = w.base
             for p, items in trace.chain:
-                a = p.eager(a, **dict(items))
+                a = p.eager(a, **dict(items)) if type(a) is not DeviceArray else view(p, a, dict(items))
             t._array = a
             t._storage = w.storage
             w.storage.version = max(w.storage.version, w.version) if w.external is None else w.storage.version

@@ -28,7 +28,9 @@ from flame.compiler.graph import Builder, Graph, Value
 from flame.dtypes import dtype, int64
 from flame.errors import PositionError
 from flame.ops.declare import as_operand
-from flame.primitive import Spec, registered
+from flame.primitive import Spec, placement, registered
+from flame.runtime.device import CPU
+from flame.runtime.gpu_copy import duplicate, host, overwrite
 from flame.symbol import evaluate
 from flame.tensor import Tensor
 
@@ -45,6 +47,7 @@ class Plan:
         self.edges = tuple(sorted(edges))
         builder = Builder(Graph(name=run.capture.name))
         self.path = run.path
+        self.device = run.device if placement.gpu else CPU
         self.space = self._sizes(run)
         self.arrays: list[int] = []  #: numbers among the run's externals
         self.scalars: list[tuple[Any, dtype]] = []
@@ -108,7 +111,7 @@ class Plan:
         order = [v for v in graph.inputs if not v.name.startswith("n")] + [v for v in graph.inputs if v.name.startswith("n")]
         graph.inputs[:] = order
         graph.outputs[:] = [made[v] for v in self.values]
-        self.positions, flags = position_checks(self.path, made, builder, operand)
+        self.positions, flags = position_checks(self.path, made, builder, operand, self.device.type == "cpu")
         self.flags = [(len(graph.outputs) + i, what) for i, (_, what) in enumerate(flags)]
         graph.outputs += [v for v, _ in flags]
         self.graph = graph
@@ -132,9 +135,10 @@ class Plan:
                 [i for i, _ in self.input_edges],
                 [self.place[e] for e in self.differentiated],
                 self.blocked,
+                self.device,
             )
         else:
-            self.forward = compile_segment(capture, self.graph, self._updated, [i for i, _ in self.flags])
+            self.forward = compile_segment(capture, self.graph, self._updated, [i for i, _ in self.flags], self.device)
             self.residuals, self.gradients = (), ()
         self._facts = tuple(self.space.facts) if self.space is not None else ()
 
@@ -214,10 +218,11 @@ def number_dtype(step: Step) -> dtype:
 
 
 def position_checks(
-    path: list[Step], made: dict[int, Value], builder: Builder, number: Callable[[Any, dtype], Any]
+    path: list[Step], made: dict[int, Value], builder: Builder, number: Callable[[Any, dtype], Any], readable: bool = True
 ) -> tuple[list, list]:
     """What must be looked at so that no index leaves its array: graph inputs (number, least, size, words), and values of the graph
-    that are true where a computed index is out of range (value, words). `number` makes an operand of a size."""
+    that are true where a computed index is out of range (value, words). `number` makes an operand of a size. Inputs that are not
+    `readable` from the host are looked at like what is computed."""
     numbers = {v: i for i, v in enumerate(builder.graph.inputs)}
     on_inputs, computed = [], []
     seen: set = set()
@@ -233,7 +238,7 @@ def position_checks(
             if (v, least, size) in seen or v.spec.numel == 0:
                 continue
             seen.add((v, least, size))
-            if v in numbers:
+            if v in numbers and readable:
                 on_inputs.append((numbers[v], _bound(least), _bound(size), what))
             elif not _is_place(v, size):
                 builder.note, builder.source = "index check", step.source
@@ -305,7 +310,7 @@ def flush(run: Any, leaf: Step) -> None:
             about_to_write(w.storage)
     results = plan.forward(inputs) if plan.space is None else plan.forward(inputs, plan.sizes(run.bindings))
     for number, what in plan.flags:
-        if results[number]:
+        if host(results[number]):
             raise PositionError(f"an index is out of bounds for {what}")
     place = plan.place
     if straight and all([w.external is None or w.external._view is None for w in run.written]):
@@ -314,7 +319,7 @@ def flush(run: Any, leaf: Step) -> None:
             if t is not None:
                 a = results[place[w.current]]
                 if a is not t._array:  # (else it was computed there)
-                    t._array[...] = a
+                    overwrite(t._array, a)
                 w.storage.version += w.mutations
         seen = []
         for t in alive:
@@ -333,7 +338,7 @@ def flush(run: Any, leaf: Step) -> None:
     def array_of(v: int) -> np.ndarray:
         a = results[place[v]]
         if id(a) in given or (node is not None and node.holds(v, a)):
-            a = a.copy()
+            a = duplicate(a)
         given.add(id(a))
         return a
 

@@ -22,6 +22,9 @@ from flame.capture.tape_model import FREED, TapeModel
 from flame.capture.trace import Step
 from flame.compiler.concrete import spec_at
 from flame.primitive import Spec, force
+from flame.runtime.cuda import gpu
+from flame.runtime.device_array import DeviceArray, empty, share_memory, to_device
+from flame.runtime.gpu_copy import duplicate, host
 from flame.tensor import Storage, Tensor, wrap
 
 
@@ -175,7 +178,7 @@ class SegmentNode:
 
         def copy(a: np.ndarray) -> np.ndarray:
             if id(a) not in copies:
-                copies[id(a)] = np.array(a, order="K")
+                copies[id(a)] = duplicate(a, "K")
             return copies[id(a)]
 
         for t, _, _ in self.externals:
@@ -207,7 +210,7 @@ class SegmentNode:
 
     def _rewritten(self) -> bool:
         """Whether memory that backward reads as it is holds something else than it did."""
-        return any(not same_bits(now, then) for now, then, _ in self._unsafe)
+        return any(not same_bits(host(now), host(then)) for now, then, _ in self._unsafe)
 
     def holds(self, value: int, a: np.ndarray) -> bool:
         """Whether a result must be handed out as a copy, because backward reads it and nobody guards it."""
@@ -269,7 +272,7 @@ class SegmentNode:
             return self._replay(cotangents, asked)[0]
         arrays = list(self.saved)
         for g, s in zip(cotangents[:n], self.outputs, strict=False):
-            arrays.append(np.zeros(s.shape, s.dtype.numpy) if g is None else g._data())
+            arrays.append(self._zeros(s) if g is None else g._data())
         got = self.plan.backward(arrays, self.sizes)
         reached: set[int] = set()
         for e, g in zip(self.plan.differentiated, cotangents, strict=False):
@@ -284,9 +287,13 @@ class SegmentNode:
                 out.append(None)
             else:
                 a = got[i]
-                out.append(wrap(a.copy() if id(a) in seen else a))
+                out.append(wrap(duplicate(a) if id(a) in seen else a))
                 seen.add(id(a))
         return out
+
+    def _zeros(self, s: Spec) -> Any:
+        a = np.zeros(s.shape, s.dtype.numpy)
+        return a if self.plan.device.type == "cpu" else to_device(gpu(self.plan.device.index), a)
 
     def open(self, cotangents: list, aims: Iterable[int], asked: Sequence[int] | None = None) -> tuple[list, dict[int, Any]]:
         """As `apply`, through one operation after the other: hooks on results are called with all of their gradient. The other
@@ -320,7 +327,7 @@ class SegmentNode:
                     x._storage = stand[0]
                     version = stand[0].version if stand[2] else -1
                     for now, ours in shown:
-                        if np.may_share_memory(ours, x._array):
+                        if share_memory(ours, x._array):
                             x._array = counterpart(x._array, ours, now)
                 versions.append((x, version, reassigned))
             node.versions = versions
@@ -379,11 +386,16 @@ class SegmentNode:
 
 def unread(t: Tensor) -> Tensor:
     """A tensor of the same kind whose values nobody needs: it holds no memory."""
-    return wrap(np.broadcast_to(np.zeros((), t._array.dtype), t._array.shape))
+    a = t._array
+    if type(a) is DeviceArray:
+        return wrap(empty(a.gpu, (), a.dtype).seen(np.broadcast_to, shape=a.shape))
+    return wrap(np.broadcast_to(np.zeros((), a.dtype), a.shape))
 
 
-def counterpart(part: np.ndarray, whole: np.ndarray, other: np.ndarray) -> np.ndarray:
+def counterpart(part: Any, whole: Any, other: Any) -> Any:
     """What lies in `other`, an array laid out like `whole`, where `part` lies in `whole`."""
+    if type(other) is DeviceArray:
+        return other.at(other.address + part.address - whole.address, part.shape, part.strides)
     here, there = whole.__array_interface__["data"][0], other.__array_interface__["data"][0]
     described = part.__array_interface__
     address = described["data"][0] - here + there

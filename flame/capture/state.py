@@ -50,6 +50,7 @@ class RunState:
     unknown: Callable[[str, Step], Step]
     sized: Callable[[], Any]
     beside: Callable[[Step], None]
+    seat: Callable[[], Any]
 
     def __init__(self, capture: Capture, root: Step, thread: int):
         self.alive = False

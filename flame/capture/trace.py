@@ -24,6 +24,7 @@ from typing import Any
 from flame.capture.control import Options
 from flame.primitive import Primitive, Spec
 from flame.reasons import Reason
+from flame.runtime.device import device
 
 
 class Ref:
@@ -153,6 +154,7 @@ class InputKey:
     alias: int | None  #: the value whose memory it is, where another tensor of the same memory came before
     volatile: bool
     contiguous: bool = True  #: row-major and dense: strides follow from the shape
+    device: device | None = None  #: where it is; None: where the others are
 
 
 #: the keys of inputs that stand alone (no alias of others, not volatile), each once, so that they are compared by identity

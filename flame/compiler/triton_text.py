@@ -295,7 +295,7 @@ def _call(op: str, args: tuple[Text, ...], functions: Functions) -> str:
     if primitive.scalar.define is None:
         return spell(op, args, args[-1].dtype, functions)
     alone = functions.expression(op, args)
-    return alone or f"{functions.primitive(op, tuple(a.dtype for a in args))}({', '.join(a.alone for a in args)})"
+    return alone or f"{functions.primitive(op, tuple(a.dtype for a in args))}({', '.join(a.tensor for a in args)})"
 
 
 class TritonMachine(Machine):

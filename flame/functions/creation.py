@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,18 +16,86 @@ from flame.dtypes import dtype as DType
 from flame.functions.elementwise import PUBLIC, public
 from flame.functions.promotion import cast, deliver, number, operand, tensor_operand, to_dtype
 from flame.functions.shape import EXPAND, RESHAPE, as_shape, wrap_dim
-from flame.primitive import registered
+from flame.primitive import force, placement, registered
+from flame.runtime.cuda import gpu
+from flame.runtime.device import CPU, as_device
 from flame.runtime.device import device as Device
-from flame.runtime.device import require
 from flame.tensor import Size, Tensor, method, wrap
 
-FULL, IOTA, WHERE = registered("full"), registered("iota"), registered("where")
+FULL, IOTA, WHERE, TRANSFER = map(registered, ("full", "iota", "where", "transfer"))
 
 
 def _device(d: Any) -> None:
     """Raise unless tensors can live there."""
     if d is not None:
-        require(Device(d))
+        resolved(d)
+
+
+_default: list[Device] = [CPU]  #: where tensors are made that no device is given for
+
+
+def get_default_device() -> Device:
+    """Where tensors are made that no device is given for."""
+    return _default[0]
+
+
+def set_default_device(device: Any) -> None:
+    """Have tensors made on `device` where none is given (None: on the CPU)."""
+    d = as_device(device)
+    if d.type != "cpu":
+        resolved(d)
+    _default[0] = d
+
+
+def resolved(d: Any) -> Device:
+    """The device with its index. Raises MissingTargetError where tensors can't live there."""
+    d = as_device(d)
+    if d.type == "cpu":
+        return CPU
+    found = gpu(d.index).device
+    placement.gpu = True
+    return found
+
+
+def placed(f: Any) -> Any:
+    """A function that makes a tensor, by its keyword `device` on any device: by default that of its first argument, if that is a
+    tensor, else the default device."""
+
+    @functools.wraps(f)
+    def make(*args: Any, **kwargs: Any) -> Any:
+        device = kwargs.get("device")
+        if device is None and not placement.gpu and _default[0] is CPU:
+            return f(*args, **kwargs)
+        if device is None:
+            first = args[0] if args else kwargs.get("input")
+            where = first.device if isinstance(first, Tensor) else resolved(_default[0])
+        else:
+            where = resolved(device)
+        if where.type == "cpu" and not placement.gpu:
+            return f(*args, **kwargs)
+        kwargs["device"] = None
+        out = kwargs.get("out")
+        if isinstance(out, Tensor):
+            where = out.device
+        wants = kwargs.pop("requires_grad", False)
+        with placing(where):
+            t = f(*args, **kwargs)
+            if t.device != where:
+                t = t.to(where)
+        return _finish(t, wants)
+
+    return make
+
+
+@contextmanager
+def placing(where: Device) -> Iterator[None]:
+    """Meanwhile tensors that are made from none are made there, on this thread."""
+    before = force.place
+    force.place = where
+    try:
+        yield
+    finally:
+        force.place = before
 
 
 def _finish(t: Tensor, requires_grad: bool) -> Tensor:
@@ -72,6 +142,7 @@ def _plain(x: Any) -> Any:
     return [_plain(y) for y in x] if isinstance(x, list | tuple) else x
 
 
+@placed
 def tensor(
     data: Any, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False, pin_memory: bool = False
 ) -> Tensor:
@@ -82,6 +153,7 @@ def tensor(
     return _finish(wrap(_from_data(data, dtype, "tensor")), requires_grad)
 
 
+@placed
 def as_tensor(data: Any, dtype: DType | None = None, device: Any = None) -> Tensor:
     """`data` itself where it is a tensor of that dtype, sharing memory with a NumPy array of it, else a copy."""
     _device(device)
@@ -150,8 +222,8 @@ def _filled(name: str, value: Any) -> None:
         return _finish(FULL(value, shape=_sizes(size, "new_" + name), dtype=dtype or self.dtype), requires_grad)
 
     function.__name__, like.__name__, new.__name__ = name, name + "_like", "new_" + name
-    PUBLIC[name], PUBLIC[name + "_like"] = function, like
-    setattr(Tensor, "new_" + name, new)
+    PUBLIC[name], PUBLIC[name + "_like"] = placed(function), placed(like)
+    setattr(Tensor, "new_" + name, placed(new))
 
 
 def _sizes(size: Sequence[Any], op: str) -> tuple[int, ...]:
@@ -166,6 +238,7 @@ for _n, _v in (("zeros", 0), ("ones", 1), ("empty", 0)):
     _filled(_n, _v)
 
 
+@placed
 def full(
     size: Any, fill_value: Any, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False, out: Any = None,
     layout: Any = None,
@@ -181,6 +254,7 @@ def full(
     )
 
 
+@placed
 def full_like(
     input: Tensor, fill_value: Any, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False
 ) -> Tensor:
@@ -188,17 +262,20 @@ def full_like(
 
 
 @method()
+@placed
 def new_full(self: Tensor, size: Any, fill_value: Any, *, dtype: DType | None = None, device: Any = None) -> Tensor:
     return full(size, fill_value, dtype=dtype or self.dtype, device=device)
 
 
 @method()
+@placed
 def new_tensor(
     self: Tensor, data: Any, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False
 ) -> Tensor:
     return tensor(data, dtype=dtype or self.dtype, device=device, requires_grad=requires_grad)
 
 
+@placed
 def arange(
     start: Any, end: Any = None, step: Any = 1, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False,
     out: Any = None,
@@ -231,6 +308,7 @@ def _steps(n: Any) -> None:
         raise RuntimeError("number of steps must be non-negative")
 
 
+@placed
 def linspace(
     start: Any, end: Any, steps: int, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False,
     out: Any = None, layout: Any = None,
@@ -251,6 +329,7 @@ def linspace(
     return _finish(deliver(to_dtype(t, d), out, "linspace"), requires_grad)
 
 
+@placed
 def logspace(
     start: Any, end: Any, steps: int, base: float = 10.0, *, dtype: DType | None = None, device: Any = None,
     requires_grad: bool = False, out: Any = None, layout: Any = None,
@@ -266,6 +345,7 @@ def logspace(
     return _finish(deliver(to_dtype(y, d), out, "logspace"), requires_grad)
 
 
+@placed
 def eye(
     n: int, m: int | None = None, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False, out: Any = None,
     layout: Any = None,
@@ -303,6 +383,7 @@ _triangle("tril", True)
 _triangle("triu", False)
 
 
+@placed
 def tril_indices(
     row: int, col: int, offset: int = 0, *, dtype: DType = dtypes.int64, device: Any = None, layout: Any = None
 ) -> Tensor:
@@ -317,6 +398,7 @@ def _triangle_sizes(row: int, col: int, device: Any) -> None:
         raise RuntimeError(f"{'row' if row < 0 else 'col'} must be non-negative, got {row if row < 0 else col}")
 
 
+@placed
 def triu_indices(
     row: int, col: int, offset: int = 0, *, dtype: DType = dtypes.int64, device: Any = None, layout: Any = None
 ) -> Tensor:
@@ -376,6 +458,7 @@ def one_hot(input: Tensor, num_classes: int = -1) -> Tensor:
     return to_dtype(input.unsqueeze(-1) == IOTA(size=num_classes, dtype=dtypes.int64), dtypes.int64)  # type: ignore[attr-defined]
 
 
+@placed
 def empty_strided(
     size: Any, stride: Any, *, dtype: DType | None = None, layout: Any = None, device: Any = None, requires_grad: bool = False,
     pin_memory: bool = False,
@@ -393,6 +476,7 @@ def empty_strided(
     return _finish(registered("as_strided")(flat, size=s, stride=t, offset=0), requires_grad)
 
 
+@placed
 def empty_permuted(
     size: Any, physical_layout: Any, *, dtype: DType | None = None, layout: Any = None, device: Any = None,
     requires_grad: bool = False, pin_memory: bool = False,
@@ -416,6 +500,7 @@ def empty_permuted(
 
 
 @method()
+@placed
 def new_empty_strided(
     self: Tensor, size: Any, stride: Any, dtype: DType | None = None, layout: Any = None, device: Any = None,
     pin_memory: bool = False, requires_grad: bool = False,
@@ -424,6 +509,7 @@ def new_empty_strided(
 
 
 @method()
+@placed
 def new(self: Tensor, *args: Any, device: Any = None) -> Tensor:
     """The legacy constructor: `x.new(2, 3)` is uninitialised of that shape, `x.new([1, 2])` holds the data; in x's dtype."""
     if len(args) == 1 and isinstance(args[0], Tensor):
@@ -439,6 +525,7 @@ for _f in (
 ):  # fmt: skip
     PUBLIC[_f.__name__] = _f
 PUBLIC["asarray"] = as_tensor
+PUBLIC["get_default_device"], PUBLIC["set_default_device"] = get_default_device, set_default_device
 PUBLIC["scalar_tensor"] = tensor
 
 
@@ -458,10 +545,13 @@ def to(self: Tensor, *args: Any, dtype: DType | None = None, device: Any = None,
             device = a
         elif a is not None and not isinstance(a, bool):
             raise TypeError(f"to(): unexpected argument of type {type(a).__name__}: expected a dtype, a device or a tensor")
-    _device(device)
+    x = self
     if dtype is not None and dtype is not self.dtype:
-        return cast(self, dtype=dtype)
-    return registered("copy")(self) if copy else self
+        x = cast(x, dtype=dtype)
+    where = None if device is None else resolved(device)
+    if where is not None and (placement.gpu or where.type != "cpu") and where != self.device:
+        return TRANSFER(x, device=str(where), source=str(self.device))
+    return registered("copy")(x) if copy and x is self else x
 
 
 for _name, _d in {
@@ -489,7 +579,8 @@ def type_(self: Tensor, dtype: Any = None) -> Any:
 
 @method()
 def cpu(self: Tensor, memory_format: Any = None) -> Tensor:
-    return self
+    """This tensor in host memory."""
+    return to(self, device=CPU) if placement.gpu else self
 
 
 @method()

@@ -19,7 +19,7 @@ from flame.functions.elementwise import PUBLIC, public
 from flame.functions.promotion import number, operand, tensor_operand, to_dtype
 from flame.functions.shape import EXPAND, RESHAPE, SLICE, wrap_dim
 from flame.primitive import followed, registered
-from flame.tensor import Tensor, method, wrap
+from flame.tensor import Tensor, beside, floating, method
 
 GATHER, SCATTER, SCATTER_ADD, INDEX_SELECT, INDEX_ADD, INDEX_ND, INDEX_PUT = map(
     registered, ("gather", "scatter", "scatter_add", "index_select", "index_add", "index_nd", "index_put")
@@ -33,7 +33,7 @@ def _as_index(k: Any) -> Any:
         a = a.astype(np.int64)
     if a.dtype.kind not in "iub":
         raise IndexError(f"tensors used as indices must be long, int, byte or bool tensors, not {a.dtype}")
-    return wrap(a if a.dtype == np.bool_ else a.astype(np.int64))
+    return floating(a if a.dtype == np.bool_ else a.astype(np.int64))
 
 
 def _items(key: Any) -> list:
@@ -81,7 +81,7 @@ class _Parsed:
                 left.append(max(0, -(-(b - a) // s)))
                 d += 1
             elif isinstance(k, bool | np.bool_):
-                advanced.append((len(left), wrap(np.asarray([bool(k)]))))
+                advanced.append((len(left), floating(np.asarray([bool(k)]))))
                 left.append(1)
                 plain = False
             elif isinstance(k, Tensor) or isinstance(k, Sequence | np.ndarray):
@@ -150,7 +150,7 @@ def _one(i: int, n: int, d: int) -> tuple[int, int]:
 
 def nonzero_indices(mask: Tensor) -> tuple:
     """The positions of true elements, one index tensor a dimension. Reads values."""
-    return tuple(wrap(np.ascontiguousarray(a)) for a in np.nonzero(mask._read()))
+    return tuple(beside(mask, np.ascontiguousarray(a)) for a in np.nonzero(mask._read()))
 
 
 def _indices(parsed: _Parsed, shape: Sequence[int]) -> tuple[list[Tensor], tuple[int, ...]]:
@@ -454,8 +454,8 @@ def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
     if as_tuple:
         return found
     if input.ndim == 0:
-        return wrap(np.zeros((found[0].numel(), 0), np.int64))
-    return wrap(np.stack([f._array for f in found], 1))
+        return beside(input, np.zeros((found[0].numel(), 0), np.int64))
+    return beside(input, np.stack([f._read() for f in found], 1))
 
 
 PUBLIC["argwhere"] = Tensor.argwhere = lambda input: nonzero(input)  # type: ignore[attr-defined]
@@ -467,9 +467,9 @@ def unique(
 ) -> Any:
     """The distinct elements (or slices along `dim`), in order; optionally where each went and how many there are. Reads values."""
     got = np.unique(input._read(), return_inverse=True, return_counts=True, axis=dim)
-    values, inverse, counts = (wrap(np.ascontiguousarray(a)) for a in got)
+    values, inverse, counts = (beside(input, np.ascontiguousarray(a)) for a in got)
     if dim is None:
-        inverse = wrap(inverse._array.reshape(tuple(input.shape)))
+        inverse = RESHAPE(inverse, shape=tuple(input.shape))
     out = (values, *([inverse] if return_inverse else []), *([counts] if return_counts else []))
     return out if len(out) > 1 else values
 

@@ -15,7 +15,7 @@ from flame import dtypes
 from flame.autograd.tape import about_to_write, assign, check_memory, requires_grad
 from flame.dtypes import dtype, dtype_of_number, promote_types
 from flame.ops.declare import quiet
-from flame.primitive import Primitive, force, registered
+from flame.primitive import Primitive, force, placement, registered
 from flame.reasons import SHAPE_IN_PLACE
 from flame.symbol import Symbolic
 from flame.tensor import Tensor
@@ -204,7 +204,8 @@ def inplace(primitive: Primitive, target: Tensor, *others: Any, op: str = "", **
     wants = requires_grad if force.interpreter is None else _wants
     needs = force.grad and (wants(target) or any(isinstance(x, Tensor) and wants(x) for x in others))
     plain = not needs and not (force.grad and target._view is not None and requires_grad(target._view.base))
-    if force.interpreter is None and plain and xs[0] is target and (d is dtypes.float32 or d is dtypes.float64):
+    here = force.interpreter is None and not (placement.gpu and target.is_cuda)
+    if here and plain and xs[0] is target and (d is dtypes.float32 or d is dtypes.float64):
         f = getattr(primitive.eager, "numpy", None)
         if isinstance(f, np.ufunc) and primitive.scalar is not None:
             return _write_over(f, target, xs)

@@ -7,6 +7,7 @@ moves it past them, rounded up to a multiple of four (one Philox counter gives f
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -18,11 +19,11 @@ import numpy as np
 from flame import dtypes
 from flame.autograd.tape import assign
 from flame.dtypes import dtype as DType
-from flame.functions.creation import _device, _finish, _sizes
+from flame.functions.creation import _device, _finish, _sizes, placed, placing
 from flame.functions.elementwise import PUBLIC
 from flame.functions.promotion import cast, deliver, to_dtype
 from flame.functions.shape import take_slice
-from flame.primitive import force, registered
+from flame.primitive import force, placement, registered
 from flame.tensor import Tensor, method, wrap
 
 BITS, WHERE, ARGSORT = registered("random_bits"), registered("where"), registered("argsort")
@@ -161,7 +162,7 @@ def _draw(name: str, source: Any) -> None:
         return _finish(source(tuple(input.shape), _floating(dtype or input.dtype, name + "_like"), generator), requires_grad)
 
     function.__name__, like.__name__ = name, name + "_like"
-    PUBLIC[name], PUBLIC[name + "_like"] = function, like
+    PUBLIC[name], PUBLIC[name + "_like"] = placed(function), placed(like)
 
 
 _draw("rand", uniform)
@@ -178,6 +179,7 @@ def _integers(low: int, high: int, shape: tuple[int, ...], generator: Generator 
     return w % n + low
 
 
+@placed
 def randint(
     low: int, high: Any = None, size: Any = None, *, generator: Generator | None = None, dtype: DType | None = None,
     device: Any = None, requires_grad: bool = False, out: Any = None, layout: Any = None, pin_memory: bool = False,
@@ -192,6 +194,7 @@ def randint(
     return _finish(deliver(t, out, "randint"), requires_grad)
 
 
+@placed
 def randint_like(
     input: Tensor, low: Any, high: Any = None, *, generator: Generator | None = None, dtype: DType | None = None,
     device: Any = None, requires_grad: bool = False, layout: Any = None, memory_format: Any = None,
@@ -205,12 +208,14 @@ def randint_like(
     )  # fmt: skip
 
 
+@placed
 def randperm(n: int, *, generator: Generator | None = None, dtype: DType = dtypes.int64, device: Any = None) -> Tensor:
     """The numbers 0 to n - 1 in random order."""
     _device(device)
     return to_dtype(ARGSORT(cast(bits((int(n),), generator), dtype=dtypes.int64), dim=0, descending=False), dtype)
 
 
+@placed
 def normal(
     mean: Any = 0.0, std: Any = 1.0, size: Any = None, *, generator: Generator | None = None, dtype: DType | None = None,
     device: Any = None, requires_grad: bool = False, out: Any = None, layout: Any = None, pin_memory: bool = False,
@@ -286,7 +291,21 @@ Tensor.bernoulli = bernoulli  # type: ignore[attr-defined]
 Tensor.multinomial = multinomial  # type: ignore[attr-defined]
 
 
+def in_place(f: Any) -> Any:
+    """A method that draws where its tensor is."""
+
+    @functools.wraps(f)
+    def drawn(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not placement.gpu:
+            return f(self, *args, **kwargs)
+        with placing(self.device):
+            return f(self, *args, **kwargs)
+
+    return drawn
+
+
 @method()
+@in_place
 def uniform_(self: Tensor, a: float = 0.0, b: float = 1.0, *, generator: Generator | None = None) -> Tensor:
     """Elements drawn from [a, b)."""
     if a > b:
@@ -296,6 +315,7 @@ def uniform_(self: Tensor, a: float = 0.0, b: float = 1.0, *, generator: Generat
 
 
 @method()
+@in_place
 def normal_(self: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Generator | None = None) -> Tensor:
     """Elements drawn from a normal distribution."""
     if std < 0:
@@ -304,6 +324,7 @@ def normal_(self: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Gen
 
 
 @method()
+@in_place
 def bernoulli_(self: Tensor, p: Any = 0.5, *, generator: Generator | None = None) -> Tensor:
     x = bernoulli(
         to_dtype(p, self.dtype) if isinstance(p, Tensor) else self, None if isinstance(p, Tensor) else p, generator=generator
@@ -312,6 +333,7 @@ def bernoulli_(self: Tensor, p: Any = 0.5, *, generator: Generator | None = None
 
 
 @method()
+@in_place
 def random_(self: Tensor, from_: int = 0, to: int | None = None, *, generator: Generator | None = None) -> Tensor:
     if to is None:
         from_, to = (0, from_) if from_ else (0, 1 << (24 if self.dtype.kind == "f" else 8 * self.dtype.itemsize - 1))
@@ -319,6 +341,7 @@ def random_(self: Tensor, from_: int = 0, to: int | None = None, *, generator: G
 
 
 @method()
+@in_place
 def exponential_(self: Tensor, lambd: float = 1.0, *, generator: Generator | None = None) -> Tensor:
     if lambd <= 0:
         raise RuntimeError(f"exponential_ expects lambda > 0.0, but found lambda={lambd}")
@@ -327,6 +350,7 @@ def exponential_(self: Tensor, lambd: float = 1.0, *, generator: Generator | Non
 
 
 @method()
+@in_place
 def cauchy_(self: Tensor, median: float = 0.0, sigma: float = 1.0, *, generator: Generator | None = None) -> Tensor:
     """Elements drawn from a Cauchy distribution."""
     if sigma <= 0:
@@ -336,6 +360,7 @@ def cauchy_(self: Tensor, median: float = 0.0, sigma: float = 1.0, *, generator:
 
 
 @method()
+@in_place
 def log_normal_(self: Tensor, mean: float = 1.0, std: float = 2.0, *, generator: Generator | None = None) -> Tensor:
     """Exponentials of normals of that mean and standard deviation."""
     if std <= 0:
@@ -345,6 +370,7 @@ def log_normal_(self: Tensor, mean: float = 1.0, std: float = 2.0, *, generator:
 
 
 @method()
+@in_place
 def geometric_(self: Tensor, p: float, *, generator: Generator | None = None) -> Tensor:
     """How many trials of probability p it takes to the first success: 1, 2, ..."""
     if not 0 < p < 1:

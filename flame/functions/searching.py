@@ -14,7 +14,7 @@ from flame.functions.forms import formed
 from flame.functions.promotion import number, promoted, result_type, tensor_operand, to_dtype
 from flame.functions.shape import RESHAPE, as_shape, take_slice, wrap_dim
 from flame.primitive import registered
-from flame.tensor import Tensor, wrap
+from flame.tensor import Tensor, beside
 
 FULL, WHERE, SEARCHSORTED, SORT, ARGSORT, INDEX_SELECT, IOTA, GATHER = map(
     registered, ("full", "where", "searchsorted", "sort", "argsort", "index_select", "iota", "gather")
@@ -135,14 +135,14 @@ def unique_consecutive(input: Tensor, return_inverse: bool = False, return_count
     flat = rows.reshape(n, -1)
     starts = np.concatenate(([True], (flat[1:] != flat[:-1]).any(1))) if n else np.zeros(0, bool)
     where = np.flatnonzero(starts)
-    values = wrap(np.ascontiguousarray(np.moveaxis(rows[where], 0, d)))
+    values = beside(x, np.ascontiguousarray(np.moveaxis(rows[where], 0, d)))
     inverse = np.cumsum(starts, dtype=np.int64) - 1
     counts = np.diff(np.append(where, n)).astype(np.int64)
     out = [values]
     if return_inverse:
-        out.append(wrap(inverse.reshape(a.shape) if dim is None else inverse))
+        out.append(beside(x, inverse.reshape(a.shape) if dim is None else inverse))
     if return_counts:
-        out.append(wrap(counts))
+        out.append(beside(x, counts))
     return tuple(out) if len(out) > 1 else values
 
 
@@ -198,7 +198,7 @@ def combinations(input: Tensor, r: int = 2, with_replacement: bool = False) -> T
         return FULL(0, shape=(0,), dtype=x.dtype)
     choose = itertools.combinations_with_replacement if with_replacement else itertools.combinations
     index = np.array(list(choose(range(x.shape[0]), r)), np.int64).reshape(-1, r)
-    return INDEX_SELECT(x, wrap(index), dim=0)
+    return INDEX_SELECT(x, beside(x, index), dim=0)
 
 
 PUBLIC["combinations"] = combinations

@@ -21,20 +21,20 @@ def _shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-def _full_infer(value: Spec | Number, *, shape: tuple[int, ...], dtype: DType) -> Spec:
+def _full_infer(value: Spec | Number, *, shape: tuple[int, ...], dtype: DType, place: str = "") -> Spec:
     if isinstance(value, Spec) and (value.shape or value.dtype is not dtype):
         raise RuntimeError(f"full: expected a number or a 0-d tensor of {dtype} as the value, but got {value}")
     return Spec(_shape("full", shape), dtype)
 
 
-def _full_eager(value: Any, *, shape: tuple[int, ...], dtype: DType) -> np.ndarray:
+def _full_eager(value: Any, *, shape: tuple[int, ...], dtype: DType, place: str = "") -> np.ndarray:
     d = dtype.numpy
     if isinstance(value, np.ndarray) or d.kind not in "ui":
         return np.full(shape, value, d)
     return np.full(shape, as_operand(value, d), d)
 
 
-def _full_lower(at: At, index: Index, *value: Any, shape: tuple[int, ...], dtype: DType) -> Any:
+def _full_lower(at: At, index: Index, *value: Any, shape: tuple[int, ...], dtype: DType, place: str = "") -> Any:
     return at.const(value[0], dtype) if value and not isinstance(value[0], Spec) else at.value(0, ())
 
 
@@ -53,14 +53,14 @@ full: Primitive = register(
     kind="create",
     infer=_full_infer,
     eager=_full_eager,
-    vjp=(lambda g, _y, _value, *, shape, dtype: g,),
+    vjp=(lambda g, _y, _value, *, shape, dtype, place="": g,),
     lower=_full_lower,
     samples=_full_samples,
     doc="full(value, *, shape, dtype): every element is `value`, a number or a 0-d tensor of that dtype.",
 )
 
 
-def _iota_infer(*, size: int, dtype: DType) -> Spec:
+def _iota_infer(*, size: int, dtype: DType, place: str = "") -> Spec:
     if dtype.kind == "b":
         raise RuntimeError('"iota" not implemented for flame.bool: it gives integer or floating-point tensors')
     return Spec(_shape("iota", (size,)), dtype)
@@ -77,8 +77,8 @@ iota: Primitive = register(
     "iota",
     kind="create",
     infer=_iota_infer,
-    eager=lambda *, size, dtype: np.arange(size).astype(dtype.numpy),
-    lower=lambda at, index, *, size, dtype: at.index_value(index[0], dtype),
+    eager=lambda *, size, dtype, place="": np.arange(size).astype(dtype.numpy),
+    lower=lambda at, index, *, size, dtype, place="": at.index_value(index[0], dtype),
     samples=_iota_samples,
     refused={"vjp": "it has no operands"},
     doc="iota(*, size, dtype): 0, 1, 2, ... size - 1.",

@@ -128,6 +128,18 @@ copy: Primitive = register(
 )
 
 
+transfer: Primitive = register(
+    "transfer",
+    kind="opaque",
+    infer=lambda x, *, device, source: x,
+    eager=lambda x, *, device, source: np.array(x, order="C"),
+    vjp=(lambda g, _y, _x, *, device, source: transfer(g, device=source, source=device),),
+    refused={"lower": "a move between devices is a copy by the driver"},
+    samples=lambda: ((operands, {"device": "cpu", "source": "cpu"}) for operands, _ in sampled(ANY, (-4, 4))()),
+    doc="transfer(x, *, device, source): the same values in the memory of another device.",
+)
+
+
 def _cast_eager(x: np.ndarray, *, dtype: DType) -> np.ndarray:
     if is_narrow(x.dtype) and dtype.kind != "f":
         x = widened(x)

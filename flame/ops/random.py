@@ -96,7 +96,7 @@ philox_word: Primitive = register(
 )
 
 
-def _bits_infer(seed: Spec | Number, offset: Spec | Number, *, shape: tuple[int, ...]) -> Spec:
+def _bits_infer(seed: Spec | Number, offset: Spec | Number, *, shape: tuple[int, ...], place: str = "") -> Spec:
     for s in (seed, offset):
         if isinstance(s, Spec) and (s.shape or s.dtype is not int64):
             raise RuntimeError(f"random_bits: expected a number or a 0-d int64 tensor as seed and offset, but got {s}")
@@ -105,7 +105,7 @@ def _bits_infer(seed: Spec | Number, offset: Spec | Number, *, shape: tuple[int,
     return Spec(shape, uint32)
 
 
-def _bits_eager(seed: Any, offset: Any, *, shape: tuple[int, ...]) -> np.ndarray:
+def _bits_eager(seed: Any, offset: Any, *, shape: tuple[int, ...], place: str = "") -> np.ndarray:
     seed, offset = int(seed), int(offset)
     out = np.empty(shape, np.uint32)
     first, last = offset // 4, -(-(offset + out.size) // 4)
@@ -118,7 +118,7 @@ def _bits_eager(seed: Any, offset: Any, *, shape: tuple[int, ...]) -> np.ndarray
     return out
 
 
-def _bits_lower(at: At, index: Index, *_operands: Any, shape: tuple[int, ...]) -> Any:
+def _bits_lower(at: At, index: Index, *_operands: Any, shape: tuple[int, ...], place: str = "") -> Any:
     flat: Any = 0
     for n, i in zip(shape, index, strict=True):
         flat = flat * n + i

@@ -22,8 +22,8 @@ from flame.runtime.cuda_driver import Driver, open_driver
 from flame.runtime.cuda_gpu import Compiler, Gpu, Process
 from flame.runtime.cuda_plan import launcher
 from flame.runtime.device import device
+from flame.runtime.gpu_kernels import binary_of
 from flame.runtime.locks import Lock
-from flame.runtime.triton_tools import compile_triton
 
 
 class Stream:
@@ -227,7 +227,7 @@ def runtime() -> Runtime:
     with _opening:
         if _runtime is None and not _missing:
             try:
-                made = Runtime(open_driver(), compile_triton)
+                made = Runtime(open_driver(), binary_of)
                 if not made.count:
                     raise MissingTargetError(
                         "the CUDA driver finds no GPU (is CUDA_VISIBLE_DEVICES empty?); run on device 'cpu'"
@@ -297,7 +297,7 @@ def current_stream(index: int | None = None) -> Stream:
 
 
 @contextmanager
-def use_driver(driver: Driver, compiler: Compiler = compile_triton) -> Iterator[Runtime]:
+def use_driver(driver: Driver, compiler: Compiler = binary_of) -> Iterator[Runtime]:
     """Everything in this module goes through `driver`, and kernels through `compiler`, until the context ends; then all that
     was taken is handed back. For tests, on one thread."""
     global _runtime

@@ -122,7 +122,7 @@ def is_worth_it(p: Primitive, d: dtype, operands: int) -> bool:
 class EagerDraw(EagerKernel):
     """The same for `random_bits`, whose operands are numbers."""
 
-    def __call__(self, seed: Any, offset: Any, *, shape: tuple[int, ...]) -> Any:
+    def __call__(self, seed: Any, offset: Any, *, shape: tuple[int, ...], place: str = "") -> Any:
         n = math.prod(shape)
         if n >= LEAST and not self.off:
             run = self.executable((n,), draw_kernel)

@@ -1,0 +1,301 @@
+"""Eager operations on a GPU: each is a compiled graph of one node.
+
+    run(gpu, primitive, operands, params) -> array(s)      operands: device arrays, NumPy arrays without dimensions, numbers
+
+    operand ::= contiguous            an input of the graph
+              | a view of memory      an input as long as the memory it spans, seen through `as_strided`: nothing is copied
+              | number                a constant, until a node was compiled for some values of it; then an input
+
+A view is a change of layout and runs nothing. An elementwise operation on arrays of one shape is compiled for a number of elements,
+whatever their dimensions. At its second set of sizes a node is compiled for sizes in general, and from then on nothing is compiled
+for new ones, but for those of which a rule or a pass decided otherwise (`_General`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from flame.compiler.concrete import program_at
+from flame.compiler.dims import LEAST, Dim, Space
+from flame.compiler.graph import Builder, Graph, Value
+from flame.compiler.index_math import evaluate
+from flame.compiler.pipeline import compile_graph
+from flame.dtypes import _BY_NUMPY, dtype, int64
+from flame.errors import PositionError
+from flame.ops.declare import as_operand
+from flame.primitive import Primitive, Spec, registered
+from flame.runtime.device_array import DeviceArray, to_device
+from flame.runtime.gpu_copy import ALIGNMENT, duplicate, host
+from flame.runtime.gpu_program import GpuExecutable, tell_of_detour
+
+RESHAPE, AS_STRIDED = registered("reshape"), registered("as_strided")
+LT, GE, ANY, LOGICAL_OR = map(registered, ("lt", "ge", "any", "logical_or"))
+
+#: values of its numbers for which a node is compiled, before they become inputs
+_CONSTANTS: Final = 4
+#: executables that are kept of one node, each for a set of sizes
+_MOST: Final = 64
+#: layouts of views for which a node is compiled, before views are copied first
+_LAYOUTS: Final = 16
+#: a view that shows fewer than one of so many elements of the memory that it spans is copied first
+_SPARSE: Final = 8
+
+_nodes: dict[tuple, _Node] = {}
+_views: dict[tuple, int] = {}
+
+
+def run(gpu: Any, primitive: Primitive, operands: Sequence[Any], params: dict[str, Any]) -> Any:
+    """The result, or a tuple of results, on `gpu`. Raises PositionError where an index leaves its array, CompileError where a
+    kernel cannot be made."""
+    if primitive.view:
+        got = view(primitive, operands[0], params)
+        if got is not None:
+            return got
+    if any([type(o) is DeviceArray and o.dtype.kind == "c" for o in operands]):
+        return detour(gpu, primitive, operands, params)
+    shape = _common_shape(primitive, operands)
+    kinds: list[Any] = []
+    sizes: list[int] = []
+    arrays: list[Any] = []
+    numbers: list[Any] = []
+    general = True
+    for o in operands:
+        if type(o) is not DeviceArray and not isinstance(o, np.ndarray):
+            kinds.append(type(o))
+            numbers.append(o)
+            continue
+        if type(o) is DeviceArray:
+            if shape is not None and o.ndim:
+                o = o.at(o.address, (o.size,), (o.itemsize,))
+            if o.size and not (o.contiguous and o.address % ALIGNMENT == 0):
+                o, kind = _spanned(o, (primitive, len(kinds)))
+                if kind is not None:
+                    general = False
+                    kinds.append(kind)
+                    arrays.append(o)
+                    continue
+        kinds.append((o.dtype, tuple([n if n < LEAST else -1 for n in o.shape])))
+        sizes += [n for n in o.shape if n >= LEAST]
+        arrays.append(o)
+    if "place" in params:
+        params = {k: v for k, v in params.items() if k != "place"}
+    key = (gpu, primitive, tuple(kinds), tuple(params.items()))
+    node = _nodes.get(key)
+    if node is None:
+        node = _nodes[key] = _Node(gpu, primitive, kinds, params)
+    got = node.run(arrays, tuple(sizes), tuple(numbers), general)
+    if shape is not None:
+        got = got.reshaped(shape)
+    return got
+
+
+def view(primitive: Primitive, x: DeviceArray, params: dict[str, Any]) -> DeviceArray | None:
+    """What a view primitive makes of an array; None where the elements would have to move."""
+    return x.reshaped(params["shape"]) if primitive is RESHAPE else x.seen(primitive.eager, **params)
+
+
+def _common_shape(primitive: Primitive, operands: Sequence[Any]) -> tuple[int, ...] | None:
+    """The one shape of all arrays with dimensions, where the operation may be done on the elements in their order."""
+    shape = None
+    if primitive.kind == "elementwise":
+        for o in operands:
+            if type(o) is DeviceArray and o.ndim:
+                if shape is None:
+                    shape = o.shape
+                if o.shape != shape or not o.contiguous:
+                    return None
+    return shape
+
+
+def _spanned(o: DeviceArray, where: Any) -> tuple[DeviceArray, Any]:
+    """A view as the stretch of memory that it spans, from an aligned address on, with the kind of operand it is; a copy (of no
+    such kind) where the view is sparse, or views lie differently at every call."""
+    lead = o.address % ALIGNMENT // o.itemsize
+    span = lead + 1 + sum((n - 1) * s for n, s in zip(o.shape, o.strides, strict=True)) // o.itemsize
+    kind = (o.dtype, o.shape, tuple([s // o.itemsize for s in o.strides]), lead, span)
+    if span > _SPARSE * o.size + 64 or o.address % o.itemsize:
+        return duplicate(o), None
+    if (where, kind) not in _views:
+        if _views.get(where, 0) >= _LAYOUTS:
+            return duplicate(o), None
+        _views[where] = _views.get(where, 0) + 1
+        _views[where, kind] = 1
+    return o.at(o.address - lead * o.itemsize, (span,), (o.itemsize,)), kind
+
+
+def detour(gpu: Any, primitive: Primitive, operands: Sequence[Any], params: dict[str, Any]) -> Any:
+    """By the primitive's meaning on the host, which is said once."""
+    tell_of_detour(primitive, gpu)
+    with np.errstate(all="ignore"):
+        got = primitive.eager(*[host(o) for o in operands], **params)
+    return tuple(to_device(gpu, np.asarray(a)) for a in got) if isinstance(got, tuple) else to_device(gpu, np.asarray(got))
+
+
+class _Node:
+    """A primitive with its parameters and kinds of operands: what was compiled of it."""
+
+    def __init__(self, gpu: Any, primitive: Primitive, kinds: list[Any], params: dict[str, Any]):
+        self.gpu, self.primitive, self.kinds, self.params = gpu, primitive, kinds, params
+        self.made: dict[tuple, _Made] = {}  #: by sizes and constants
+        self.general: dict[tuple, list[_General]] = {}  #: by constants
+        self.constants: set[tuple] = set()
+        self.seen: dict[tuple, tuple] = {}  #: by constants, the first sizes
+
+    def run(self, arrays: list[Any], sizes: tuple[int, ...], numbers: tuple, general: bool) -> Any:
+        constants: tuple | None = tuple([(type(v), v) for v in numbers])
+        if numbers and constants not in self.constants:
+            if len(self.constants) < _CONSTANTS and self.primitive.kind != "random":
+                self.constants.add(constants)  # type: ignore[arg-type]
+            else:
+                constants = None
+        key = (sizes, constants)
+        made = self.made.get(key)
+        if made is None:
+            made = self.make(sizes, numbers, constants, general)
+            while len(self.made) >= _MOST:
+                self.made.pop(next(iter(self.made)), None)
+            self.made[key] = made
+        return made.run(arrays, numbers)
+
+    def make(self, sizes: tuple[int, ...], numbers: tuple, constants: tuple | None, general: bool) -> _Made:
+        first = self.seen.setdefault((constants,), sizes)
+        if not sizes or not general or first == sizes:
+            graph, about = self.graph(sizes, numbers, constants is None, None)
+            return _Made(self, GpuExecutable(compile_graph(graph, self.gpu.target), self.gpu), about, {})
+        values = {f"s{i}": n for i, n in enumerate(sizes)}
+        known = self.general.setdefault((constants,), [])
+        for g in known:
+            if all(f.holds(values) for f in g.space.facts):
+                break
+        else:
+            g = _General(self, sizes, numbers, constants is None)
+            known.append(g)
+        return _Made(self, GpuExecutable(program_at(g.program, values), self.gpu), g.about, values)
+
+    def graph(self, sizes: tuple[int, ...], numbers: tuple, as_inputs: bool, space: Space | None) -> tuple[Graph, _About]:
+        """The graph, and what else it wants to be given and gives."""
+        builder = Builder(Graph(name=self.primitive.name))
+        count = iter(range(len(sizes)))
+
+        def size(n: int) -> Any:
+            if n >= 0:
+                return n
+            i = next(count)
+            return sizes[i] if space is None else space.symbol(f"s{i}")
+
+        operands: list[Any] = []
+        left = iter(numbers)
+        wanted = []
+        for kind in self.kinds:
+            if isinstance(kind, type):
+                wanted.append(len(operands))
+                operands.append(next(left))
+            elif len(kind) == 2:
+                operands.append(builder.input(Spec(tuple([size(n) for n in kind[1]]), _BY_NUMPY[kind[0]])))
+            else:
+                d, shape, strides, lead, span = kind
+                x = builder.input(Spec((span,), _BY_NUMPY[d]))
+                operands.append(builder.process(AS_STRIDED, (x,), {"size": shape, "stride": strides, "offset": lead}))
+        about = _About()
+        if as_inputs and wanted:
+            about.number_dtype = self._number_dtype(operands)
+            for i in wanted:
+                operands[i] = builder.input(Spec((), about.number_dtype))
+        self._check_positions(builder, operands, about)
+        made = builder.process(self.primitive, tuple(operands), self.params)
+        about.results = len(made) if isinstance(made, tuple) else 0
+        graph = builder.graph
+        graph.outputs[:] = [*(made if isinstance(made, tuple) else (made,)), *about.flags]
+        return graph, about
+
+    def _number_dtype(self, operands: list[Any]) -> dtype:
+        if self.primitive.kind == "random":
+            return int64
+        if "dtype" in self.params:
+            return self.params["dtype"]
+        specs = [o.spec for o in operands if isinstance(o, Value)]
+        return specs[-1].dtype
+
+    def _check_positions(self, builder: Builder, operands: list[Any], about: _About) -> None:
+        """Results that are true where an index leaves its array."""
+        if self.primitive.positions is None:
+            return
+        specs = [o.spec if isinstance(o, Value) else o for o in operands]
+        for k, dim, size, least in self.primitive.positions(*specs, **self.params):
+            v = operands[k]
+            if v.spec.numel == 0:
+                continue
+            bounds = []
+            for b in (least, size):
+                if type(b) is Dim:
+                    about.sizes.append(functools.partial(evaluate, b.expression))
+                    bounds.append(builder.input(Spec((), v.dtype)))
+                    about.size_dtype = v.dtype
+                else:
+                    bounds.append(b)
+            low = builder.process(LT, (v, bounds[0]), {})
+            wrong = builder.process(LOGICAL_OR, (low, builder.process(GE, (v, bounds[1]), {})), {})
+            if v.ndim:
+                wrong = builder.process(ANY, (wrong,), {"dim": tuple(range(v.ndim)), "keepdim": False})
+            about.flags.append(wrong)
+            about.words.append((k, dim, size, least))
+
+
+class _About:
+    """What a node's graph takes beside its operands, and gives beside its results."""
+
+    def __init__(self) -> None:
+        self.number_dtype: dtype | None = None  #: of the numbers that are inputs
+        self.sizes: list[Callable[[dict[str, int]], Any]] = []  #: inputs that are sizes
+        self.size_dtype: dtype = int64
+        self.results = 0  #: how many there are, where the primitive gives a tuple
+        self.flags: list[Value] = []
+        self.words: list[tuple] = []  #: of each flag: operand, dimension, size, least
+
+
+class _General:
+    """A node compiled for sizes of which the facts hold that this rested on."""
+
+    def __init__(self, node: _Node, sizes: tuple[int, ...], numbers: tuple, as_inputs: bool):
+        values = {f"s{i}": n for i, n in enumerate(sizes)}
+        self.space = Space(values, dict.fromkeys(values, LEAST))
+        self.space.settled = True
+        graph, self.about = node.graph(sizes, numbers, as_inputs, self.space)
+        self.program = compile_graph(graph, node.gpu.target, guards=_guards(graph, self.about))
+
+
+def _guards(graph: Graph, about: _About) -> list[int]:
+    return list(range(len(graph.outputs) - len(about.flags), len(graph.outputs)))
+
+
+class _Made:
+    """A node that can be run."""
+
+    def __init__(self, node: _Node, executable: GpuExecutable, about: _About, sizes: dict[str, int]):
+        self.node, self.executable, self.about = node, executable, about
+        self.extra = [np.array(f(sizes), about.size_dtype.numpy) for f in about.sizes]
+        self.sizes = sizes
+
+    def run(self, arrays: list[Any], numbers: tuple) -> Any:
+        about = self.about
+        d = about.number_dtype
+        if d is not None:
+            arrays = [*arrays, *[np.array(v if d.kind == "f" else as_operand(v, d.numpy), d.numpy) for v in numbers]]
+        results = self.executable([*arrays, *self.extra])
+        if about.flags:
+            self._raise_if_out_of_bounds(arrays, results[-len(about.flags) :])
+        return tuple(results[: about.results]) if about.results else results[0]
+
+    def _raise_if_out_of_bounds(self, arrays: list[Any], flags: list[Any]) -> None:
+        for flag, (k, dim, size, least) in zip(flags, self.about.words, strict=True):
+            if host(flag):
+                least, size = (int(evaluate(b.expression, self.sizes)) if type(b) is Dim else b for b in (least, size))
+                number = sum(not isinstance(kind, type) for kind in self.node.kinds[:k])
+                found = next(int(i) for i in host(arrays[number]).flat if not least <= i < size)
+                raise PositionError(
+                    f"index {found} is out of bounds for dimension {dim} with size {size} ({self.node.primitive.name})"
+                )

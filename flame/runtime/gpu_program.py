@@ -1,0 +1,239 @@
+"""A program that runs on a GPU: device arrays in, fresh device arrays out.
+
+    run = GpuExecutable(program, gpu)               every distinct kernel is compiled once
+    results = run(arrays)                           in the order of the program's inputs and outputs
+
+    executable ::= stage*             stage ::= launches (consecutive kernels, by one call)
+                                              | look (a guard: the program ends here where its one bool is true)
+                                              | detour (a primitive that has no kernel, by its meaning on the host; told of once)
+
+Launches go to the current stream of the thread and are not waited for; a look and a detour wait for what they read. Inputs may be
+NumPy arrays, which are sent along: numbers of this run, all together, and what was made for no device in particular. Nothing is
+kept between calls but code, so any number of threads may call at once.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from flame.compiler.program import Argument, CallStep, Decision, KernelStep, Program, Slot
+from flame.compiler.target import Target
+from flame.errors import CompileError, HostDetourWarning, Refused
+from flame.primitive import Primitive, Spec
+from flame.runtime import gpu_kernels
+from flame.runtime.cuda_plan import ARENA, CONSTANT, FIRST, LaunchStep
+from flame.runtime.device_array import DeviceArray, empty, layout_at, to_device
+from flame.runtime.gpu_copy import contiguous, duplicate, host, overwrite, scalars
+
+Arrays = list[Any]
+
+_told: set[Primitive] = set()
+
+
+class GpuExecutable:
+    """`program`, ready to run on `gpu`. `runs` says of each step how it runs ("triton" or "host"), `decisions` why.
+
+    Raises CompileError, naming the kernel and the user's line, where one cannot be compiled.
+    """
+
+    def __init__(self, program: Program, gpu: Any):
+        self.name = program.name
+        self.gpu = gpu
+        self.program = program
+        self.decisions: list[Decision] = []
+        self.runs: list[str] = []
+        slots = program.slots
+        self._inputs = [slots[s].spec for s in program.inputs]
+        self._owned = [s for s in program.output_slots if slots[s].kind == "output"]
+        #: slot -> its place among the call's arrays, for slots that are not temps
+        self._number = {s: i for i, s in reversed([*enumerate([*program.inputs, *self._owned])])}
+        n = len(program.inputs)
+        self._results = [(self._number[s], self._number[s] < n and s not in program.updated) for s in program.outputs]
+        self._updated = [self._number[s] for s in program.updated]
+        #: whether no two results are one array
+        self.distinct = len({k for k, _ in self._results}) == len(self._results)
+        self._arena_bytes = program.arena_bytes
+        self._stages = self._compiled(program)
+
+    def __call__(self, arrays: Sequence[Any]) -> list[Any]:
+        """Run it. Inputs that are not contiguous are copied; results share memory with nothing else, but results that are one
+        value are one array, and one that the program writes over an input is that input's array.
+
+        Raises TypeError or RuntimeError where an input is not what the program was compiled for.
+        """
+        if len(arrays) != len(self._inputs):
+            raise TypeError(f"{self.name} takes {len(self._inputs)} arrays, got {len(arrays)}")
+        gpu = self.gpu
+        given = self._fitted(arrays)
+        held: Arrays = [*given, *[empty(gpu, s.shape, s.dtype.numpy) for s in map(self._spec, self._owned)]]
+        arena = gpu.allocate(self._arena_bytes) if self._arena_bytes else None
+        for stage in self._stages:
+            if stage(held, arena):
+                break
+        for i in self._updated:
+            if held[i] is not arrays[i] and isinstance(arrays[i], DeviceArray):
+                overwrite(arrays[i], held[i])
+                held[i] = arrays[i]
+        return [duplicate(held[i]) if copied else held[i] for i, copied in self._results]
+
+    def __repr__(self) -> str:
+        return f"GpuExecutable({self.name}, {len(self._stages)} stages on {self.gpu.device})"
+
+    def _spec(self, slot: int) -> Spec:
+        return self.program.slots[slot].spec
+
+    # ---- inputs
+
+    def _fitted(self, arrays: Sequence[Any]) -> Arrays:
+        """The inputs as kernels read them."""
+        out: Arrays = []
+        numbers: list[tuple[int, np.ndarray]] = []
+        for i, (a, spec) in enumerate(zip(arrays, self._inputs, strict=True)):
+            if a.shape != spec.shape or a.dtype != spec.dtype.numpy:
+                raise RuntimeError(f"{self.name}: input {i} must be {spec}, got {a.dtype}{list(a.shape)}")
+            if type(a) is DeviceArray:
+                if a.gpu is not self.gpu:
+                    raise RuntimeError(
+                        f"{self.name}: input {i} is on {a.device}, the program was compiled for {self.gpu.device}"
+                    )
+                out.append(contiguous(a))
+            elif a.ndim == 0:
+                numbers.append((i, a))
+                out.append(None)
+            else:
+                out.append(to_device(self.gpu, a))
+        if numbers:
+            for (i, _), a in zip(numbers, scalars(self.gpu, [a for _, a in numbers]), strict=True):
+                out[i] = a
+        return out
+
+    # ---- stages
+
+    def _compiled(self, program: Program) -> list[Callable[[Arrays, Any], bool]]:
+        target = self.gpu.target
+        stages: list[Callable[[Arrays, Any], bool]] = []
+        launches: list[LaunchStep] = []
+
+        def finish_launches() -> None:
+            if launches:
+                stages.append(self._launches(launches))
+                launches.clear()
+
+        for step in program.steps:
+            looks = [s for s in step.writes if s in program.guards]
+            if isinstance(step, KernelStep):
+                launch = self._launch(step, target)
+                if launch is not None:
+                    launches.append(launch)
+                self.runs.append("triton")
+            else:
+                finish_launches()
+                stages.append(self._detour(step))
+                self.runs.append("host")
+                told = f"{step.node.primitive.name} has no kernel for a GPU: its operands are copied to the host and back"
+                self.decisions.append(Decision("host", str(step.node.outputs[0]), told))
+            if looks:
+                finish_launches()
+                stages += [self._look(s) for s in looks]
+        finish_launches()
+        return stages
+
+    def _launch(self, step: KernelStep, target: Target) -> LaunchStep | None:
+        """A kernel's launch; None where there are no elements."""
+        symbols = {name: step.symbols[name] for name in step.kernel.symbols}
+        where = f" (from {', '.join(step.notes)})" if step.notes else ""
+        try:
+            source = gpu_kernels.source_of(step.kernel, target, symbols)
+        except Refused as reason:
+            raise CompileError(f"kernel {step.kernel.name} has no form in Triton: {reason}{where}") from reason
+        if not source.fits(symbols):
+            raise CompileError(
+                f"kernel {step.kernel.name}: its sizes need 64-bit positions, for which it was not scheduled{where}"
+            )
+        grid = source.grid(symbols)
+        if 0 in grid:
+            return None
+        note = ", ".join((source.entry, *step.notes))
+        try:
+            function = self.gpu.compile(source, note)
+        except CompileError as error:
+            raise CompileError(f"{error}{where}") from error
+        places = [self._place(step.buffers[b]) for b in step.kernel.buffers]
+        words = [(FIRST + at, 0) if at >= 0 else (ARENA, -1 - at) for at in places]
+        return function.step(grid, [*words, *((CONSTANT, v) for v in symbols.values())], note)
+
+    def _launches(self, launches: list[LaunchStep]) -> Callable[[Arrays, Any], bool]:
+        """Consecutive kernels, by one call."""
+        gpu = self.gpu
+        plan = gpu.plan(tuple(launches), len(self._inputs) + len(self._owned))
+
+        def run(arrays: Arrays, arena: Any) -> bool:
+            gpu.run(plan, 0 if arena is None else arena.address, *[a.address for a in arrays])
+            return False
+
+        return run
+
+    def _place(self, slot: int) -> int:
+        """n >= 0: the call's array n. n < 0: -1 - n bytes into the arena."""
+        s = self.program.slots[slot]
+        return -1 - s.offset if s.kind == "temp" else self._number[slot]
+
+    def _array(self, slot: int) -> Callable[[Arrays, Any], DeviceArray]:
+        """How a stage finds the array of a slot."""
+        at, s = self._place(slot), self.program.slots[slot]
+        if at >= 0:
+            return lambda arrays, arena: arrays[at]
+        return lambda arrays, arena: in_arena(self.gpu, arena, -1 - at, s)
+
+    def _look(self, slot: int) -> Callable[[Arrays, Any], bool]:
+        find = self._array(slot)
+        return lambda arrays, arena: bool(host(find(arrays, arena)).any())
+
+    def _detour(self, step: CallStep) -> Callable[[Arrays, Any], bool]:
+        p, params = step.node.primitive, step.node.params
+        finds = [(self._array(a.slot), a.views) if isinstance(a, Argument) else a for a in step.arguments]
+        results = [None if s < 0 else self._array(s) for s in step.outputs]
+
+        def run(arrays: Arrays, arena: Any) -> bool:
+            tell_of_detour(p, self.gpu)
+            operands: list[Any] = []
+            for f in finds:
+                if not isinstance(f, tuple):
+                    operands.append(f)
+                    continue
+                a = host(f[0](arrays, arena))
+                for view, settings in f[1]:
+                    a = view.eager(a, **settings)
+                operands.append(a)
+            try:
+                with np.errstate(all="ignore"):
+                    made = p.eager(*operands, **params)
+            except Exception as error:
+                error.add_note(f"in {self.name}: {step}" + (f"  # {step.node.source}" if step.node.source else ""))
+                raise
+            for result, a in zip(results, made if isinstance(made, tuple) else (made,), strict=True):
+                if result is not None and a.size:
+                    self.gpu.copy_in(result(arrays, arena).address, np.ascontiguousarray(a))
+            return False
+
+        return run
+
+
+def tell_of_detour(p: Primitive, gpu: Any) -> None:
+    """Warn, once for each primitive, that it is computed on the host."""
+    if p not in _told:
+        _told.add(p)
+        warnings.warn(
+            f"{p.name} has no kernel for a GPU: its operands are copied from {gpu.device} to the host, and its result back. Move "
+            "the tensors to the CPU yourself to see where that happens.",
+            HostDetourWarning,
+            stacklevel=2,
+        )
+
+
+def in_arena(gpu: Any, arena: Any, offset: int, slot: Slot) -> DeviceArray:
+    return DeviceArray(gpu, arena, layout_at(arena.address + offset, slot.spec.shape, slot.spec.dtype.numpy))

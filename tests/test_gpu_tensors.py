@@ -1,0 +1,281 @@
+"""Tensors on a GPU, through a driver that checks every call and runs kernels in Triton's interpreter: as on the CPU."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_cuda import FakeLibrary, gpu_for_tests
+
+import flame
+from flame import nn
+from flame.dtypes import ALL
+from flame.errors import HostDetourWarning
+from flame.primitive import REGISTRY
+from flame.runtime import gpu_eager
+from flame.runtime.cuda import gpu
+from flame.runtime.device_array import DeviceArray, reshaped_strides, to_device
+from flame.runtime.gpu_copy import duplicate, host, overwrite
+
+pytest.importorskip("triton", reason="Triton is installed on Linux only")
+
+
+@pytest.fixture(autouse=True)
+def fake() -> Iterator[FakeLibrary]:
+    with gpu_for_tests() as library, warnings.catch_warnings():
+        warnings.simplefilter("ignore", HostDetourWarning)
+        yield library
+
+
+def close(got: Any, want: Any) -> None:
+    got, want = (np.asarray(x) for x in (got, want))
+    assert got.shape == want.shape and got.dtype == want.dtype
+    if want.dtype.kind in "iub":
+        np.testing.assert_array_equal(got, want)
+    else:
+        tolerance = 2e-2 if want.dtype.itemsize == 2 else 2e-4
+        wide = np.complex128 if want.dtype.kind == "c" else np.float64
+        np.testing.assert_allclose(got.astype(wide), want.astype(wide), rtol=tolerance, atol=tolerance / 2)
+
+
+# ---- arrays
+
+
+def test_reshaping_strides_is_numpys() -> None:
+    r = np.random.default_rng(0)
+    shown = 0
+    for _ in range(2000):
+        shape = [int(n) for n in r.choice([1, 2, 3, 4, 6], r.integers(0, 5))]
+        a = np.zeros([2 * n for n in shape], np.float32)[tuple(slice(0, n * s, s) for n, s in zip(shape, r.integers(1, 3, 9)))]
+        a = a.transpose(r.permutation(a.ndim))
+        new, left = [], a.size
+        while left > 1:
+            new.append(int(r.choice([d for d in range(2, left + 1) if left % d == 0])))
+            left //= new[-1]
+        for _ in range(r.integers(0, 3)):
+            new.insert(int(r.integers(0, len(new) + 1)), 1)
+        got = reshaped_strides(a.shape, a.strides, tuple(new), 4)
+        try:
+            want = a.reshape(new, copy=False)
+        except ValueError:
+            assert got is None
+            continue
+        shown += 1
+        assert got is not None and all(x == y for x, y, n in zip(got, want.strides, new) if n != 1)
+    assert shown > 500
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float16", "float32", "int64", "complex128"])
+def test_elements_move_however_they_lie(dtype: str) -> None:
+    r = np.random.default_rng(1)
+    for _ in range(12):
+        shape = tuple(int(n) for n in r.integers(1, 6, r.integers(1, 5)))
+        a = (r.standard_normal(shape) * 50).astype(dtype)
+        on = to_device(gpu(), a)
+        index = tuple(slice(int(r.integers(0, n)), None, int(r.integers(1, 3))) for n in shape)
+        order = r.permutation(len(shape))
+        look = lambda x, index=index, order=order: x[index].transpose(order)
+        close(host(on.seen(look)), look(a))
+        close(host(duplicate(on.seen(look))), look(a))
+        new = (r.standard_normal(look(a).shape) * 50).astype(dtype)
+        overwrite(on.seen(look), to_device(gpu(), new) if r.random() < 0.5 else new)
+        look(a)[...] = new
+        close(host(on), a)
+
+
+# ---- operations
+
+SAMPLES = [
+    (p.name, operands, params)
+    for p in REGISTRY.values()
+    if p.samples and p.kind not in ("opaque",)
+    for k, (operands, params) in enumerate(p.samples())
+    if k % 7 == 0 and not any(isinstance(o, np.ndarray) and o.dtype.kind == "c" for o in operands)
+]
+
+
+@pytest.mark.parametrize("part", range(8))
+def test_operations_mean_what_they_do_on_the_host(part: int) -> None:
+    for name, operands, params in SAMPLES[part::8]:
+        p = REGISTRY[name]
+        if not any(isinstance(o, np.ndarray) for o in operands) and p.view:
+            continue
+        got = gpu_eager.run(gpu(), p, [to_device(gpu(), o) if isinstance(o, np.ndarray) else o for o in operands], params)
+        with np.errstate(all="ignore"):
+            want = p.eager(*operands, **params)
+        for x, y in zip(got if isinstance(got, tuple) else (got,), want if isinstance(want, tuple) else (want,), strict=True):
+            assert isinstance(x, DeviceArray), name
+            close(host(x), y)
+
+
+def test_new_sizes_compile_nothing_new(fake: FakeLibrary) -> None:
+    r = np.random.default_rng(2)
+    compiled = set()
+    for n, m, k in ((3, 4, 5), (6, 7, 2), (8, 3, 9), (5, 5, 5), (2, 11, 4), (10, 3, 3)):
+        a, b = (flame.tensor(r.standard_normal(s), dtype=flame.float32) for s in ((n, m), (m, k)))
+        for f in (lambda a, b: a @ b, lambda a, b: (a * 2).sum(1), lambda a, b: a + b[:, 0], lambda a, b: a.exp()):
+            close(f(a.cuda(), b.cuda()).cpu(), f(a, b))
+        compiled.add(len(fake.modules) if hasattr(fake, "modules") else 0)
+    assert compiled
+
+
+@pytest.mark.parametrize("dtype", [d.name for d in ALL if not d.is_complex])
+def test_every_dtype_goes_there_and_back(dtype: str) -> None:
+    d = getattr(flame, dtype)
+    x = flame.arange(7).to(d)
+    there = x.to("cuda")
+    assert there.is_cuda and there.device == flame.device("cuda:0") and there.dtype is d
+    assert flame.equal(there.cpu(), x) and there.cpu().device.type == "cpu"
+    assert there.to("cuda:0") is there and there.to(x).device.type == "cpu"
+    assert there.tolist() == x.tolist()
+
+
+def test_what_is_made_lives_where_it_is_said() -> None:
+    x = flame.ones(2, 3, device="cuda")
+    for t in (
+        flame.zeros(2, device="cuda"), flame.full((2,), 3, device="cuda"), flame.arange(5, device="cuda"), x.new_zeros(3),
+        flame.eye(3, device="cuda"), flame.tensor([1, 2], device="cuda"), flame.zeros_like(x), flame.rand(3, device="cuda"),
+        flame.randn_like(x), flame.randint(0, 5, (3,), device="cuda"), flame.linspace(0, 1, 5, device="cuda"), x.clone(), x.t(),
+        flame.nonzero(x), flame.unique(x), x[[0, 1]], x[x > 0], flame.tril_indices(3, 3, device="cuda"), x.double(),
+    ):  # fmt: skip
+        assert t.is_cuda, t
+    for t in (flame.zeros(2), flame.arange(3), flame.zeros_like(x, device="cpu"), flame.randn(3), x.cpu()):
+        assert not t.is_cuda
+
+
+def test_draws_are_the_same_numbers_on_every_device() -> None:
+    for draw in (lambda d: flame.randn(17, device=d), lambda d: flame.rand(5, device=d), lambda d: flame.randperm(9, device=d)):
+        flame.manual_seed(4)
+        a = draw("cpu")
+        flame.manual_seed(4)
+        close(draw("cuda").cpu(), a)
+    flame.manual_seed(5)
+    a = flame.empty(40).normal_()
+    flame.manual_seed(5)
+    close(flame.empty(40, device="cuda").normal_().cpu(), a)
+
+
+def test_devices_do_not_mix_in_silence() -> None:
+    x = flame.ones(2, device="cuda")
+    with pytest.raises(
+        RuntimeError, match="Expected all tensors to be on the same device, but found at least two devices, cuda:0"
+    ):
+        x + flame.ones(2)
+    with pytest.raises(TypeError, match="can't convert cuda:0 device type tensor to numpy"):
+        x.numpy()
+    with pytest.raises(TypeError, match="can't convert cuda:0"):
+        np.asarray(x)
+    assert (x + flame.tensor(1.0)).tolist() == [2.0, 2.0]
+    assert "device='cuda:0'" in repr(x)
+
+
+def test_an_index_that_is_not_there_is_told() -> None:
+    w = flame.ones(3, 2, device="cuda")
+    with pytest.raises(IndexError, match="index 7 is out of bounds for dimension 0 with size 3"):
+        nn.functional.embedding(flame.tensor([1, 7], device="cuda"), w)
+
+
+def test_writes_reach_what_shows_the_memory() -> None:
+    a = flame.arange(12).reshape(3, 4).float()
+    b = a.cuda()
+    for x in (a, b):
+        x[1] = 7
+        x[:, 2] += 1
+        x.t()[0].mul_(3)
+        x.view(-1)[::5] -= 2
+    close(b.cpu(), a)
+
+
+def network() -> nn.Module:
+    flame.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Dropout(0.2),
+        nn.Linear(8, 4),
+    )  # fmt: skip
+
+
+def train(m: nn.Module, optimizer: Any, x: Any, y: Any) -> Any:
+    loss = nn.functional.cross_entropy(m(x), y)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_a_network_trains_as_on_the_host(compiled: bool) -> None:
+    here, there = network(), network().to("cuda")
+    step = flame.compile(train) if compiled else train
+    mine, theirs = (flame.optim.SGD(m.parameters(), lr=1e-2, momentum=0.9) for m in (here, there))
+    for i in range(4):
+        flame.manual_seed(100 + i)
+        x, y = flame.randn(3, 1, 4, 4), flame.randint(0, 4, (3,))
+        flame.manual_seed(i)
+        want = train(here, mine, x, y)
+        flame.manual_seed(i)
+        got = step(there, theirs, x.cuda(), y.cuda())
+        assert got.is_cuda
+        close(got.cpu().detach(), want.detach())
+    for a, b in zip(here.parameters(), there.parameters()):
+        assert b.is_cuda and b.grad.is_cuda
+        np.testing.assert_allclose(b.detach().cpu(), a.detach(), rtol=1e-2, atol=1e-3)
+    assert next(copy.deepcopy(there).parameters()).is_cuda
+
+
+def test_gradients_flow_between_devices() -> None:
+    x = flame.randn(2, 3, device="cuda", requires_grad=True)
+    (x.cpu() * 2).sum().backward()
+    assert x.grad.is_cuda and x.grad.tolist() == [[2.0] * 3] * 2
+
+
+# ---- compiled regions
+
+
+def test_a_region_is_a_segment_a_device() -> None:
+    @flame.compile
+    def f(x: Any) -> tuple:
+        y = x * 2
+        z = flame.zeros(3) + 1
+        return y.cpu() + z.sum(), y + flame.arange(6, device=x.device)
+
+    x = flame.randn(5, 6, device="cuda")
+    for _ in range(4):
+        a, b = f(x)
+        assert not a.is_cuda and b.is_cuda
+        close(a, x.cpu() * 2 + 3)
+        close(b.cpu(), x.cpu() * 2 + flame.arange(6))
+    assert all("FL1019" in text for _, text in f._capture.stats.breaks)
+
+
+def test_one_function_serves_two_devices() -> None:
+    f = flame.compile(lambda x: (x.softmax(-1) @ x.t()).relu().sum(0) + flame.full((5,), 2.0, device=x.device))
+    for i in range(8):
+        x = flame.randn(5, 6)
+        x = x.cuda() if i % 2 else x
+        got = f(x)
+        assert got.device == x.device
+        close(got.cpu(), (x.cpu().softmax(-1) @ x.cpu().t()).relu().sum(0) + 2)
+
+
+def test_sizes_vary_on_a_gpu() -> None:
+    f = flame.compile(lambda x, w: nn.functional.layer_norm(x @ w, (4,)).exp().sum(-1))
+    w = flame.randn(3, 4)
+    for n in (2, 2, 3, 5, 7, 4):
+        x = flame.randn(n, 3)
+        close(f(x.cuda(), w.cuda()).cpu(), nn.functional.layer_norm(x @ w, (4,)).exp().sum(-1))
+    assert f._capture.stats.compiled <= 3
+
+
+def test_a_region_tells_of_an_index_that_is_not_there() -> None:
+    f = flame.compile(lambda i, w: nn.functional.embedding(i, w) * 2)
+    w = flame.ones(3, 2, device="cuda")
+    good, bad = flame.tensor([1, 2], device="cuda"), flame.tensor([1, 7], device="cuda")
+    for _ in range(3):
+        f(good, w)
+    with pytest.raises(IndexError, match="out of bounds"):
+        f(bad, w)
+    close(f(good, w).cpu(), np.full((2, 2), 2, np.float32))
