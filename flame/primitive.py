@@ -77,6 +77,7 @@ class Rule:
     saves_output: bool
     saves_operands: tuple[bool, ...]  #: one flag an operand; the last stands for all that follow in a variadic primitive
     joint: bool = False  #: answers with the cotangents of all operands at once, unless asked for that of `operand`
+    first: int | None = None  #: of a joint rule: operands from this one on have no derivative
 
     def saves(self, operand: int) -> bool:
         return self.saves_operands[min(operand, len(self.saves_operands) - 1)]
@@ -91,18 +92,19 @@ class Rule:
         keeps = tuple(not p.name.startswith("_") for p in positional[2:])
         if variadic is not None:
             keeps += (not variadic.name.startswith("_"),)
-        return cls(f, not positional[1].name.startswith("_"), keeps, getattr(f, "joint", False))
+        return cls(f, not positional[1].name.startswith("_"), keeps, getattr(f, "joint", False), getattr(f, "first", None))
 
 
-def joint(f: Callable[..., Any]) -> Callable[..., Any]:
-    """A rule `f(g, y, *operands, **params)` that answers with a tuple, one cotangent an operand, as the rule of a primitive."""
+def joint(f: Callable[..., Any], first: int | None = None) -> Callable[..., Any]:
+    """A rule `f(g, y, *operands, **params)` that answers with a tuple, one cotangent an operand, as the rule of a primitive; with
+    `first`, operands from that number on have no derivative, and None in their place."""
 
     @functools.wraps(f)
     def rule(*arguments: Any, operand: int | None = None, **params: Any) -> Any:
         answers = f(*arguments, **params)
         return answers if operand is None else answers[operand]
 
-    rule.joint = True  # type: ignore[attr-defined]
+    rule.joint, rule.first = True, first  # type: ignore[attr-defined]
     return rule
 
 
@@ -151,6 +153,8 @@ class Primitive:
         """The derivative rule of one operand, or None."""
         if isinstance(self.vjp, tuple):
             return self.vjp[operand] if operand < len(self.vjp) else None
+        if self.vjp is not None and self.vjp.first is not None and operand >= self.vjp.first:
+            return None
         return self.vjp
 
 

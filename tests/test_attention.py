@@ -90,7 +90,7 @@ def test_the_routine_computes_it(d: Any, causal: bool) -> None:
     flame.set_num_threads(before)
 
 
-def test_without_routines_it_is_made_of_smaller_primitives() -> None:
+def test_a_gpu_has_kernels_for_it() -> None:
     gpu = Target("cuda", "sm_90", lanes=32, units=132, cache=227 << 10)
     for sizes in SIZES[1:6]:
         for causal in (False, True):

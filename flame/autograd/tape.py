@@ -131,7 +131,8 @@ class Node:
         out: list = []
         if isinstance(p.vjp, Rule) and p.vjp.joint:
             answers = p.vjp.apply(g, y, *self.operands, **self.params)
-            return [None if e is None else fit(a, o) for e, a, o in zip(self.edges, answers, self.operands, strict=True)]
+            pairs = zip(self.edges, answers, self.operands, strict=True)
+            return [None if e is None or a is None else fit(a, o) for e, a, o in pairs]
         variadic = not isinstance(p.vjp, tuple)
         for i, e in enumerate(self.edges):
             rule = p.rule(i) if e is not None else None

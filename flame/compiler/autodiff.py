@@ -77,7 +77,7 @@ def _through(n: Node, flowing: dict[Value, Value], reached: set[Value]) -> None:
         y = n.outputs
     if isinstance(p.vjp, Rule) and p.vjp.joint:
         for x, got in zip(n.operands, p.vjp.apply(g, y, *n.operands, **n.params), strict=True):
-            if isinstance(x, Value) and x in reached:
+            if isinstance(x, Value) and x in reached and got is not None:
                 _accumulate(flowing, x, fitted(got, x))
         return
     for i, x in enumerate(n.operands):

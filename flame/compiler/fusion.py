@@ -20,6 +20,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 
+from flame.compiler import attention_kernels
 from flame.compiler.cost import rates
 from flame.compiler.dims import hint, space_of
 from flame.compiler.graph import Graph, Node, Value
@@ -31,6 +32,7 @@ from flame.compiler.roots import Plan, choose_roots
 from flame.compiler.splitting import split, steps_of
 from flame.compiler.target import Target
 from flame.compiler.templates import Attempt, Templates, places_of
+from flame.errors import Refused
 
 #: statements, buffers and chained nodes that one kernel may have
 _STATEMENTS, _BUFFERS, _DEPTH = 256, 32, 120
@@ -74,8 +76,20 @@ def _settle(graph: Graph, target: Target, templates: Templates) -> Plan:
             else:
                 called[r.node] = reason
             changed = True
+        for n in plan.chained:
+            try:
+                attention_kernels.kernels(n, plan.in_memory, templates.symbols)
+            except Refused:
+                inside = [v for v in n.values if not plan.in_memory(v)]
+                if not inside:
+                    raise
+                stored.update(dict.fromkeys(inside))
+                changed = True
         if not changed:
-            plan.decisions += [Decision("called", describe(n), why) for n, why in plan.calls.items()]
+            chained = "a chain of contractions: scores are never in memory"
+            for n, why in plan.calls.items():
+                verdict, reason = ("kernel", chained) if n in plan.chained else ("called", why)
+                plan.decisions.append(Decision(verdict, describe(n), reason))
             return plan
 
 
@@ -127,7 +141,7 @@ class _Fusion:
         self._attempts: dict[Group, Attempt] = {}
         for n in plan.graph.nodes:
             if n in plan.calls:
-                self.groups.add(n.outputs, n.values, n)
+                self.groups.add(n.outputs, plan.chained.get(n, n.values), n)
             elif n.output in plan.roots:
                 self.groups.add(n.outputs, plan.reads[n.output])
 
@@ -318,6 +332,10 @@ class _Fusion:
         out = Fused(decisions=self.decisions)
         halves: dict[Kernel, tuple[Kernel, Kernel] | None] = {}
         for g in self.groups.all():
+            if g.call in self.plan.chained:
+                made = attention_kernels.kernels(g.call, self.plan.in_memory, self.templates.symbols)
+                out.steps += [(kernel, buffers, None) for kernel, buffers in made]
+                continue
             if g.call is not None:
                 out.steps.append(g.call)
                 continue

@@ -71,7 +71,7 @@ def lower(
     extents: list[tuple[int, ...]] = [(d,) for d in _walked(lead)]
     for _ in range(_MOST_SPLITS):
         try:
-            return _Lowering(roots, lead, in_memory, extents, symbols, params).finish(name)
+            return Lowering(roots, lead, in_memory, extents, symbols, params).finish(name)
         except _Split as cut:
             old = extents[cut.dim]
             parts = (old[cut.place] // cut.inner, cut.inner)
@@ -130,13 +130,13 @@ def _at_result_of_reduction(node: Node, index: Index) -> Index:
     return tuple(ZERO if i in dim else e for i, e in enumerate(index) if keep or i not in dim)
 
 
-class _Lowering(Writer):
-    """The lowering of one group."""
+class Lowering(Writer):
+    """The lowering of one group; without a lead, of values that are asked for one by one (`value`)."""
 
     def __init__(
         self,
         roots: Sequence[Value],
-        lead: Value,
+        lead: Value | None,
         in_memory: Callable[[Value], bool],
         extents: list[tuple[int, ...]],
         symbols: Symbols | None,
@@ -155,6 +155,8 @@ class _Lowering(Writer):
         self._inputs: dict[Value, str] = {}
         self._place_of: dict[str, tuple[int, int]] = {}  #: axis -> dimension of the lead, place among that dimension's axes
         self._stores: list[tuple[Value, Index, str, frozenset[str]]] = []
+        if lead is None:
+            return
         self._lead(lead, extents)
         points = math.prod(self.axes.values())
         rest = [r for r in self.roots if r is not lead]
@@ -537,7 +539,7 @@ class _Lowering(Writer):
 class _At:
     """`flame.ops.access.At`: what a record may ask of the lowering in progress."""
 
-    lowering: _Lowering
+    lowering: Lowering
     node: Node
     guard: Guard
 

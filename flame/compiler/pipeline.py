@@ -20,12 +20,12 @@ runner (`Passes.run`) names, times, verifies and shows every pass. Differentiati
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flame.compiler import kernel as kernel_ir
 from flame.compiler.dims import space_of
-from flame.compiler.expand import expand
+from flame.compiler.expand import expand, refusals
 from flame.compiler.fusion import fuse
 from flame.compiler.graph import Graph
 from flame.compiler.link import link, own_results, verify_program
@@ -57,11 +57,13 @@ def compile_graph(
     """
     passes = Passes(graph.name, log, verify, clock)
     passes.check("capture", graph)
+    refused = refusals(graph, target)
     graph = passes.run("expand", expand, graph, target)
     graph = passes.run("simplify", simplify, graph)
     graph = passes.run("own results", own_results, graph)
     fused = passes.run("fuse", fuse, graph, target)
     program = passes.run("link", link, graph, fused)
+    program = replace(program, decisions=(*refused, *program.decisions))
     program = passes.run("update", update, program, updates, guards)
     program = passes.run("in place", in_place, program)
     if space_of(graph) is None:  # else at each set of sizes anew: see `flame.compiler.concrete`

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from flame import dtypes
+from flame.compiler.attention_kernels import has_kernels, reads_through_views
 from flame.compiler.cost import operations, rates
 from flame.compiler.dims import hint
 from flame.compiler.graph import Graph, Node, Value
@@ -34,7 +35,8 @@ LIBRARY_WORK = 1 << 20
 class Plan:
     """`roots` in graph order, each with the values in memory that its kernel reads, and the nodes in between.
 
-    `calls` are the nodes that stay calls, with the reason; `library` the contractions that a library runs where it may.
+    `calls` are the nodes that stay calls, with the reason, or (`chained`) have kernels of their own, with what those read;
+    `library` the contractions that a library runs where it may.
     """
 
     graph: Graph
@@ -42,6 +44,7 @@ class Plan:
     reads: dict[Value, frozenset[Value]] = field(default_factory=dict)
     depth: dict[Value, int] = field(default_factory=dict)
     calls: dict[Node, str] = field(default_factory=dict)
+    chained: dict[Node, frozenset[Value]] = field(default_factory=dict)
     library: dict[Value, Node] = field(default_factory=dict)
     decisions: list[Decision] = field(default_factory=list)
 
@@ -59,6 +62,8 @@ def choose_roots(graph: Graph, target: Target, called: dict[Node, str], stored: 
     for n in plan.graph.nodes:
         if n.primitive.scalar is None and n.primitive.lower is None:
             plan.calls[n] = n.primitive.refused.get("lower") or n.primitive.refused.get("scalar") or "it has no kernel form"
+            if has_kernels(n, target):
+                plan.chained[n] = frozenset()
     wanted = _wanted(plan, target, users, outputs)
     wanted.update((v, "its reader needs it in memory") for v in stored)
     _walk(plan, target, users, outputs, wanted)
@@ -81,7 +86,10 @@ def _wanted(plan: Plan, target: Target, users: dict[Value, list[Node]], outputs:
     wanted: dict[Value, str] = {v: "" for v in outputs if v.node is not None}
     for n in plan.graph.nodes:
         kind = n.primitive.kind
-        if n in plan.calls:
+        if n in plan.chained:  # what scores are biased and kept by is computed there
+            bases = map(beneath_views, reads_through_views(n))
+            wanted.update((v, f"{describe(n)} reads it") for v in bases if v.node is not None)
+        elif n in plan.calls:
             wanted.update((v, f"{describe(n)} is a call that reads it") for v in n.values if v.node is not None)
         elif kind == "reduce":
             wanted[n.output] = ""
@@ -190,12 +198,22 @@ def _reshaped(old: tuple[int, ...], strides: list[int], new: tuple[int, ...]) ->
     return out[::-1]
 
 
+def _only_at_scores(plan: Plan, v: Value, users: list[Node]) -> bool:
+    """Is `v` read where kernels of their own compute it a tile at a time, and nowhere else? Its array may be a large one."""
+    return all(n in plan.chained and v not in reads_through_views(n) for n in users)
+
+
 def _walk(plan: Plan, target: Target, users: dict[Value, list[Node]], outputs: set[Value], wanted: dict[Value, str]) -> None:
     """Decide on every value in order, and note what each root reads."""
     price = rates(target)
     leaves: dict[Value, frozenset[Value]] = {}
     between: dict[Value, frozenset[Node]] = {}
     for n in plan.graph.nodes:
+        if n in plan.chained:
+            read: set[Value] = set()
+            for x in n.values:
+                read |= {x} if plan.in_memory(x) else leaves[x]
+            plan.chained[n] = frozenset(read)
         if n in plan.calls:
             continue
         v = n.output
@@ -209,7 +227,7 @@ def _walk(plan: Plan, target: Target, users: dict[Value, list[Node]], outputs: s
                 nodes |= between[x]
         reason = wanted.get(v)
         uses = len(users[v])
-        if reason is None and uses > 1 and n.primitive.kind != "create":
+        if reason is None and uses > 1 and n.primitive.kind != "create" and not _only_at_scores(plan, v, users[v]):
             work = sum(operations(m.primitive, m.output.dtype, len(m.operands)) * hint(m.output.spec.numel) for m in nodes
                        if m.primitive.scalar is not None or m.primitive.kind == "random")  # fmt: skip
             touched = sum(min(hint(x.spec.nbytes), hint(v.spec.numel) * x.dtype.itemsize) for x in reads)

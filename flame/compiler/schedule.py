@@ -11,8 +11,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from flame.compiler.chain import Chain, chain
 from flame.compiler.index_math import E, evaluate, ex, subst
 from flame.compiler.kernel import Contract, Kernel, Load, Reduce, Store, domain, domain_of, flat, numel
+from flame.compiler.schedule_tiles import ChainShape, Product, chain_tiles, power_of_two, product_tiles
 from flame.compiler.target import Target
 from flame.dtypes import bool_, dtype, float32, float64, int8, int32
 
@@ -21,10 +23,11 @@ from flame.dtypes import bool_, dtype, float32, float64, int8, int32
 class GpuSchedule:
     """Sizes that `to_triton` takes as given. Blocks are powers of two."""
 
-    form: Literal["rows", "dot"] = "rows"
+    form: Literal["rows", "dot", "chain"] = "rows"
     #: rows: points of the parallel axes, and lanes of a sweep; a sweep over more points is a loop
     x_block: int = 1024
     r_block: int = 1024
+    #: chain: the axes of rows that make a tile (those left out are dealt to programs), `m_block` rows by `n_block` walked
     #: rows: parallel axes in the order in which x walks them (those left out follow in the kernel's order); `columns` get a
     #: side of the tile of their own, `y_block` long (pointwise kernels only)
     rows: tuple[str, ...] = ()
@@ -45,11 +48,6 @@ class GpuSchedule:
     wide: bool = False
     #: may a product and a sum be rounded once, where the kernel rounds twice?
     fp_fusion: bool = False
-
-
-def power_of_two(n: int) -> int:
-    """The least power of two that is no less than n."""
-    return 1 << max(0, n - 1).bit_length()
 
 
 def product(extents: Iterable[E]) -> E:
@@ -131,43 +129,86 @@ def choose_gpu(kernel: Kernel, target: Target, hints: Mapping[str, int] | None =
     """The schedule that sizes and target suggest. Symbols without a hint count as 512, or their lower bound."""
     env = {n: max(low, 512) for n, low in kernel.symbols.items()} | dict(hints or {})
     wide = not fits_in_32_bits(kernel, env)
+    tiled = _tiled(kernel, target, env)
+    return replace(tiled[0] if tiled else _choose_rows(kernel, target, env), wide=wide)
+
+
+def tiled_candidates(kernel: Kernel, target: Target, hints: Mapping[str, int] | None = None) -> list[GpuSchedule]:
+    """Schedules of a kernel that multiplies tiles that a tuner may measure, what `choose_gpu` takes first; none for others.
+    Each fits the target by the estimates of `flame.compiler.schedule_tiles`."""
+    env = {n: max(low, 512) for n, low in kernel.symbols.items()} | dict(hints or {})
+    wide = not fits_in_32_bits(kernel, env)
+    return list(dict.fromkeys(replace(s, wide=wide) for s in _tiled(kernel, target, env)))
+
+
+def _tiled(kernel: Kernel, target: Target, env: Mapping[str, int]) -> list[GpuSchedule]:
+    """Schedules of a kernel that multiplies tiles, the best guess first; none for others."""
+    linked = chain(kernel)
+    if linked is not None:
+        return _chains(kernel, target, linked, env)
     found = sides(kernel)
-    if found is not None:
-        size = {side: evaluate(product(kernel.axes[a] for a in getattr(found, side)), env) for side in ("m", "n", "k", "batch")}
-        if min(size["m"], size["n"]) >= 2 and min(size["k"], size["m"] * size["n"]) >= 4:
-            return replace(_choose_dot(kernel, target, found, size), wide=wide)
-    return replace(_choose_rows(kernel, target, env), wide=wide)
+    if found is None:
+        return []
+    size = {side: evaluate(product(kernel.axes[a] for a in getattr(found, side)), env) for side in ("m", "n", "k", "batch")}
+    if min(size["m"], size["n"]) < 2 or min(size["k"], size["m"] * size["n"]) < 4:
+        return []
+    return _dots(kernel, target, found, size)
 
 
-def _choose_dot(kernel: Kernel, target: Target, found: Sides, size: dict[str, int]) -> GpuSchedule:
+def _dots(kernel: Kernel, target: Target, found: Sides, size: dict[str, int]) -> list[GpuSchedule]:
+    """Schedules of a product, the best guess first."""
     contraction = kernel.contraction
     assert contraction is not None
-    width = kernel.definitions[contraction.operands[0]].dtype.itemsize
-    if width <= 2:
-        tiles = [(128, 256, 64, 8), (128, 128, 64, 8), (64, 128, 64, 4), (64, 64, 64, 4)]
-    elif width == 4:
-        tiles = [(128, 64, 16, 8), (64, 64, 16, 4), (64, 32, 16, 4), (32, 32, 32, 4)]
-    else:
-        tiles = [(64, 64, 16, 8), (64, 32, 16, 4), (32, 32, 16, 4)]
-    # the largest tile that still keeps every multiprocessor busy; no side much longer than what it covers
-    units = max(target.units, 1)
-    m, n, k, warps = tiles[-1]
-    for tile in tiles:
-        high, broad = sorted(tile[:2], reverse=size["n"] < size["m"])
-        fits = high <= power_of_two(size["m"]) and broad <= power_of_two(size["n"])
-        if fits and -(-size["m"] // high) * -(-size["n"] // broad) * size["batch"] >= units:
-            m, n, k, warps = high, broad, *tile[2:]
-            break
-    least = 32 if width == 1 else 16
-    m, n = (max(16, min(side, power_of_two(size[s]))) for side, s in ((m, "m"), (n, "n")))
+    kind = kernel.definitions[contraction.operands[0]].dtype
     lanes, depth = "", size["k"]
     if len(found.k) > 1:
         extents = {a: kernel.axes[a].const or 512 for a in found.k}
         longest = max(found.k, key=lambda a: extents[a])
         if extents[longest] >= 16:
             lanes, depth = longest, extents[longest]
-    k = max(least, min(k, power_of_two(depth)))
-    return GpuSchedule("dot", m_block=m, n_block=n, k_block=k, k_lanes=lanes, warps=warps, stages=3 if width < 8 else 2)
+    after = kernel.statements[kernel.statements.index(contraction) :]
+    loads = sum(isinstance(s, Load) and len(kernel.domains[s.name]) > 1 for s in after)
+    precision = _precision(kind, target)
+    p = Product(size["m"], size["n"], size["batch"], depth, kind.itemsize, contraction.dtype.itemsize, loads)
+    return [
+        GpuSchedule(
+            "dot", m_block=t.m, n_block=t.n, k_block=t.k, k_lanes=lanes, precision=precision, warps=t.warps, stages=t.stages
+        )
+        for t in product_tiles(p, target, precision != "ieee")
+    ]
+
+
+def _precision(kind: dtype, target: Target) -> Literal["ieee", "tf32", "tf32x3"]:
+    """How products of float32 are taken: as the target's owner chose."""
+    return "tf32" if kind is float32 and "tf32" in target.features and target.matmul_precision == "high" else "ieee"
+
+
+def _chains(kernel: Kernel, target: Target, found: Chain, env: Mapping[str, int]) -> list[GpuSchedule]:
+    """Schedules of a chain, the best guess first. Rows are those of the innermost axis; of all, where that is short: the
+    heads that share keys then stand in one tile."""
+    kind = kernel.definitions[found.inner[0][1]].dtype
+
+    def extent(*axes: str) -> int:
+        return evaluate(product(kernel.axes[a] for a in axes), env)
+
+    def padded(c: Contract) -> int:
+        own = set(c.axes) - set(found.walked) or kernel.domains[c.name] - {*found.batch, *found.rows}
+        return max(16, power_of_two(extent(*own)))
+
+    rows = found.rows[-1:] if extent(found.rows[-1]) >= 64 else found.rows
+    held = {a: padded(c) for c, a, _ in found.inner}
+    walked = {b: padded(c) for c, _, b in (*found.inner, *found.outer)}
+    batch = extent(*found.batch, *(a for a in found.rows if a not in rows))
+    lane = max(found.walked, key=lambda a: extent(a))
+    shape = ChainShape(
+        extent(*rows), batch, extent(lane), kind.itemsize, tuple(held.values()), tuple(walked.values()),
+        tuple(padded(c) for c, _, _ in found.outer), found.softmax is not None,
+    )  # fmt: skip
+    precision = _precision(kind, target)
+    return [
+        GpuSchedule("chain", m_block=t.m, n_block=t.n, rows=rows, precision=precision, warps=t.warps, stages=t.stages)
+        for t in chain_tiles(shape, target)
+    ]
 
 
 def _choose_rows(kernel: Kernel, target: Target, env: Mapping[str, int]) -> GpuSchedule:

@@ -29,6 +29,8 @@ class Target:
     features: frozenset[str] = frozenset()
     #: large contractions on plain operands are left to the platform's library (NumPy's BLAS, cuBLASLt)
     library_matmul: bool = False
+    #: how products of float32 are taken: as float32, or of the 10 bits that tensor cores read ("high", where they can)
+    matmul_precision: Literal["highest", "high"] = "highest"
     #: GPUs: 32-bit registers of a multiprocessor, the most that one thread may have, and warps that it holds at a time
     registers: int = 65536
     thread_registers: int = 255

@@ -90,6 +90,10 @@ class Body:
         self._unwalked: dict[str, E] = {}
         self._reach: Bounds | None = None
         self._spare: set[str] = set()  #: names whose lines go if nothing reads them
+        #: values that equal another one in the stretch that is being written, because of where it is
+        self.passed: dict[str, str] = {}
+        #: operations that are written in a way of their own
+        self.spellings: dict[str, str] = {}
         self._depth = 1
         self._note = ""
 
@@ -332,7 +336,7 @@ class Body:
             v = todo.pop()
             if v not in out and not self.has(v):
                 out.add(v)
-                todo.extend(reads(self.kernel.definitions[v]))
+                todo.extend((self.passed[v],) if v in self.passed else reads(self.kernel.definitions[v]))
         return out
 
     def compute(self, values: Iterable[str], only: Callable[[str], bool] | None = None) -> None:
@@ -344,6 +348,9 @@ class Body:
                     self._write(s)
 
     def _write(self, s: Definition) -> None:
+        if s.name in self.passed:
+            self.scopes[-1].values[s.name] = self.lookup(self.passed[s.name])
+            return
         match s:
             case Const():
                 self.scopes[-1].values[s.name] = (Text.number(s.value, s.dtype), NO_DIMS)
@@ -355,7 +362,13 @@ class Body:
             case Op():
                 args = [self.lookup(v) for v in s.operands]
                 dims = frozenset[int]().union(*(d for _, d in args))
-                self.define(s.name, spell(s.op, tuple(t for t, _ in args), s.dtype, self.functions), dims, s.note)
+                given = self.spellings.get(s.op)
+                text = (
+                    spell(s.op, tuple(t for t, _ in args), s.dtype, self.functions)
+                    if given is None
+                    else given.format(*(t.alone for t, _ in args))
+                )
+                self.define(s.name, text, dims, s.note)
             case Reduce() | Contract():
                 raise AssertionError(f"{s.name} is needed before its sweep")
 

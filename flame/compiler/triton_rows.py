@@ -20,7 +20,8 @@ import numpy as np
 
 from flame.compiler.index_math import E
 from flame.compiler.kernel import Kernel, Reduce, Store, domain, reads, stage
-from flame.compiler.schedule import GpuSchedule, power_of_two
+from flame.compiler.schedule import GpuSchedule
+from flame.compiler.schedule_tiles import power_of_two
 from flame.compiler.triton_body import NO_DIMS, Body, Dims, Lanes, Scope
 from flame.compiler.triton_text import Text, literal, tl
 from flame.dtypes import bool_, dtype, int32

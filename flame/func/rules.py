@@ -81,6 +81,14 @@ def _leading(p: Primitive, size: int, xs: list, batches: list, params: dict) -> 
     return p(*(spread(x, b, size) for x, b in zip(xs, batches)), **moved_on)
 
 
+def _attention(p: Primitive, size: int, xs: list, batches: list, params: dict) -> Any:
+    """Its last two operands, if there are more than tensors with rows, broadcast to the scores."""
+    rows = 3 if len(xs) < 6 else 6
+    rank = xs[0].ndim - batches[0]
+    more = [shaped(x, b, rank) if b else x for x, b in zip(xs[rows:], batches[rows:])]
+    return p(*(spread(x, b, size) for x, b in zip(xs[:rows], batches[:rows])), *more, **params)
+
+
 # ----------------------------------------------------------------------------------------------------------- reductions
 
 
@@ -283,7 +291,7 @@ _BY_NAME: dict[str, Rule] = {
     "index_select": _index_select, "index_add": _index_add, "index_nd": _index_nd, "index_put": _index_put,
     "searchsorted": _searchsorted,
     "flip": _leading, "cat": _leading, "diagonal": _leading, "diagonal_scatter": _leading, "window": _leading,
-    "gather": _leading, "scatter": _leading, "scatter_add": _leading,
+    "attention": _attention, "attention_grad": _attention, "gather": _leading, "scatter": _leading, "scatter_add": _leading,
 }  # fmt: skip
 _BY_KIND: dict[str, Rule] = {"elementwise": _elementwise, "reduce": _reduce, "random": _random, "opaque": _leading}
 

@@ -10,12 +10,14 @@ from flame import dtypes
 from flame.autograd.modes import no_grad
 from flame.autograd.tape import assign
 from flame.functions.promotion import tensor_operand, to_dtype
+from flame.functions.random import uniform
 from flame.functions.reduction import mean
 from flame.nn.functional.activation import dropout, softmax, wide
 from flame.primitive import composite, registered
 from flame.tensor import Tensor
 
-RSQRT, WHERE, RESHAPE, MATMUL, ATTENTION = map(registered, ("rsqrt", "where", "reshape", "matmul", "attention"))
+RSQRT, WHERE, RESHAPE, MATMUL = map(registered, ("rsqrt", "where", "reshape", "matmul"))
+ATTENTION, CAST = map(registered, ("attention", "cast"))
 
 
 def _narrowed(y: Tensor, x: Tensor) -> Tensor:
@@ -159,14 +161,27 @@ def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: flo
     return input / (mean(w, w.ndim - 1) * alpha + k) ** beta
 
 
-def _as_routine(q: Tensor, k: Tensor, v: Tensor, factor: Any) -> bool:
-    """Whether attention without a mask is the primitive: dimensions that do not broadcast, a scale that is a plain number."""
+def _as_routine(q: Tensor, k: Tensor, v: Tensor, factor: Any, mask: Tensor | None, grouped: bool) -> bool:
+    """Whether attention is the primitive: dimensions that do not broadcast, a scale that is a plain number, and a mask that
+    needs no gradient."""
     if q.dtype.kind != "f" or type(factor) is not float or not q.ndim == k.ndim == v.ndim:
         return False
-    (*_, t, e), (*_, s, e2), (*_, s2, w) = q.shape, k.shape, v.shape
-    if type(e) is not int or type(w) is not int or not (e == e2 and s == s2):
+    if mask is not None and (mask.dtype.kind not in "bf" or mask.requires_grad or mask.ndim > q.ndim):
         return False
-    return tuple(q.shape[:-2]) == tuple(k.shape[:-2]) == tuple(v.shape[:-2]) and 0 not in (e, w, s, t) and 0 not in q.shape
+    (*lead, t, e), (*of_keys, s, e2), (*of_values, s2, w) = q.shape, k.shape, v.shape
+    if type(e) is not int or type(w) is not int or not (e == e2 and s == s2) or of_keys != of_values:
+        return False
+    if grouped and lead and type(lead[-1]) is type(of_keys[-1]) is int and of_keys[-1] and lead[-1] % of_keys[-1] == 0:
+        lead, of_keys = lead[:-1], of_keys[:-1]
+    if lead != of_keys or 0 in (e, w, s, t) or 0 in q.shape:
+        return False
+    scores = (*q.shape[:-1], s)
+    return mask is None or all(n in (1, m) for n, m in zip(reversed(mask.shape), reversed(scores)))
+
+
+def _kept(shape: tuple, p: float) -> Any:
+    """What dropout multiplies by: 0 with probability p, else 1 / (1 - p)."""
+    return CAST(uniform(shape, dtypes.float32) >= p, dtype=dtypes.float32) * (1.0 / (1.0 - p))
 
 
 @composite
@@ -177,7 +192,7 @@ def scaled_dot_product_attention(
     """softmax(query @ key^T * scale + mask) @ value over [..., L, E], [..., S, E], [..., S, Ev].
 
     A boolean mask says where to attend; a floating one is added. `is_causal` attends to keys not after the query. `enable_gqa`
-    repeats key and value heads to the query's number.
+    lets heads of the query share heads of key and value. A row that attends to nothing is 0.
     """
     q, k, v = (
         tensor_operand(t, "scaled_dot_product_attention", n) for t, n in ((query, "query"), (key, "key"), (value, "value"))
@@ -191,13 +206,19 @@ def scaled_dot_product_attention(
         raise RuntimeError("scaled_dot_product_attention: query, key and value need at least 2 dimensions")
     if is_causal and attn_mask is not None:
         raise RuntimeError("_scaled_dot_product_attention: Explicit attn_mask should not be set when is_causal=True")
+    factor = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
+    if not 0.0 <= dropout_p <= 1.0:
+        raise ValueError(f"dropout probability has to be between 0 and 1, but got {dropout_p}")
+    if _as_routine(q, k, v, factor, attn_mask, bool(enable_gqa)) and dropout_p < 1.0:
+        more: tuple = ()
+        if attn_mask is not None or dropout_p:
+            keep = _kept((*q.shape[:-1], k.shape[-2]), dropout_p) if dropout_p else 1.0
+            more = (0.0 if attn_mask is None else attn_mask, keep)
+        return ATTENTION(q, k, v, *more, scale=factor, causal=bool(is_causal))[0]
     if enable_gqa:
         n = q.shape[-3]
         k = k.repeat_interleave(n // k.shape[-3], -3)  # type: ignore[attr-defined]
         v = v.repeat_interleave(n // v.shape[-3], -3)  # type: ignore[attr-defined]
-    factor = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
-    if attn_mask is None and not dropout_p and _as_routine(q, k, v, factor):
-        return ATTENTION(q, k, v, scale=factor, causal=bool(is_causal))[0]
     s = MATMUL(q * factor, k.transpose(-2, -1))  # type: ignore[attr-defined]
     if is_causal:
         iota = registered("iota")
