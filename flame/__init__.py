@@ -73,6 +73,7 @@ from flame.functions.random import (
 from flame.jit import compile, disable
 from flame.nn.functional import recurrent
 from flame.profiler.memory import memory_summary
+from flame.random import are_deterministic_algorithms_enabled, use_deterministic_algorithms
 from flame.runtime.device import device
 from flame.runtime.threads import get_num_threads, set_num_threads
 from flame.serialization import load, save

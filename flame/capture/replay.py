@@ -16,8 +16,7 @@ from flame.capture.sizes import params_at
 from flame.capture.trace import Expr, Ref, Slot, Step
 from flame.primitive import force
 from flame.runtime.device_array import DeviceArray
-from flame.runtime.gpu_copy import duplicate, overwrite
-from flame.runtime.gpu_eager import view
+from flame.runtime.gpu_copy import duplicate, overwrite, view
 from flame.symbol import Symbolic, evaluate
 from flame.tensor import Tensor, View
 

@@ -71,8 +71,8 @@ class DeviceArray:
 
     @property
     def address(self) -> int:
-        """Of the first element."""
-        return self.layout.__array_interface__["data"][0]
+        """Of the first element; without elements, that of its memory."""
+        return self.layout.__array_interface__["data"][0] if self.layout.size else self.memory.address
 
     @property
     def device(self) -> device:
@@ -85,7 +85,7 @@ class DeviceArray:
     @property
     def start(self) -> int:
         """The number of elements before the first one in its memory."""
-        return (self.address - self.memory.address) // self.layout.itemsize if self.layout.size else 0
+        return (self.address - self.memory.address) // self.layout.itemsize
 
     def seen(self, view: Callable[..., np.ndarray], **params: Any) -> DeviceArray:
         """A view of it: what NumPy makes of its layout without touching an element."""

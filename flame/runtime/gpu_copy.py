@@ -22,6 +22,7 @@ from flame.compiler.schedule import choose_gpu
 from flame.compiler.target import Target
 from flame.compiler.to_triton import TritonSource, to_triton
 from flame.dtypes import dtype, int8, int16, int32, int64
+from flame.primitive import Primitive
 from flame.runtime.device_array import DeviceArray, empty, layout_at, to_device
 
 #: what a kernel may take for granted of the address of a buffer
@@ -75,6 +76,11 @@ def overwrite(to: Any, from_: Any) -> None:
         gpu.copy(to.address, from_.address, to.nbytes)
     else:
         _by_kernel(to, from_)
+
+
+def view(primitive: Primitive, x: DeviceArray, params: dict[str, Any]) -> DeviceArray | None:
+    """What a view primitive makes of an array; None where the elements would have to move."""
+    return x.reshaped(params["shape"]) if primitive.name == "reshape" else x.seen(primitive.eager, **params)
 
 
 def _by_kernel(to: DeviceArray, from_: DeviceArray) -> None:

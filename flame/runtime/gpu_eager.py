@@ -26,13 +26,14 @@ from flame.compiler.index_math import evaluate
 from flame.compiler.pipeline import compile_graph
 from flame.dtypes import _BY_NUMPY, dtype, int64
 from flame.errors import PositionError
+from flame.knobs import knobs
 from flame.ops.declare import as_operand
 from flame.primitive import Primitive, Spec, registered
 from flame.runtime.device_array import DeviceArray, to_device
-from flame.runtime.gpu_copy import ALIGNMENT, duplicate, host
+from flame.runtime.gpu_copy import ALIGNMENT, duplicate, host, view
 from flame.runtime.gpu_program import GpuExecutable, tell_of_detour
 
-RESHAPE, AS_STRIDED = registered("reshape"), registered("as_strided")
+AS_STRIDED = registered("as_strided")
 LT, GE, ANY, LOGICAL_OR = map(registered, ("lt", "ge", "any", "logical_or"))
 
 #: values of its numbers for which a node is compiled, before they become inputs
@@ -83,7 +84,7 @@ def run(gpu: Any, primitive: Primitive, operands: Sequence[Any], params: dict[st
         arrays.append(o)
     if "place" in params:
         params = {k: v for k, v in params.items() if k != "place"}
-    key = (gpu, primitive, tuple(kinds), tuple(params.items()))
+    key = (gpu, primitive, tuple(kinds), tuple(params.items()), knobs.deterministic)
     node = _nodes.get(key)
     if node is None:
         node = _nodes[key] = _Node(gpu, primitive, kinds, params)
@@ -91,11 +92,6 @@ def run(gpu: Any, primitive: Primitive, operands: Sequence[Any], params: dict[st
     if shape is not None:
         got = got.reshaped(shape)
     return got
-
-
-def view(primitive: Primitive, x: DeviceArray, params: dict[str, Any]) -> DeviceArray | None:
-    """What a view primitive makes of an array; None where the elements would have to move."""
-    return x.reshaped(params["shape"]) if primitive is RESHAPE else x.seen(primitive.eager, **params)
 
 
 def _common_shape(primitive: Primitive, operands: Sequence[Any]) -> tuple[int, ...] | None:

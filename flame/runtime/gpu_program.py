@@ -5,6 +5,7 @@
 
     executable ::= stage*             stage ::= launches (consecutive kernels, by one call)
                                               | look (a guard: the program ends here where its one bool is true)
+                                              | routine (a primitive that several kernels compute)
                                               | detour (a primitive that has no kernel, by its meaning on the host; told of once)
 
 Launches go to the current stream of the thread and are not waited for; a look and a detour wait for what they read. Inputs may be
@@ -16,20 +17,27 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
+from flame.compiler.gpu_routine import Array, GpuRoutine
+from flame.compiler.gpu_routines import gpu_routine
+from flame.compiler.graph import Value
 from flame.compiler.program import Argument, CallStep, Decision, KernelStep, Program, Slot
 from flame.compiler.target import Target
 from flame.errors import CompileError, HostDetourWarning, Refused
-from flame.primitive import Primitive, Spec
+from flame.knobs import knobs
+from flame.primitive import Number, Primitive, Spec
 from flame.runtime import gpu_kernels
 from flame.runtime.cuda_plan import ARENA, CONSTANT, FIRST, LaunchStep
 from flame.runtime.device_array import DeviceArray, empty, layout_at, to_device
-from flame.runtime.gpu_copy import contiguous, duplicate, host, overwrite, scalars
+from flame.runtime.gpu_copy import contiguous, duplicate, host, overwrite, scalars, view
 
 Arrays = list[Any]
+
+#: bytes at whose multiples scratch arrays begin
+_APART: Final = 256
 
 _told: set[Primitive] = set()
 
@@ -131,11 +139,18 @@ class GpuExecutable:
                     launches.append(launch)
                 self.runs.append("triton")
             else:
-                finish_launches()
-                stages.append(self._detour(step))
-                self.runs.append("host")
-                told = f"{step.node.primitive.name} has no kernel for a GPU: its operands are copied to the host and back"
-                self.decisions.append(Decision("host", str(step.node.outputs[0]), told))
+                try:
+                    routine = gpu_routine(step.node.primitive, _specs(step), step.node.params, target, knobs.deterministic)
+                except Refused as reason:
+                    finish_launches()
+                    stages.append(self._detour(step))
+                    self.runs.append("host")
+                    told = f"{reason}: its operands are copied to the host and back"
+                    self.decisions.append(Decision("host", str(step.node.outputs[0]), told))
+                else:
+                    finish_launches()
+                    stages.append(self._routine(step, routine))
+                    self.runs.append("triton")
             if looks:
                 finish_launches()
                 stages += [self._look(s) for s in looks]
@@ -165,6 +180,53 @@ class GpuExecutable:
         places = [self._place(step.buffers[b]) for b in step.kernel.buffers]
         words = [(FIRST + at, 0) if at >= 0 else (ARENA, -1 - at) for at in places]
         return function.step(grid, [*words, *((CONSTANT, v) for v in symbols.values())], note)
+
+    def _routine(self, step: CallStep, routine: GpuRoutine) -> Callable[[Arrays, Any], bool]:
+        """A primitive that several kernels compute, whose operands may be views of slots."""
+        gpu = self.gpu
+        note = f"{step.node.primitive.name} {step.node.source}".strip()
+        finds = [(self._array(a.slot), a.views) for a in step.arguments if isinstance(a, Argument)]
+        which = [i for i, a in enumerate(step.arguments) if isinstance(a, Argument)]
+        numbers = {i: n for n, i in enumerate(which)}  # operand -> its number among those that are arrays
+        specs = [v.spec for v in step.node.outputs]
+        results = [None if s < 0 else self._array(s) for s in step.outputs]
+        offsets, size = _laid_out(routine.scratch)
+
+        def place(a: Array) -> tuple[int, int]:
+            if a.kind == "scratch":
+                return ARENA, offsets[a.index]
+            return FIRST + (numbers[a.index] if a.kind == "operand" else len(finds) + a.index), 0
+
+        steps = []
+        for launch in routine.launches:
+            grid = launch.source.grid(launch.symbols)
+            if 0 in grid:
+                continue
+            function = gpu.compile(launch.source, f"{launch.source.entry}, {note}")
+            words = [
+                place(launch.arrays[p.buffer]) if p.buffer else (CONSTANT, launch.symbols[p.symbol])
+                for p in function.parameters
+            ]
+            steps.append(function.step(grid, words, f"{launch.source.entry}, {note}"))
+        plan = gpu.plan(tuple(steps), len(finds) + len(results)) if steps else None
+
+        def run(arrays: Arrays, arena: Any) -> bool:
+            given = []
+            for find, views in finds:
+                x: Any = find(arrays, arena)
+                for p, settings in views:
+                    x = view(p, x, settings) or view(p, duplicate(x), settings)
+                given.append(contiguous(x))
+            made = [
+                empty(gpu, s.shape, s.dtype.numpy) if f is None else f(arrays, arena)
+                for f, s in zip(results, specs, strict=True)
+            ]
+            scratch = gpu.allocate(size) if size else None
+            if plan is not None:
+                gpu.run(plan, 0 if scratch is None else scratch.address, *[a.address for a in (*given, *made)])
+            return False
+
+        return run
 
     def _launches(self, launches: list[LaunchStep]) -> Callable[[Arrays, Any], bool]:
         """Consecutive kernels, by one call."""
@@ -206,8 +268,8 @@ class GpuExecutable:
                     operands.append(f)
                     continue
                 a = host(f[0](arrays, arena))
-                for view, settings in f[1]:
-                    a = view.eager(a, **settings)
+                for v, settings in f[1]:
+                    a = v.eager(a, **settings)
                 operands.append(a)
             try:
                 with np.errstate(all="ignore"):
@@ -221,6 +283,20 @@ class GpuExecutable:
             return False
 
         return run
+
+
+def _specs(step: CallStep) -> list[Spec | Number]:
+    """What a call's primitive is given."""
+    return [x.spec if isinstance(x, Value) else x for x in step.node.operands]
+
+
+def _laid_out(specs: Sequence[Spec]) -> tuple[list[int], int]:
+    """Where arrays lie that lie one after the other, and how many bytes they take."""
+    offsets, size = [], 0
+    for s in specs:
+        offsets.append(size)
+        size += -(-s.nbytes // _APART) * _APART
+    return offsets, size
 
 
 def tell_of_detour(p: Primitive, gpu: Any) -> None:
