@@ -1,8 +1,8 @@
 """What `benchmarks/cpu.py` measures, in one framework: `python benchmarks/cpu_rows.py FRAMEWORK THREADS`.
 
-A row is made when it is asked for, and forgotten afterwards. This process prints its versions as JSON, then answers each name on
-stdin with seconds on stdout: {} where it has no such row, and a variant's name ("", or "eager" and "compiled") with the median
-seconds of a call otherwise. flame and PyTorch run the same lines; JAX has its own, of the same arithmetic.
+A row is made when it is asked for. This process prints its versions as JSON, then answers each name on stdin on stdout: {} where
+it has no such row, else by variant ("", "eager", "compiled") the seconds of a call and of the first one, which compiles. A variant
+that fails is left out. flame and PyTorch run the same lines; JAX has its own, of the same arithmetic (a loss's value counted).
 """
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
+
+from benchmarks import cpu_models as models
 
 #: one thread is measured in the processor's time, in which neighbours count less; several in the clock's
 now = time.process_time if sys.argv[2:] == ["1"] else time.perf_counter
 Call = Callable[[], Any]
+Answer = dict[str, list[float]]  #: by variant, seconds of a call, and of the first one
 Compile = Callable[[Callable], Callable]
 
 
@@ -137,16 +141,16 @@ class TorchLike:
 
             return make
 
-        def mlp(train: bool) -> Any:
+        def mlp(train: bool, batch: int = 128) -> Any:
             net = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))
-            x, y = r(128, 784), torch.randint(0, 10, (128,))
+            x, y = r(batch, 784), torch.randint(0, 10, (batch,))
             if not train:
                 return fwd(net, x)
             ps = list(net.parameters())
             return self.training(lambda: F.cross_entropy(net(x), y), ps, torch.optim.AdamW(ps, lr=1e-4))
 
         def gpt(train: bool) -> Any:
-            net, at = _gpt(torch, 256, 8, 2, 1024), torch.randint(0, 1024, (4, 256))
+            net, at = models.gpt(torch, 256, 8, 2, 1024), torch.randint(0, 1024, (4, 256))
             if not train:
                 return fwd(net, at)
             ps = list(net.parameters())
@@ -163,6 +167,33 @@ class TorchLike:
 
         def gelu_chain(x: Any, b: Any, y: Any) -> Any:
             return F.gelu(x + b) * torch.sigmoid(y)
+
+        def lstm(train: bool) -> Any:
+            net, x = models.tagger(torch, 64, 128, 10), r(16, 32, 64)
+            if not train:
+                return fwd(net, x)
+            ps, y = list(net.parameters()), torch.randint(0, 10, (16 * 32,))
+            return self.training(lambda: F.cross_entropy(net(x).reshape(-1, 10), y), ps, torch.optim.AdamW(ps, lr=1e-4))
+
+        def heat(u: Any) -> Any:
+            for _ in range(4):
+                u = u + 0.1 * (u.roll(1, 0) + u.roll(-1, 0) + u.roll(1, 1) + u.roll(-1, 1) - 4 * u)
+            return u
+
+        def bodies(x: Any, m: Any) -> Any:
+            d = x[None, :, :] - x[:, None, :]
+            far = (d * d).sum(-1) + 1e-3
+            return (d * (m / (far * far.sqrt()))[:, :, None]).sum(1)
+
+        def wave(x: Any) -> Any:
+            return torch.exp(-0.1 * x * x) * torch.sin(3 * x) + torch.tanh(x)
+
+        def real(*shape: int) -> Any:
+            return r(*shape).double()
+
+        def stepped(build: Callable) -> Any:
+            loss, ps = build(torch, r)
+            return self.training(loss, ps, torch.optim.Adam(ps, lr=1e-4))
 
         return {
             "gelu(x + b) * sigmoid(y), 2048 x 1024": lambda: fwd(gelu_chain, r(2048, 1024), r(1024), r(2048, 1024)),
@@ -210,61 +241,22 @@ class TorchLike:
             "MLP 784-512-512-10, batch 128, AdamW step": lambda: mlp(True),
             "GPT, 2 blocks of 256, 4 x 256 tokens": lambda: gpt(False),
             "GPT, 2 blocks of 256, 4 x 256 tokens, AdamW step": lambda: gpt(True),
-            "ResNet-18 block 64, 8 images of 32 x 32": lambda: image(_residual, 64, 32, False),
-            "ResNet-18 block 64, 8 images of 32 x 32, SGD step": lambda: image(_residual, 64, 32, True),
-            "MobileNetV2 block 24, 8 images of 28 x 28": lambda: image(_inverted, 24, 28, False),
-            "MobileNetV2 block 24, 8 images of 28 x 28, SGD step": lambda: image(_inverted, 24, 28, True),
+            "ResNet-18 block 64, 8 images of 32 x 32": lambda: image(models.residual, 64, 32, False),
+            "ResNet-18 block 64, 8 images of 32 x 32, SGD step": lambda: image(models.residual, 64, 32, True),
+            "MobileNetV2 block 24, 8 images of 28 x 28": lambda: image(models.inverted, 24, 28, False),
+            "MobileNetV2 block 24, 8 images of 28 x 28, SGD step": lambda: image(models.inverted, 24, 28, True),
+            "MLP 784-512-512-10, batch 1": lambda: mlp(False, 1),
+            "RL policy 8-64-64-4, batch 1": lambda: fwd(models.policy(torch), r(1, 8)),
+            "RL policy 8-64-64-4, batch 32": lambda: fwd(models.policy(torch), r(32, 8)),
+            "LSTM 64-128, 16 x 32 steps": lambda: lstm(False),
+            "LSTM 64-128, 16 x 32 steps, AdamW step": lambda: lstm(True),
+            "PINN 2-64-64-64-1, 1024 points, second derivatives, Adam step": lambda: stepped(models.pinn),
+            "GAN 64-256-784, batch 64, Adam step of both": lambda: stepped(models.gan),
+            "U-Net 32-64, 4 images of 32 x 32, Adam step": lambda: stepped(models.unet),
+            "float64 heat equation, 512 x 512, 4 steps": lambda: fwd(heat, real(512, 512)),
+            "float64 forces of 512 bodies": lambda: fwd(bodies, real(512, 3), real(512)),
+            "float64 exp, sin and tanh, 1 million": lambda: fwd(wave, real(1000, 1000)),
         }
-
-
-def _gpt(torch: Any, width: int, heads: int, layers: int, vocabulary: int) -> Any:
-    nn, F = torch.nn, torch.nn.functional
-
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-            self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-            self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-        def forward(self, x: Any) -> Any:
-            n, t, c = x.shape
-            q, k, v = (part.view(n, t, heads, -1).transpose(1, 2) for part in self.qkv(self.norm1(x)).split(c, dim=2))
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-            x = x + self.out(y.transpose(1, 2).reshape(n, t, c))
-            return x + self.down(F.gelu(self.up(self.norm2(x))))
-
-    parts = [nn.Embedding(vocabulary, width), *(Block() for _ in range(layers)), nn.LayerNorm(width)]
-    return nn.Sequential(*parts, nn.Linear(width, vocabulary, bias=False))
-
-
-def _residual(nn: Any, F: Any) -> Any:
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv1, self.conv2 = (nn.Conv2d(64, 64, 3, padding=1, bias=False) for _ in range(2))
-            self.norm1, self.norm2 = nn.BatchNorm2d(64), nn.BatchNorm2d(64)
-
-        def forward(self, x: Any) -> Any:
-            y = F.relu(self.norm1(self.conv1(x)))
-            return F.relu(self.norm2(self.conv2(y)) + x)
-
-    return Block()
-
-
-def _inverted(nn: Any, F: Any) -> Any:
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.up, self.down = nn.Conv2d(24, 144, 1, bias=False), nn.Conv2d(144, 24, 1, bias=False)
-            self.each = nn.Conv2d(144, 144, 3, padding=1, groups=144, bias=False)
-            self.norm1, self.norm2, self.norm3 = nn.BatchNorm2d(144), nn.BatchNorm2d(144), nn.BatchNorm2d(24)
-
-        def forward(self, x: Any) -> Any:
-            y = F.relu6(self.norm1(self.up(x)))
-            return x + self.norm3(self.down(F.relu6(self.norm2(self.each(y)))))
-
-    return Block()
 
 
 # ---- JAX
@@ -290,7 +282,7 @@ def jax_rows() -> dict[str, Callable[[], Call]]:
         def make() -> Call:
             arrays = [x() if callable(x) else x for x in xs]
             g = r(*jax.eval_shape(f, *arrays).shape)
-            d = jax.jit(jax.grad(lambda *a: (f(*a) * g).sum(), argnums=tuple(range(len(arrays)))))
+            d = jax.jit(jax.value_and_grad(lambda *a: (f(*a) * g).sum(), argnums=tuple(range(len(arrays)))))
             return lambda: jax.block_until_ready(d(*arrays))
 
         return make
@@ -405,7 +397,7 @@ def jax_rows() -> dict[str, Callable[[], Call]]:
 
     def cross_entropy() -> Call:
         x, y = r(1024, 8192), jax.random.randint(key, (1024,), 0, 8192)
-        g = jax.jit(jax.grad(entropy))
+        g = jax.jit(jax.value_and_grad(entropy))
         return lambda: jax.block_until_ready(g(x, y))
 
     def embedding() -> Call:
@@ -481,17 +473,53 @@ def jax_rows() -> dict[str, Callable[[], Call]]:
 # ---- the process
 
 
-def torch_seconds(torch: Any, whole: bool, variants: dict[str, Compile]) -> tuple[list[str], Callable[[str], dict[str, float]]]:
+Rows = dict[str, Callable[[], dict[str, Callable[[], Call]]]]  #: name -> variants, each made when it is asked for
+
+
+def variants_of(torch: Any, whole: bool, variants: dict[str, Compile]) -> Rows:
     rows = TorchLike(torch, whole).rows()
-    known: dict[str, dict[str, Call]] = {}
 
-    def measure(name: str) -> dict[str, float]:
-        if name not in known:
-            made = rows[name]()
-            known[name] = {variant: made(compile) for variant, compile in variants.items()}
-        return {variant: each(call) for variant, call in known[name].items()}
+    def variant(make: Callable, how: Compile) -> Callable[[], Call]:
+        return lambda: make()(how)
 
-    return list(rows), measure
+    return {name: lambda make=make: {v: variant(make, how) for v, how in variants.items()} for name, make in rows.items()}  # type: ignore[misc]
+
+
+class Measured:
+    """The rows of this process: the calls that were made, what their first took, and what failed."""
+
+    def __init__(self, rows: Rows):
+        self.rows = rows
+        self.calls: dict[str, dict[str, tuple[Call, float]]] = {}
+
+    def __call__(self, name: str) -> Answer:
+        if name not in self.rows:
+            return {}
+        if name not in self.calls:
+            self.calls[name] = {v: made for v, make in self.rows[name]().items() if (made := self._first(name, v, make))}
+        answer: Answer = {}
+        for v, (call, first) in list(self.calls[name].items()):
+            try:
+                answer[v] = [each(call), first]
+            except Exception:
+                del self.calls[name][v]
+                self._failed(name, v)
+        return answer
+
+    def _first(self, name: str, variant: str, make: Callable[[], Call]) -> tuple[Call, float] | None:
+        """The call, and the seconds of its first two rounds (flame records in the first and compiles in the second)."""
+        try:
+            call = make()
+            begin = time.perf_counter()
+            call()
+            call()
+            return call, time.perf_counter() - begin
+        except Exception:
+            self._failed(name, variant)
+            return None
+
+    def _failed(self, name: str, variant: str) -> None:
+        print(f"{name}, {variant or 'compiled'}: failed\n{traceback.format_exc(limit=3)}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
@@ -502,28 +530,20 @@ def main() -> None:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     os.environ["OMP_NUM_THREADS"] = os.environ["FLAME_NUM_THREADS"] = str(threads)
     if framework == "jax":
-        made = jax_rows()
-        known: dict[str, Call] = {}
-
-        def measure(name: str) -> dict[str, float]:
-            if name not in known:
-                known[name] = made[name]()
-            return {"": each(known[name])}
-
-        rows = list(made)
+        rows: Rows = {name: lambda make=make: {"": make} for name, make in jax_rows().items()}  # type: ignore[misc]
     elif framework == "torch":
         import torch
 
         torch.set_num_threads(threads)
-        rows, measure = torch_seconds(torch, False, {"eager": lambda f: f, "compiled": torch.compile})
+        rows = variants_of(torch, False, {"eager": lambda f: f, "compiled": torch.compile})
     else:
         import flame
 
-        rows, measure = torch_seconds(flame, True, {"": flame.compile})
-    print(json.dumps({"version": __import__(framework).__version__, "rows": rows}), flush=True)
+        rows = variants_of(flame, True, {"": flame.compile, "eager": lambda f: f})
+    measured = Measured(rows)
+    print(json.dumps({"version": __import__(framework).__version__, "rows": list(rows)}), flush=True)
     for line in sys.stdin:
-        name = line.rstrip("\n")
-        print(json.dumps(measure(name) if name in rows else {}), flush=True)
+        print(json.dumps(measured(line.rstrip("\n"))), flush=True)
 
 
 if __name__ == "__main__":
