@@ -259,6 +259,93 @@ def test_the_lines_of_a_program_matter_where_an_error_would_show_one(monkeypatch
         assert (index.look_up(name, "elsewhere", ["f"]) is not None) == found
 
 
+# ---- graphs of sizes that vary
+
+
+def of_sizes_segment() -> Callable[[int], list]:
+    f = flame.compile(lambda x: [(x.sin() * x.shape[0]).sum(0), x.exp() + 1])
+    return lambda n: f(flame.linspace(-1, 1, 7 * n).reshape(n, 7))
+
+
+def of_sizes_pair() -> Callable[[int], list]:
+    w = flame.linspace(-1, 1, 35).reshape(5, 7).requires_grad_()
+    f = flame.compile(lambda x: nn.functional.gelu(x @ w.t()).softmax(-1).square().mean())
+
+    def step(n: int) -> list:
+        w.grad = None
+        loss = f(flame.linspace(-2, 2, 7 * n).reshape(n, 7))
+        loss.backward()
+        return [loss.detach(), w.grad]
+
+    return step
+
+
+def of_sizes_training() -> Callable[[int], list]:
+    flame.manual_seed(3)
+    net = nn.Sequential(nn.Embedding(11, 8), nn.LayerNorm(8), nn.Linear(8, 11))
+    optimizer = flame.optim.AdamW(net.parameters(), lr=0.1)
+
+    @flame.compile
+    def step(codes: Any) -> list:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(net(codes[:-1]), codes[1:])
+        loss.backward()
+        optimizer.step()
+        return [loss.detach(), *(p.detach().clone() for p in net.parameters())]
+
+    return lambda n: step(flame.arange(n) * 3 % 11)
+
+
+OF_SIZES = [of_sizes_segment, of_sizes_pair, of_sizes_training]
+SIZES = (4, 4, 4, 5, 5, 6, 9, 5)
+
+
+def walked(step: Callable[[int], list], sizes: tuple[int, ...]) -> list[list[np.ndarray]]:
+    return [[np.asarray(t.numpy()).copy() for t in step(n)] for n in sizes]
+
+
+@pytest.mark.parametrize("program", OF_SIZES, ids=lambda p: p.__name__)
+def test_a_program_of_sizes_is_found_at_sizes_that_were_met(
+    program: Callable, compilations: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    want = walked(program(), SIZES)
+    assert compilations
+    compilations.clear()
+    forget(monkeypatch)
+    got = walked(program(), SIZES)
+    assert compilations == []
+    for a, b in zip(want, got, strict=True):
+        for x, y in zip(a, b, strict=True):
+            assert same_bits(x, y)
+
+
+@pytest.mark.parametrize("program", OF_SIZES, ids=lambda p: p.__name__)
+def test_a_program_of_sizes_is_compiled_for_a_size_that_was_not_met(
+    program: Callable, compilations: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And goes on serving the others; met in another order."""
+    walked(program(), SIZES)
+    others = (4, 4, 4, 9, 9, 7, 6, 8, 9, 5, 7)
+    with monkeypatch.context() as m:
+        m.setattr(cache, "_shared", DiskCache(None))
+        want = walked(program(), others)
+    compilations.clear()
+    forget(monkeypatch)
+    got = walked(program(), others)
+    assert 1 <= len(compilations) <= 2, "one graph, or a forward and its backward"
+    for a, b in zip(want, got, strict=True):
+        for x, y in zip(a, b, strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+
+
+def test_programs_of_sizes_are_kept_for_some_sizes_only(store: DiskCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[str] = []
+    real = index.enter
+    monkeypatch.setattr(index, "enter", lambda name, *a: (kept.append(name), real(name, *a)))
+    walked(of_sizes_segment(), (4, 4, 4, 5, *range(5, 60)))
+    assert len(set(kept)) == len(kept) == 1 + capture_compiled.KEPT_SIZES
+
+
 # ---- the text of a graph
 
 

@@ -38,14 +38,17 @@ from flame.runtime.gpu_program import GpuExecutable
 NO_SIZES: Mapping[str, int] = {}
 #: sets of sizes for which a program is kept ready to run
 MOST_SIZES = 64
+#: sets of sizes that one program is kept on disk for by one process
+KEPT_SIZES = 16
 
 
 class Compiled:
     """A graph, its program, and the executable; where compiling failed, the reason, and the primitives run one by one.
 
     `updates` are pairs (input, result) by number: the result may come back in the input's own memory, unless one of the results
-    `guards` is true: then all others are undefined. What was found on disk brings its executable along, `ready` (and has no
-    symbols); its graph and its program are then made when somebody looks at them.
+    `guards` is true: then all others are undefined. What was found on disk brings its executable along, `ready`; its graph and
+    its program are then made when somebody looks at them. If it has symbols, that is for their values in `space`, and for others
+    that `more` finds: it `serves` no others.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Compiled:
         guards: Sequence[int] = (),
         ready: Executable | None = None,
         device: device = CPU,
+        space: Space | None = None,
     ):
         self._gpu = None if device.type == "cpu" else gpu(device.index)
         self._graph = graph
@@ -69,8 +73,15 @@ class Compiled:
         self._target = None
         self.space: Space | None = None
         self.symbols: tuple[str, ...] = ()
+        #: of what was found on disk: looks there for the executables at other sizes
+        self.more: Callable[[Mapping[str, int]], bool] | None = None
+        #: told of what was made for sizes, to keep it
+        self.made: Callable[[Mapping[str, int]], None] | None = None
         if ready is not None:
             self._target = cpu.target()
+            if space is not None:
+                self.space, self.symbols = space, tuple(space.values)
+                self.take(space.values, ready)
         else:
             self._compile(capture)
         #: whether no two results share memory
@@ -126,6 +137,23 @@ class Compiled:
             return self.executable(arrays) if self.executable is not None else interpret_graph(self.graph, arrays, self._gpu)
         return self.at(sizes)(arrays)
 
+    def take(self, sizes: Mapping[str, int], executable: Executable) -> None:
+        """What was found on disk for these values of the symbols."""
+        self._at[self._key(sizes)] = executable
+
+    def executable_at(self, sizes: Mapping[str, int]) -> Any:
+        """What runs at these values of the symbols, if it is ready."""
+        return self._at.get(self._key(sizes))
+
+    def serves(self, sizes: Mapping[str, int]) -> bool:
+        """Whether it can run at these values of the symbols, as far as what was found on disk goes."""
+        if self.more is None or self._key(sizes) in self._at:
+            return True
+        return len(self._at) < MOST_SIZES and self.more(sizes)
+
+    def _key(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        return tuple([sizes[n] for n in self.symbols])
+
     def at(self, sizes: Mapping[str, int]) -> Callable[[list[np.ndarray]], list[np.ndarray]]:
         """What runs it for these values of the symbols, and can be kept."""
         if not self.symbols:
@@ -134,12 +162,14 @@ class Compiled:
                 if self.executable is not None
                 else functools.partial(interpret_graph, self.graph, gpu=self._gpu)
             )
-        key = tuple([sizes[n] for n in self.symbols])
+        key = self._key(sizes)
         run = self._at.get(key)
         if run is None:
             if len(self._at) >= MOST_SIZES:
                 del self._at[next(iter(self._at))]
             run = self._at[key] = self._bound({n: sizes[n] for n in self.symbols})
+            if self.made is not None:
+                self.made(sizes)
         return run
 
     def _bound(self, sizes: dict[str, int]) -> Callable[[list[np.ndarray]], list[np.ndarray]]:
@@ -205,9 +235,9 @@ def compile_segment(
     capture: Any, graph: Graph, updates: Sequence[tuple[int, int]] = (), guards: Sequence[int] = (), device: device = CPU
 ) -> Compiled:
     space = space_of(graph)
-    if space is not None:
-        return _of_sizes(capture, graph, space, updates, guards, device)
     about = Identity.of(graph, f"{updates} {guards}", (), device)
+    if space is not None:
+        return _of_sizes(capture, graph, space, about, updates, guards, device)
     key = (about.name, about.lines) if about.name else (str(graph), tuple(updates), tuple(guards), device)
     got = capture.programs.get(key)
     if got is None:
@@ -220,7 +250,13 @@ def compile_segment(
 
 
 def _of_sizes(
-    capture: Any, graph: Graph, space: Space, updates: Sequence[tuple[int, int]], guards: Sequence[int], device: device
+    capture: Any,
+    graph: Graph,
+    space: Space,
+    about: Identity,
+    updates: Sequence[tuple[int, int]],
+    guards: Sequence[int],
+    device: device,
 ) -> Compiled:
     """A graph with symbols: one program for all sizes of which the facts hold that compiling rested on."""
     known = capture.programs.setdefault((str(graph), str(space.least), tuple(updates), tuple(guards), device), [])
@@ -229,8 +265,54 @@ def _of_sizes(
             for f in got.space.facts:
                 space.learn(f)
             return got
-    known.append(Compiled(capture, lambda: graph, "forward", updates, guards, None, device))
-    return known[-1]
+    found = about.at(space.values).look_up(capture, [graph.name])
+    if found is not None:
+        got = Compiled(capture, lambda: graph, "forward", updates, guards, found.executables[0], device, space)
+        _look_for_more(capture, about, None, [got])
+    else:
+        got = Compiled(capture, lambda: graph, "forward", updates, guards, None, device)
+        known.append(got)
+        _keep_each(capture, about, None, [got])
+    return got
+
+
+def _look_for_more(capture: Any, about: Identity, facts: Any, made: Sequence[Compiled]) -> None:
+    """Programs that were found on disk look there for those at other sizes, with the same facts."""
+    names = [c.executable.name for c in made]
+    absent: set[tuple] = set()
+
+    def more(sizes: Mapping[str, int]) -> bool:
+        key = tuple(sorted(sizes.items()))
+        found = None if key in absent else about.at(sizes).look_up(capture, names)
+        if found is None or found.facts != facts:
+            absent.add(key)
+            return False
+        for c, e in zip(made, found.executables, strict=True):
+            c.take(sizes, e)
+        return True
+
+    for c in made:
+        c.more = more
+
+
+def _keep_each(capture: Any, about: Identity, facts: Any, made: Sequence[Compiled]) -> None:
+    """Programs that were compiled are kept for each set of sizes that they all have run at: some of them."""
+    if not about.usable(capture) or any(c.failure for c in made):
+        return
+    room = KEPT_SIZES
+
+    def keep(sizes: Mapping[str, int]) -> None:
+        nonlocal room
+        executables = [c.executable_at(sizes) for c in made]
+        if room and all(isinstance(e, Executable) for e in executables):
+            room -= 1
+            index.enter(about.at(sizes).name, about.lines, facts, executables)
+
+    space = made[0].space
+    if space is not None:
+        keep(space.values)
+    for c in made:
+        c.made = keep
 
 
 def compile_pair(
@@ -245,34 +327,44 @@ def compile_pair(
         return made
 
     names = graph.name, f"{graph.name}_backward"
-    about = Identity.of(graph, f"{list(wrt)} {list(of)}", blocked, device)
-    found = about.look_up(capture, names)
+    about, space = Identity.of(graph, f"{list(wrt)} {list(of)}", blocked, device), space_of(graph)
+    found = (about if space is None else about.at(space.values)).look_up(capture, names)
     ready = found.executables if found is not None else (None, None)
-    forward = Compiled(capture, lambda: joint().forward, "forward", ready=ready[0], device=device)
-    backward = Compiled(capture, lambda: joint().backward, "backward", ready=ready[1], device=device)
+    forward = Compiled(capture, lambda: joint().forward, "forward", ready=ready[0], device=device, space=space)
+    backward = Compiled(capture, lambda: joint().backward, "backward", ready=ready[1], device=device, space=space)
     if found is not None:
+        if space is not None:
+            _look_for_more(capture, about, found.facts, [forward, backward])
         residuals, gradients = found.facts
         return forward, backward, tuple(Residual(*r) for r in residuals), tuple(gradients)
-    about.keep(capture, [[[r.source, r.index] for r in joint().residuals], joint().gradients], [forward, backward])
+    facts = [[[r.source, r.index] for r in joint().residuals], list(joint().gradients)]
+    if space is None:
+        about.keep(capture, facts, [forward, backward])
+    else:
+        _keep_each(capture, about, facts, [forward, backward])
     return forward, backward, joint().residuals, joint().gradients
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a graph is known by among programs on disk. No `name`: it has a parameter that only this process knows, or sizes
-    that are not numbers, whose program comes with facts about them, or it is for a GPU, whose kernels are kept one by one."""
+    """What a graph is known by among programs on disk. No `name`: it has a parameter that only this process knows, or it is for
+    a GPU, whose kernels are kept one by one. What is kept of a graph with symbols is how it runs at some sizes (`at`)."""
 
     name: str
     lines: str
 
     @classmethod
     def of(cls, graph: Graph, facts: str, marked: Sequence[Value] = (), device: device = CPU) -> Identity:
-        if space_of(graph) is not None or device.type != "cpu":
+        if device.type != "cpu":
             return cls("", "")
         try:
             return cls(index.name(spelled(graph, marked), facts), lines(graph))
         except (Unspellable, MissingTargetError):
             return cls("", "")
+
+    def at(self, sizes: Mapping[str, int]) -> Identity:
+        """The same at these values of its symbols."""
+        return Identity(index.name(self.name, f"{sorted(sizes.items())}"), self.lines) if self.name else self
 
     def usable(self, capture: Any) -> bool:
         """Programs are looked for and kept where native code is made, and not where every pass is to be verified or shown."""

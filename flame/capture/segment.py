@@ -179,7 +179,9 @@ class Plan:
 
     def fits(self, bindings: list) -> bool:
         """Whether what compiling found out of the sizes holds of those of now."""
-        return not self._facts or condition(self._facts)(bindings)
+        if self._facts and not condition(self._facts)(bindings):
+            return False
+        return self.forward.more is None or self.forward.serves(self.sizes(bindings))
 
     def sizes(self, bindings: list) -> dict[str, int]:
         """The values of the symbols."""

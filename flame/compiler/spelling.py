@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Iterable
 from typing import Any
 
+from flame.compiler.dims import Dim
 from flame.compiler.graph import Graph, Value
 from flame.dtypes import dtype
 
@@ -28,7 +29,7 @@ def spelled(graph: Graph, marked: Iterable[Value] = ()) -> str:
     number: dict[Value, int] = {}
     for v in graph.inputs:
         number[v] = len(number)
-    out = [f"{v.spec}" for v in graph.inputs]
+    out = [f"{v.dtype.name} {static(v.shape)}" for v in graph.inputs]
     known: dict[int, str] = {}  # parameters by identity: the nodes of equal operations often share them
     for n in graph.nodes:
         shown = known.get(id(n.params))
@@ -52,6 +53,8 @@ def static(x: Any) -> str:
         return f"({','.join(map(static, x))})"
     if kind is dtype:
         return str(x.name)
+    if kind is Dim:
+        return f"<{x.expression}>"
     raise Unspellable(f"{x!r} ({kind.__name__}) has no spelling")
 
 
