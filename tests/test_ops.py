@@ -535,7 +535,11 @@ def folded(g: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 OF_COMPLEX = {"fft_complex", "irfft_complex", "rfft_complex", "view_as_real", "view_as_complex"}
 
 
-@each(p for p in ALL if p.vjp is not None and p.name != "cast" and p.name not in OF_COMPLEX)
+#: the derivative of a draw at a fixed probability is not that at fixed random bits: tested with the distributions
+_DRAWN = {p.name for p in ALL if p.kind == "random"}
+
+
+@each(p for p in ALL if p.vjp is not None and p.name != "cast" and p.name not in OF_COMPLEX | _DRAWN)
 def test_derivative_rules_against_differences(p: Primitive) -> None:
     r = np.random.default_rng(7)
     checked = 0

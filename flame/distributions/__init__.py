@@ -6,10 +6,11 @@ module of its own name, as `distributions.normal.Normal`.
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 from typing import Any
 
-from flame.distributions import continuous, discrete, kl
+from flame.distributions import constraints, continuous, counts, discrete, gamma, kl, transformed, transforms
 from flame.distributions.continuous import (
     Cauchy,
     Exponential,
@@ -21,42 +22,63 @@ from flame.distributions.continuous import (
     Normal,
     Uniform,
 )
+from flame.distributions.counts import Binomial, Multinomial, NegativeBinomial, Poisson
 from flame.distributions.discrete import Bernoulli, Categorical, Geometric, Independent, OneHotCategorical
 from flame.distributions.distribution import Distribution
+from flame.distributions.gamma import Beta, Chi2, Dirichlet, FisherSnedecor, InverseGamma, StudentT
+from flame.distributions.gamma import Gamma as Gamma
 from flame.distributions.kl import kl_divergence, register_kl
+from flame.distributions.transformed import (
+    HalfCauchy,
+    Kumaraswamy,
+    LogisticNormal,
+    MixtureSameFamily,
+    OneHotCategoricalStraightThrough,
+    Pareto,
+    RelaxedBernoulli,
+    RelaxedOneHotCategorical,
+    TransformedDistribution,
+    VonMises,
+    Weibull,
+)
 
-normal = SimpleNamespace(Normal=Normal)
-categorical = SimpleNamespace(Categorical=Categorical)
-bernoulli = SimpleNamespace(Bernoulli=Bernoulli)
-uniform = SimpleNamespace(Uniform=Uniform)
-exponential = SimpleNamespace(Exponential=Exponential)
-laplace = SimpleNamespace(Laplace=Laplace)
-independent = SimpleNamespace(Independent=Independent)
-multivariate_normal = SimpleNamespace(MultivariateNormal=MultivariateNormal)
+globals().update({_n: getattr(transforms, _n) for _n in transforms.__all__})
+_DISTRIBUTIONS = (
+    Bernoulli, Beta, Binomial, Categorical, Cauchy, Chi2, Dirichlet, Exponential, FisherSnedecor, Gamma, Geometric, Gumbel,
+    HalfCauchy, HalfNormal, Independent, InverseGamma, Kumaraswamy, Laplace, LogisticNormal, LogNormal, MixtureSameFamily,
+    Multinomial, MultivariateNormal, NegativeBinomial, Normal, OneHotCategorical, OneHotCategoricalStraightThrough, Pareto, Poisson,
+    RelaxedBernoulli, RelaxedOneHotCategorical, StudentT, TransformedDistribution, Uniform, VonMises, Weibull,
+)  # fmt: skip
+_PLACES = {
+    "StudentT": "studentT", "FisherSnedecor": "fishersnedecor", "OneHotCategorical": "one_hot_categorical",
+    "OneHotCategoricalStraightThrough": "one_hot_categorical", "RelaxedOneHotCategorical": "relaxed_categorical",
+    "VonMises": "von_mises",
+}  # fmt: skip
 
-__all__ = [
-    "Bernoulli", "Categorical", "Cauchy", "Distribution", "Exponential", "Geometric", "Gumbel", "HalfNormal", "Independent",
-    "Laplace", "LogNormal", "MultivariateNormal", "Normal", "OneHotCategorical", "Uniform", "continuous", "discrete", "kl",
-    "kl_divergence", "register_kl",
-]  # fmt: skip
 
-_SAMPLED_BY_REJECTION = {
-    "Gamma",
-    "Beta",
-    "Dirichlet",
-    "Chi2",
-    "StudentT",
-    "Poisson",
-    "Binomial",
-    "NegativeBinomial",
-    "VonMises",
+def _enter() -> None:
+    """distributions.log_normal.LogNormal and so on."""
+    for d in _DISTRIBUTIONS:
+        name = _PLACES.get(d.__name__) or re.sub(r"(?<!^)(?=[A-Z])", "_", d.__name__).lower()
+        place = globals().get(name)
+        if place is None:
+            place = globals()[name] = SimpleNamespace()
+        setattr(place, d.__name__, d)
+
+
+_enter()
+__all__ = [*(d.__name__ for d in _DISTRIBUTIONS), *transforms.__all__, "Distribution", "constraints", "continuous",
+           "counts", "discrete", "gamma", "kl", "kl_divergence", "register_kl", "transformed", "transforms"]  # fmt: skip
+_ABSENT = {
+    "ContinuousBernoulli": "Beta or RelaxedBernoulli",
+    "GeneralizedPareto": "Pareto, moved by an AffineTransform",
+    "LKJCholesky": "LowerCholeskyTransform over normals",
+    "LowRankMultivariateNormal": "MultivariateNormal with the whole covariance",
+    "Wishart": "the covariance of MultivariateNormal draws",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in _SAMPLED_BY_REJECTION:
-        raise AttributeError(
-            f"flame.distributions.{name} is not there: its draws take a number of steps that depends on chance. Draw with "
-            "numpy.random.Generator, and write its density with flame.lgamma"
-        )
+    if name in _ABSENT:
+        raise AttributeError(f"flame.distributions.{name} is not there: use {_ABSENT[name]}")
     raise AttributeError(f"module 'flame.distributions' has no attribute {name!r}")

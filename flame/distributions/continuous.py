@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from flame.distributions import constraints
 from flame.distributions.distribution import HALF_LOG_TWO_PI, POSITIVE, REAL, Distribution, broadcast_all
 from flame.functions import PUBLIC
 from flame.functions.random import gaussian, uniform
@@ -19,6 +20,7 @@ class _LocationScale(Distribution):
     """loc + scale * a standard draw."""
 
     has_rsample = True
+    support = constraints.real
     arg_constraints = {"loc": REAL, "scale": POSITIVE}
 
     def __init__(self, loc: Any, scale: Any, validate_args: bool | None = None):
@@ -150,6 +152,8 @@ class Cauchy(_LocationScale):
 class LogNormal(_LocationScale):
     """exp of a normal distribution."""
 
+    support = constraints.positive
+
     @property
     def mean(self) -> Tensor:
         return exp(self.loc + self.scale * self.scale * 0.5)
@@ -167,7 +171,7 @@ class LogNormal(_LocationScale):
         return exp(Normal(self.loc, self.scale, False).rsample(sample_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        self._valid(value, lambda v: v > 0, "positive")
+        self._valid(value)
         return Normal(self.loc, self.scale, False).log_prob(log(value)) - log(value)
 
     def cdf(self, value: Tensor) -> Tensor:
@@ -181,6 +185,7 @@ class HalfNormal(Distribution):
     """The absolute value of a normal distribution of mean 0."""
 
     has_rsample = True
+    support = constraints.nonnegative
     arg_constraints = {"scale": POSITIVE}
 
     def __init__(self, scale: Any, validate_args: bool | None = None):
@@ -203,7 +208,7 @@ class HalfNormal(Distribution):
         return PUBLIC["abs"](gaussian(self._extended_shape(sample_shape), self.scale.dtype)) * self.scale
 
     def log_prob(self, value: Tensor) -> Tensor:
-        self._valid(value, lambda v: v >= 0, "not negative")
+        self._valid(value)
         z = value / self.scale
         return where(value >= 0, z * z * -0.5 - log(self.scale) + (math.log(2) - HALF_LOG_TWO_PI), -math.inf)
 
@@ -218,6 +223,7 @@ class Exponential(Distribution):
     """The exponential distribution of `rate`."""
 
     has_rsample = True
+    support = constraints.nonnegative
     arg_constraints = {"rate": POSITIVE}
 
     def __init__(self, rate: Any, validate_args: bool | None = None):
@@ -240,7 +246,7 @@ class Exponential(Distribution):
         return -PUBLIC["log1p"](-uniform(self._extended_shape(sample_shape), self.rate.dtype)) / self.rate
 
     def log_prob(self, value: Tensor) -> Tensor:
-        self._valid(value, lambda v: v >= 0, "not negative")
+        self._valid(value)
         return log(self.rate) - self.rate * value
 
     def cdf(self, value: Tensor) -> Tensor:
@@ -266,8 +272,16 @@ class Uniform(Distribution):
             raise ValueError("Uniform is not defined when low>= high")
 
     @property
+    def support(self) -> constraints.Constraint:  # type: ignore[override]
+        return constraints.interval(self.low, self.high)
+
+    @property
     def mean(self) -> Tensor:
         return (self.high + self.low) / 2.0
+
+    @property
+    def mode(self) -> Tensor:
+        return PUBLIC["full_like"](self.high, math.nan)
 
     @property
     def variance(self) -> Tensor:
@@ -278,7 +292,7 @@ class Uniform(Distribution):
         return self.low + uniform(self._extended_shape(sample_shape), self.low.dtype) * (self.high - self.low)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        self._valid(value, lambda v: (v >= self.low) & (v <= self.high), "between low and high")
+        self._valid(value)
         return where((value >= self.low) & (value < self.high), -log(self.high - self.low), -math.inf)
 
     def cdf(self, value: Tensor) -> Tensor:
@@ -295,6 +309,7 @@ class MultivariateNormal(Distribution):
     """The normal distribution of vectors, by one of covariance, precision, or the Cholesky factor of the covariance."""
 
     has_rsample = True
+    support = constraints.real_vector
     arg_constraints = {"loc": REAL}
 
     def __init__(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from flame.distributions import constraints
 from flame.distributions.distribution import REAL, UNIT, Distribution, broadcast_all
 from flame.functions import PUBLIC
 from flame.functions.random import bernoulli, multinomial, uniform
@@ -46,6 +47,8 @@ class _Binary(Distribution):
 class Bernoulli(_Binary):
     """1 with probability `probs`, else 0."""
 
+    support = constraints.boolean
+
     @property
     def mean(self) -> Tensor:
         return self.probs
@@ -64,7 +67,7 @@ class Bernoulli(_Binary):
         return bernoulli(p)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        self._valid(value, lambda v: (v == 0) | (v == 1), "0 or 1")
+        self._valid(value)
         x = self.logits
         return value * x - PUBLIC["clamp"](x, min=0.0) - PUBLIC["log1p"](PUBLIC["exp"](-PUBLIC["abs"](x)))
 
@@ -75,6 +78,8 @@ class Bernoulli(_Binary):
 
 class Geometric(_Binary):
     """Failures before the first success: 0, 1, 2, ..."""
+
+    support = constraints.nonnegative_integer
 
     @property
     def mean(self) -> Tensor:
@@ -94,7 +99,7 @@ class Geometric(_Binary):
         return PUBLIC["floor"](PUBLIC["log1p"](-u) / PUBLIC["log1p"](-p))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        self._valid(value, lambda v: (v >= 0) & (v == PUBLIC["floor"](v)), "non-negative integers")
+        self._valid(value)
         p = self.probs
         return PUBLIC["xlogy"](value, 1.0 - p) + log(p)
 
@@ -138,6 +143,10 @@ class Categorical(Distribution):
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
+    def support(self) -> constraints.Constraint:  # type: ignore[override]
+        return constraints.integer_interval(0, self._num_events - 1)
+
+    @property
     def mean(self) -> Tensor:
         return PUBLIC["full"](tuple(self._batch_shape), math.nan, dtype=self._param.dtype)
 
@@ -157,9 +166,7 @@ class Categorical(Distribution):
         return multinomial(rows, n, True).T.reshape(self._extended_shape(sample_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        self._valid(
-            value, lambda v: (v >= 0) & (v < self._num_events) & (v == v.floor()), f"integers from 0 to {self._num_events - 1}"
-        )
+        self._valid(value)
         x = self.logits
         index = value.long().unsqueeze(-1)
         shape = PUBLIC["broadcast_shapes"](tuple(index.shape)[:-1], tuple(x.shape)[:-1])
@@ -179,6 +186,8 @@ class Categorical(Distribution):
 class OneHotCategorical(Distribution):
     """Categorical, with one-hot vectors for classes."""
 
+    support = constraints.one_hot
+
     def __init__(self, probs: Any = None, logits: Any = None, validate_args: bool | None = None):
         self._categorical = Categorical(probs, logits, validate_args)
         super().__init__(self._categorical.batch_shape, (self._categorical._num_events,), validate_args)
@@ -194,6 +203,10 @@ class OneHotCategorical(Distribution):
     @property
     def mean(self) -> Tensor:
         return self.probs
+
+    @property
+    def mode(self) -> Tensor:
+        return PUBLIC["one_hot"](self._categorical.mode, self._categorical._num_events).to(self.probs.dtype)
 
     @property
     def variance(self) -> Tensor:
@@ -226,6 +239,14 @@ class Independent(Distribution):
         shape = tuple(base_distribution.batch_shape) + tuple(base_distribution.event_shape)
         cut = n - reinterpreted_batch_ndims
         super().__init__(Size(shape[:cut]), Size(shape[cut:]), validate_args)
+
+    @property
+    def support(self) -> constraints.Constraint:  # type: ignore[override]
+        return constraints.independent(self.base_dist.support, self.reinterpreted_batch_ndims)
+
+    def expand(self, batch_shape: Any) -> Distribution:
+        cut = tuple(self._event_shape)[: self.reinterpreted_batch_ndims]
+        return Independent(self.base_dist.expand((*batch_shape, *cut)), self.reinterpreted_batch_ndims, self._check)
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]

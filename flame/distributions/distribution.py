@@ -12,6 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from flame.autograd.modes import no_grad
+from flame.distributions import constraints
+from flame.distributions.constraints import Constraint
 from flame.functions import PUBLIC
 from flame.functions.promotion import number
 from flame.tensor import Size, Tensor
@@ -36,20 +38,24 @@ class Distribution:
 
     has_rsample = False
     _validate = True
-    #: names of parameters and, for each, what must hold: (words, predicate)
-    arg_constraints: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {}
+    #: names of parameters and, for each, what must hold
+    arg_constraints: dict[str, Constraint] = {}
+    #: the values that draws take
+    support: Any = None
 
     def __init__(self, batch_shape: Any = (), event_shape: Any = (), validate_args: bool | None = None):
         self._batch_shape, self._event_shape = Size(batch_shape), Size(event_shape)
         self._check = self._validate if validate_args is None else validate_args
-        if self._check:
-            for name, (words, holds) in self.arg_constraints.items():
-                v = self.__dict__.get(name)
-                if isinstance(v, Tensor) and not bool(holds(v).all()):
-                    raise ValueError(
-                        f"Expected parameter {name} (Tensor of shape {tuple(v.shape)}) of distribution {type(self).__name__} to be "
-                        f"{words}, but found invalid values:\n{v}"
-                    )
+        self._check_parameters()
+
+    def _check_parameters(self) -> None:
+        for name, constraint in self.arg_constraints.items() if self._check else ():
+            v = self.__dict__.get(name)
+            if isinstance(v, Tensor) and not bool(constraint.check(v).all()):
+                raise ValueError(
+                    f"Expected parameter {name} (Tensor of shape {tuple(v.shape)}) of distribution {type(self).__name__} to be "
+                    f"{constraint.words}, but found invalid values:\n{v}"
+                )
 
     @staticmethod
     def set_default_validate_args(value: bool) -> None:
@@ -114,9 +120,11 @@ class Distribution:
         new.__dict__ |= self.__dict__
         new._batch_shape = Size(batch_shape)
         for k, v in self.__dict__.items():
-            if isinstance(v, Tensor):
+            if isinstance(v, Tensor) and tuple(v.shape)[: len(self._batch_shape)] == tuple(self._batch_shape):
                 tail = tuple(v.shape)[len(self._batch_shape) :]
                 new.__dict__[k] = PUBLIC["broadcast_to"](v, (*batch_shape, *tail))
+            elif isinstance(v, Distribution):
+                new.__dict__[k] = v.expand(batch_shape)
         return new
 
     def _valid(self, value: Any, support: Callable[[Tensor], Tensor] | None = None, words: str = "") -> None:
@@ -129,6 +137,8 @@ class Distribution:
             raise ValueError(
                 f"The right-most size of value must match event_shape: {tuple(value.shape)} vs {tuple(self._event_shape)}."
             )
+        if support is None and self.support is not None:
+            support, words = self.support.check, self.support.words
         if support is not None and not bool(support(value).all()):
             raise ValueError(
                 f"Expected value argument (Tensor of shape {tuple(value.shape)}) to be within the support ({words}) of the "
@@ -144,7 +154,5 @@ class Distribution:
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
-POSITIVE = ("positive", lambda v: v > 0)
-REAL = ("real numbers", lambda v: v == v)
-UNIT = ("in [0, 1]", lambda v: (v >= 0) & (v <= 1))
+POSITIVE, REAL, UNIT = constraints.positive, constraints.real, constraints.unit_interval
 HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)

@@ -127,6 +127,10 @@ class Batching:
             )
         mine = [isinstance(o, Batched) and o._batching is self for o in operands]
         spread = (random and self.randomness == "different") or any(m and o._batch for m, o in zip(mine, operands, strict=True))
+        if random and spread and self.randomness == "same":
+            raise RuntimeError(
+                "vmap: a draw whose parameters differ between examples can't be the same for all: use randomness='different'"
+            )
         values = [o._value if m else o for m, o in zip(mine, operands, strict=True)]
         if not spread:
             got = self.below(primitive, *values, **params)

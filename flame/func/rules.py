@@ -150,9 +150,12 @@ def _full(p: Primitive, size: int, xs: list, batches: list, params: dict) -> Any
 
 
 def _random(p: Primitive, size: int, xs: list, batches: list, params: dict) -> Any:
-    if any(batches):
-        raise RuntimeError("vmap: a random number generator's seed differs between examples: draw outside, or by one generator")
-    return p(*xs, **params | {"shape": (size, *params["shape"])})
+    """Parameters that are numbers are seed and place in the stream, the same for all; what follows counts examples first."""
+    more = {"shape": (size, *params["shape"])} if "shape" in params else {}
+    rank = max((x.ndim - b for x, b in zip(xs, batches) if isinstance(x, Tensor)), default=0)
+    return p(
+        *(shaped(spread(x, b, size), True, rank) if isinstance(x, Tensor) else x for x, b in zip(xs, batches)), **params | more
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- contractions

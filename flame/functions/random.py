@@ -21,14 +21,16 @@ from flame.autograd.tape import assign
 from flame.dtypes import dtype as DType
 from flame.functions.creation import _device, _finish, _sizes, placed, placing
 from flame.functions.elementwise import PUBLIC
-from flame.functions.promotion import cast, deliver, to_dtype
+from flame.functions.promotion import cast, deliver, tensor_operand, to_dtype
 from flame.functions.shape import take_slice
-from flame.primitive import force, placement, registered
+from flame.ops.rejection import WORDS
+from flame.primitive import Primitive, broadcast_shapes, force, placement, registered
 from flame.tensor import Tensor, method, wrap
 
 BITS, WHERE, ARGSORT = registered("random_bits"), registered("where"), registered("argsort")
 SHIFT_RIGHT = registered("shift_right")
 LOG, SQRT, COS = map(registered, ("log", "sqrt", "cos"))
+GAMMA, POISSON, BINOMIAL = map(registered, ("gamma_sample", "poisson_sample", "binomial_sample"))
 
 
 class Generator:
@@ -116,6 +118,32 @@ def bits(shape: tuple[int, ...], generator: Generator | None = None) -> Tensor:
     at = g.offset
     g.offset = at + -(-math.prod(force.examples + shape) // 4) * 4
     return BITS(g.seed_value, at, shape=shape)
+
+
+def rejected(p: Primitive, *parameters: Tensor, generator: Generator | None = None) -> Tensor:
+    """Draws that take as many words as chance asks for: each element has WORDS of the stream to itself (flame.ops.rejection)."""
+    g = generator or default_generator
+    at = g.offset
+    shape = broadcast_shapes(*(tuple(x.shape) for x in parameters))
+    g.offset = at + math.prod(force.examples + shape) * WORDS
+    return p(*parameters, g.seed_value, at)
+
+
+def poisson(input: Tensor, generator: Generator | None = None) -> Tensor:
+    """Poisson draws, one for each rate in `input`. Raises RuntimeError for dtypes that are not floating."""
+    return rejected(POISSON, tensor_operand(input, "poisson"), generator=generator)
+
+
+def binomial(count: Tensor, prob: Tensor, generator: Generator | None = None) -> Tensor:
+    """How many of `count` trials succeed, each with probability `prob`; both floating, of one dtype, and broadcast."""
+    return rejected(
+        BINOMIAL, tensor_operand(count, "binomial", "count"), tensor_operand(prob, "binomial", "prob"), generator=generator
+    )
+
+
+def standard_gamma(concentration: Tensor, generator: Generator | None = None) -> Tensor:
+    """Gamma draws of rate 1, differentiable by their concentration."""
+    return rejected(GAMMA, tensor_operand(concentration, "_standard_gamma"), generator=generator)
 
 
 def uniform(shape: tuple[int, ...], d: DType, generator: Generator | None = None) -> Tensor:
@@ -285,7 +313,7 @@ def no_history() -> Iterator[None]:
         force.grad = before
 
 
-for _f in (randint, randint_like, randperm, normal, bernoulli, multinomial):
+for _f in (randint, randint_like, randperm, normal, bernoulli, multinomial, poisson, binomial):
     PUBLIC[_f.__name__] = _f
 Tensor.bernoulli = bernoulli  # type: ignore[attr-defined]
 Tensor.multinomial = multinomial  # type: ignore[attr-defined]

@@ -15,6 +15,7 @@ from flame.ops import (  # noqa: F401
     pool,
     random,
     reduce,
+    rejection,
     search,
     spectral,
     strided,
