@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from flame.compiler import attention_kernels
 from flame.compiler.cost import rates
@@ -222,6 +222,9 @@ class _Fusion:
         """Why a and b stay apart; or, beginning with "saves", what joining them is worth."""
         if self.plan.depth[a.roots[0]] + self.plan.depth[b.roots[0]] > _DEPTH:
             return f"a chain of more than {_DEPTH} nodes"
+        laid_out = [r for r in a.roots if r.node is not None and r.node.primitive.name == "copy" and b in self.groups.below(a)]
+        if laid_out and any(r.node is not None and r.node.primitive.kind == "contract" for r in self._inside(b)):
+            return f"{describe(laid_out[0])} is there to lie as the contraction reads it"
         roots = sorted((*a.roots, *b.roots), key=self.groups.position.__getitem__)
         stored = self._stored(roots)
         reason = _misshapen(roots, stored) or self._too_wide(roots, stored) or self.groups.why_not(a, b)
@@ -243,6 +246,17 @@ class _Fusion:
             return "they share a launch and nothing else"
         bytes_saved = one.cost.bytes + two.cost.bytes - joint.template.cost.bytes
         return f"saves {bytes_saved} bytes and {saved:.0f} ns"
+
+    def _inside(self, g: Group) -> Iterator[Value]:
+        """What a group computes."""
+        pending, seen = list(g.roots), set[Value]()
+        while pending:
+            v = pending.pop()
+            if v in seen or v.node is None or (v not in g.roots and self.plan.in_memory(v)):
+                continue
+            seen.add(v)
+            yield v
+            pending += v.node.values
 
     def _too_wide(self, roots: Sequence[Value], stored: Sequence[Value]) -> str:
         """Why a kernel of these roots would have too many buffers, before it is lowered."""

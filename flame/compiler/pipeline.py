@@ -2,6 +2,7 @@
 
     expand        what this target has no routine for               Graph -> Graph
     simplify      equations, common subexpressions, dead code       Graph -> Graph
+    lay out       copies in the order that convolutions read        Graph -> Graph
     own results   results that are inputs are copied                Graph -> Graph
     fuse          groups of nodes, lowered to kernels               Graph -> Fused
     link          slots and steps                                   Fused -> Program
@@ -28,6 +29,7 @@ from flame.compiler.dims import space_of
 from flame.compiler.expand import expand, refusals
 from flame.compiler.fusion import fuse
 from flame.compiler.graph import Graph
+from flame.compiler.layouts import lay_out
 from flame.compiler.link import link, own_results, verify_program
 from flame.compiler.memory import in_place, plan, update
 from flame.compiler.program import Fused, Program
@@ -60,6 +62,7 @@ def compile_graph(
     refused = refusals(graph, target)
     graph = passes.run("expand", expand, graph, target)
     graph = passes.run("simplify", simplify, graph)
+    graph = passes.run("lay out", lay_out, graph, target)
     graph = passes.run("own results", own_results, graph)
     fused = passes.run("fuse", fuse, graph, target)
     program = passes.run("link", link, graph, fused)

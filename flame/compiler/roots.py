@@ -144,20 +144,20 @@ def _is_library_matmul(n: Node, users: list[Node]) -> bool:
 
 def _library_reads(v: Value) -> bool:
     """Can a matrix library read `v` as a view of memory: strides exist, and one of the last two dimensions has stride 1?"""
-    strides = _strides(v)
+    strides = strides_of(v)
     if strides is None:
         return False
     (m, n), (row, column) = v.shape[-2:], strides[-2:]
     return (column == 1 and (row >= n or m == 1)) or (row == 1 and (column >= m or n == 1))
 
 
-def _strides(v: Value) -> list[int] | None:
+def strides_of(v: Value) -> list[int] | None:
     """The strides of a view in elements of the contiguous value beneath it; None if it is not one without a copy."""
     node = v.node
     if node is None or not node.primitive.view or not isinstance(node.operands[0], Value):
         return [math.prod(v.shape[i + 1 :]) for i in range(v.ndim)]
     x = node.operands[0]
-    under = _strides(x)
+    under = strides_of(x)
     if under is None:
         return None
     match node.primitive.name:

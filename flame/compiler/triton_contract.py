@@ -11,9 +11,11 @@ that: a masked lane would otherwise put in whatever its prologue makes of it. Th
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from flame.compiler.index_math import E
 from flame.compiler.kernel import Contract, Kernel, Load, domain_of, reads
-from flame.compiler.schedule import GpuSchedule, sides
+from flame.compiler.schedule import GpuSchedule, sides, unit_stride_axis
 from flame.compiler.triton_body import Body, Lanes, Scope
 from flame.compiler.triton_text import Text, tl, typed
 from flame.dtypes import dtype, float32
@@ -31,9 +33,23 @@ class Dot:
         self.kernel = kernel
         self.schedule = schedule
         self.body = body
-        self.sides = found
         self.programs: list[tuple[E, int]] = []
         self.contraction = next(s for s in kernel.statements if isinstance(s, Contract))
+        self.sides = replace(found, m=self._ordered(found.m, 0), n=self._ordered(found.n, 1))
+
+    def _ordered(self, axes: tuple[str, ...], operand: int) -> tuple[str, ...]:
+        """The axes of a side with that one last along which the operand's memory runs, so that neighbouring lanes read
+        neighbouring elements."""
+        pending, seen = [self.contraction.operands[operand]], set[str]()
+        while pending:
+            v = pending.pop()
+            s = self.kernel.definitions[v]
+            a = unit_stride_axis(self.kernel, s) if isinstance(s, Load) else None
+            if a in axes:
+                return (*(x for x in axes if x != a), a)
+            pending += [x for x in reads(s) if x not in seen]
+            seen.update(reads(s))
+        return axes
 
     def render(self) -> None:
         body, schedule = self.body, self.schedule

@@ -321,14 +321,14 @@ def _conv_lower(index: Index, x: Spec, w: Spec, *, stride: Ints, padding: Paddin
     return Contraction(w.shape[1:], left, lambda axes: Choice(1, (o, *axes)))
 
 
-def _input_grad_infer(g: Spec, w: Spec, *, input_shape: Ints, **how: Any) -> Spec:
+def _input_grad_infer(g: Spec, w: Spec, *, input_shape: Ints, phases: bool = False, **how: Any) -> Spec:
     y = _conv_check(Spec(input_shape, g.dtype), w, **how)
     if y != g:
         raise RuntimeError(f"conv_input_grad: expected the cotangent to be {y}, but got {g}")
     return Spec(input_shape, g.dtype)
 
 
-def _input_grad_eager(g: np.ndarray, w: np.ndarray, *, input_shape: Ints, **how: Any) -> np.ndarray:
+def _input_grad_eager(g: np.ndarray, w: np.ndarray, *, input_shape: Ints, phases: bool = False, **how: Any) -> np.ndarray:
     groups, padding, dilation, kernel = how["groups"], how["padding"], how["dilation"], w.shape[2:]
     if 0 in (*g.shape, *w.shape):
         return np.zeros(input_shape, g.dtype)
@@ -362,6 +362,16 @@ def _input_grad_eager(g: np.ndarray, w: np.ndarray, *, input_shape: Ints, **how:
     return _product(multiply, g, w)
 
 
+def _phase(i: E, stride: int, dilation: int, lo: int) -> tuple[E, E]:
+    """The first tap that reaches input position i, of those a stride apart; and the result that it reaches from it.
+
+    Tap k reaches it from result t where t * stride = i + lo - k * dilation. With i = stride * q + r that is a matter of r, the
+    phase: k is the inverse of the dilation times r + lo, modulo the stride, plus a multiple of the stride."""
+    q, r = i // stride, i % stride
+    tap = ((r + lo) * pow(dilation, -1, stride)) % stride
+    return tap, q + (r + lo - tap * dilation) // stride
+
+
 def _input_grad_lower(
     index: Index,
     g: Spec,
@@ -372,8 +382,13 @@ def _input_grad_lower(
     padding: Padding,
     dilation: Ints,
     groups: int,
+    phases: bool = False,
 ) -> Contraction:
+    """With `phases`, of each strided dimension only the taps that reach a position are summed, which depend on the position
+    modulo the stride; without, all of them, most being masked. (A dilation that shares a factor with the stride has no phases.)"""
     n, c, *at = index
+    by_phase = [phases and s > 1 and math.gcd(s, d) == 1 for s, d in zip(stride, dilation, strict=True)]
+    extents = tuple(-(-k // s) if p else k for k, s, p in zip(w.shape[2:], stride, by_phase, strict=True))
     per_group = w.shape[0] // groups
 
     def out_channel(o: E) -> E:
@@ -382,7 +397,15 @@ def _input_grad_lower(
     def left(axes: Index) -> Choice:
         o, *k = axes
         conds, places = [], []
-        for i, ki, s, d, (lo, _), size in zip(at, k, stride, dilation, padding, g.shape[2:], strict=True):
+        for i, ki, s, d, (lo, _), size, p, taps in zip(
+            at, k, stride, dilation, padding, g.shape[2:], by_phase, w.shape[2:], strict=True
+        ):
+            if p:
+                tap, t = _phase(i, s, d, lo)
+                e = t - ki * d
+                conds += [Cond(e), Cond(size - 1 - e), Cond(taps - 1 - (tap + ki * s))]
+                places.append(e)
+                continue
             e = i + lo - ki * d
             conds += [Cond(e), Cond((size - 1) * s - e)] + [Cond(e % s, "eq")] * (s > 1)
             places.append(e // s if s > 1 else e)
@@ -390,9 +413,14 @@ def _input_grad_lower(
 
     def right(axes: Index) -> Choice:
         o, *k = axes
-        return Choice(1, (out_channel(o), c if groups == 1 else c % w.shape[1], *k))
+        conds, taps = [], []
+        for i, ki, s, d, (lo, _), p, count in zip(at, k, stride, dilation, padding, by_phase, w.shape[2:], strict=True):
+            tap = _phase(i, s, d, lo)[0] + ki * s if p else ki
+            taps.append(tap)
+            conds += [Cond(count - 1 - tap)] * p
+        return Choice(1, (out_channel(o), c if groups == 1 else c % w.shape[1], *taps), tuple(conds))
 
-    return Contraction((per_group, *w.shape[2:]), left, right)
+    return Contraction((per_group, *extents), left, right)
 
 
 def _weight_grad_infer(x: Spec, g: Spec, *, weight_shape: Ints, **how: Any) -> Spec:
@@ -497,8 +525,10 @@ conv_input_grad: Primitive = register(
     infer=_input_grad_infer,
     eager=_input_grad_eager,
     vjp=(
-        lambda g, _y, _g, w, *, input_shape, **how: conv(g, w, **how),
-        lambda g, _y, cotangent, _w, *, input_shape, **how: conv_weight_grad(g, cotangent, weight_shape=_w.shape, **how),
+        lambda g, _y, _g, w, *, input_shape, phases=False, **how: conv(g, w, **how),
+        lambda g, _y, cotangent, _w, *, input_shape, phases=False, **how: conv_weight_grad(
+            g, cotangent, weight_shape=_w.shape, **how
+        ),
     ),
     lower=_input_grad_lower,
     samples=_conv_samples("conv_input_grad"),
