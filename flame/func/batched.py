@@ -104,6 +104,7 @@ class Batched(Tensor):
 
 def batched(value: Tensor, batch: bool, batching: Batching) -> Batched:
     t = object.__new__(Batched)
+    t._array = None
     t._value, t._batch, t._batching = value, batch, batching
     return t
 
