@@ -194,7 +194,8 @@ TOO_MANY_PATHS = _reason(
     "FL3001",
     "too many paths",
     "more than {} different paths were seen, the last from {} on",
-    'Make paths fewer (see FL2001 to FL2006), or raise the limit: flame.compile(..., options={"recompile_limit": n}).',
+    "Make paths fewer (see FL2001 to FL2006; where a loop runs a number of times that varies, compile its body, or pad to a few "
+    'lengths), or raise the limit: flame.compile(..., options={"recompile_limit": n}).',
 )
 TOO_MANY_STEPS = _reason(
     "FL3002",

@@ -85,6 +85,67 @@ def test_workers_use_compiled_functions(method: str, tmp_path: Path) -> None:
     assert run(WORKERS, tmp_path, method).strip() == "ok"
 
 
+LOADERS = """
+import sys
+import flame
+from flame import nn
+from flame.utils.data import DataLoader, Dataset
+
+@flame.compile
+def prepared(x):
+    return (x * 2).tanh().sum(0) + 1
+
+class Rows(Dataset):
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, i):
+        return prepared(flame.full((3, 4), i / 12)), flame.tensor(float(i))
+
+def batches(workers):
+    return DataLoader(Rows(), 4, num_workers=workers, multiprocessing_context=sys.argv[1] if workers else None)
+
+def trained(workers, loop_inside):
+    flame.manual_seed(1)
+    net = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 1))
+    optimizer = flame.optim.AdamW(net.parameters(), lr=0.01)
+
+    def step(x, y):
+        optimizer.zero_grad()
+        loss = (net(x)[:, 0] - y).square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    def epoch(loader):
+        return [step(x, y) for x, y in loader]
+
+    run = flame.compile(epoch) if loop_inside else None
+    step = step if loop_inside else flame.compile(step)
+    losses = []
+    for _ in range(2):
+        loader = batches(workers)
+        losses += [loss.item() for loss in (run(loader) if loop_inside else epoch(loader))]
+    f = run if loop_inside else step
+    assert f.stats.followed and f.stats.compiled and not f.stats.fallbacks, f.stats
+    return losses
+
+if __name__ == "__main__":
+    for _ in range(3):
+        prepared(flame.ones(3, 4))
+    want = trained(0, False)
+    for inside in (False, True)[sys.argv[1] == "spawn" :]:  # workers begin between two calls, or in the midst of one
+        got = trained(1, inside)
+        assert all(abs(a - b) < 1e-4 * max(1, abs(a)) for a, b in zip(want, got, strict=True)), (want, got)
+    print("ok")
+"""
+
+
+@pytest.mark.parametrize("method", [m for m in multiprocessing.get_all_start_methods() if m != "forkserver"])
+def test_compiled_functions_on_both_sides_of_a_loader(method: str, tmp_path: Path) -> None:
+    assert run(LOADERS, tmp_path, method).strip() == "ok"
+
+
 FULL = """
 import resource, signal
 import flame
