@@ -33,6 +33,7 @@ from flame.kernels import KernelHandle
 from flame.nn import Module
 from flame.primitive import force
 from flame.reasons import REASONS
+from flame.runtime.gpu_copy import host
 from flame.snapshot import Snapshot
 from flame.tensor import Tensor
 
@@ -295,7 +296,7 @@ def _arrays(name: str, x: Any) -> Iterator[tuple[str, np.ndarray]]:
     """The tensors and numbers in a result, by name."""
     match x:
         case Tensor():
-            yield name, np.array(x._data())
+            yield name, np.array(host(x._data()))
         case bool() | int() | float() | np.ndarray() | np.generic():
             yield name, np.array(x)
         case dict():

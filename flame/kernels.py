@@ -145,7 +145,7 @@ class Inventory:
         for c in self.compiled():
             if c.program is not None and id(c.program) not in self._seen:
                 self._seen[id(c.program)] = c.program
-                collect(c.program, HOST, self._handles, _runs(c))
+                collect(c.program, c.gpu or HOST, self._handles, _runs(c))
         return list(self._handles.values())
 
     def gpu_kernels(self, arch: str = DEFAULT_GPU) -> list[KernelHandle]:
@@ -162,7 +162,7 @@ class Inventory:
 
 def _runs(c: Compiled) -> Callable[[int, KernelStep], str]:
     """By what a compiled graph runs its steps."""
-    runs = () if c.executable is None else c.executable.recipe.runs
+    runs = () if c.executable is None else c.executable.runs
     return lambda i, step: runs[i] if i < len(runs) else "interpreted"
 
 

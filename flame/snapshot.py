@@ -24,6 +24,7 @@ from flame.jit import CompiledFunction
 from flame.nn import Module
 from flame.optim.lr_scheduler import LRScheduler
 from flame.optim.optimizer import Optimizer
+from flame.runtime.gpu_copy import duplicate, host, overwrite
 from flame.tensor import Tensor
 
 _ATTRIBUTED = (Module, Optimizer, LRScheduler, Generator)
@@ -93,14 +94,14 @@ class Snapshot:
 
     def _hold_tensor(self, t: Tensor) -> None:
         values = [getattr(t, f) for f in _TENSOR_FIELDS]
-        copy = None if t._array is None else np.array(t._array, order="K")
+        copy = None if t._array is None else duplicate(t._array, "K")
         version = t._storage.version if t._storage is not None else 0
 
         def undo() -> None:
             for f, v in zip(_TENSOR_FIELDS, values):
                 setattr(t, f, v)
             if copy is not None and t._array.flags.writeable:
-                np.copyto(t._array, copy)
+                overwrite(t._array, copy)
             if t._storage is not None:
                 t._storage.version = version
 
@@ -155,9 +156,9 @@ class Snapshot:
         for name, t in self._named.values():
             while name in found:
                 name += "'"
-            found[name] = np.array(t._data())
+            found[name] = np.array(host(t._data()))
             if t._grad is not None:
-                found[f"{name}.grad"] = np.array(t._grad._data())
+                found[f"{name}.grad"] = np.array(host(t._grad._data()))
         return found
 
 

@@ -23,6 +23,7 @@ from flame.autograd.tape import AccumulateGrad, edge, requires_grad
 from flame.capture.trace import same_number
 from flame.capture.watching import Unprovable
 from flame.reasons import REPLAY_OPAQUE
+from flame.runtime.device_array import DeviceArray, device_of
 from flame.tensor import Tensor
 
 MISS = object()  #: the answer to a call that something else must do
@@ -51,7 +52,7 @@ class Arguments:
             volatile = x._handed_out()  # (before the array has a name here: it counts who holds it)
             a, e = x._array, edge(x)
             leaf = e is None or type(e[0]) is AccumulateGrad
-            return (t, a.dtype, a.shape, a.strides, e is not None, leaf, volatile, x._view is not None)
+            return (t, device_of(a), a.dtype, a.shape, a.strides, e is not None, leaf, volatile, x._view is not None)
         if t in _SIMPLE:
             return (t, x)
         if t is float:
@@ -134,8 +135,10 @@ class _Source:
         self.lines.append(f"    {array} = {v}._array")
         self.unless(
             f"{array} is not None and {array}.shape == {self.name(a.shape)} and {array}.dtype is {self.name(a.dtype)} "
-            f"and {array}.strides == {self.name(a.strides)}"
+            f"and {array}.strides == {self.name(a.strides)} and type({array}) is {self.name(type(a))}"
         )
+        if type(a) is DeviceArray:
+            self.unless(f"{array}.gpu is {self.name(a.gpu)}")
         e = edge(t)
         if t._view is not None:
             self.unless(f"{v}._view is not None and requires_grad({v}) is {e is not None}")

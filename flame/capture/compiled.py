@@ -24,6 +24,7 @@ from flame.compiler.partition import Joint, Residual
 from flame.compiler.pipeline import compile_graph
 from flame.compiler.program import Decision, Program
 from flame.compiler.spelling import Unspellable, lines, spelled
+from flame.compiler.target import Target
 from flame.errors import MissingTargetError
 from flame.knobs import knobs
 from flame.reasons import NOT_COMPILED
@@ -111,6 +112,11 @@ class Compiled:
             self.failure = NOT_COMPILED.text(f"{graph.name} ({self.role})", f"{type(e).__name__}: {e}")
             capture.stats.count(capture.stats.fallbacks, graph.name, self.failure)
             print(f"flame: {self.failure}", file=sys.stderr)
+
+    @property
+    def gpu(self) -> Target | None:
+        """The GPU that it is compiled for, if it is for one."""
+        return None if self._gpu is None else self._gpu.target
 
     def _executable(self, program: Program) -> Any:
         return Executable(program, backend=self._backend) if self._gpu is None else GpuExecutable(program, self._gpu)

@@ -36,10 +36,10 @@ from flame.functions.random import default_generator
 from flame.precision import in_force
 from flame.primitive import force
 from flame.reasons import REPLAY_BROKEN, REPLAY_READS, REPLAY_STATE, REPLAY_VARIES, REPLAY_WRONG
+from flame.runtime.device_array import device_of
+from flame.runtime.gpu_copy import duplicate
 from flame.symbol import evaluate
 from flame.tensor import Storage, Tensor
-
-import numpy as np  # isort: skip
 
 MOST_ENTRIES = 8
 MOST_CANDIDATES = 64
@@ -254,6 +254,7 @@ class Entry:
             or (a.shape, a.strides) != self.recipe.shapes[i]
             or a.dtype is not step.numpy
             or volatile is not k.volatile
+            or (k.device is not None and device_of(a) != k.device)
         ):
             return False
         e = edge(t)
@@ -282,7 +283,7 @@ class Entry:
             run.edges[ref.edge] = edge(t)
         if step.key.volatile:
             snapshot: Tensor = _new(Tensor)
-            snapshot._array = np.array(t._array, order="K")
+            snapshot._array = duplicate(t._array, "K")
             snapshot._node = run.edges.get(ref.edge)
             snapshot._ref = ref
             run.track(snapshot)

@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from flame.primitive import placement
+from flame.runtime import cuda
 from flame.tensor import Tensor
 
 FIRST = 12  #: calls that were followed to their end, before the first round
@@ -112,12 +114,20 @@ def carries_gradients(x: Any) -> bool:
     return not (x is None or isinstance(x, bool | int | float | str))
 
 
+def wait_for_gpus() -> None:
+    """What was launched so far is no part of what is measured next; what it launches is."""
+    if placement.gpu:
+        cuda.synchronize_all()
+
+
 def measured(trial: Trial, run: Callable[[], Any], kind: Any, settled: Callable[[], Any]) -> tuple[Any, bool]:
     """A call that is measured, and whether the verdict changed. `settled()` is equal before and after a call that only followed
     what was known."""
     before = settled()
+    wait_for_gpus()
     begin = clock()
     result = run()
+    wait_for_gpus()
     seconds = clock() - begin
     if carries_gradients(result):
         trial.done = True

@@ -29,7 +29,7 @@ def name_kernels(unnamed: Iterable[tuple[Event, Executable, int]], known: Owners
     for event, executable, number in unnamed:
         _, owner = known.get(id(executable), (None, None))
         steps = () if owner is None or owner.program is None else owner.program.steps
-        run_by = executable.recipe.runs[number] if number < len(executable.recipe.runs) else ""
+        run_by = executable.runs[number] if number < len(executable.runs) else ""
         if number < len(steps):
             _describe(event, steps[number], run_by)
         else:  # a large array's operation, which runs as a kernel of its own

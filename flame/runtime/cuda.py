@@ -253,6 +253,13 @@ def opened() -> bool:
     return _runtime is not None and bool(_runtime.gpus)
 
 
+def synchronize_all() -> None:
+    """Wait for every device that was opened."""
+    if _runtime is not None:
+        for g in list(_runtime.gpus.values()):
+            g.synchronize()
+
+
 def device_count() -> int:
     return runtime().count if available() else 0
 

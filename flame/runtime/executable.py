@@ -114,6 +114,11 @@ class Executable:
         #: the one plan of a program that is a single native stage
         self._only = plans[0] if len(self._stages) == len(plans) == 1 and self._enter is not None else None
 
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """By what each step of the program is run."""
+        return self.recipe.runs
+
     def __call__(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Run it. Inputs that are not contiguous or not aligned are copied; results share memory with nothing else, but
         results that are one value are one array, and one that the program writes over an input is that input's array.
