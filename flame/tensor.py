@@ -24,6 +24,8 @@ from flame.primitive import Number, Spec, force, placement
 from flame.runtime.device import device
 from flame.runtime.device_array import DeviceArray, address_of, device_of, to_device
 from flame.runtime.gpu_copy import duplicate, host
+from flame.runtime.gpu_exchange import CUDA as DLPACK_CUDA
+from flame.runtime.gpu_exchange import described, exported
 from flame.slots import with_slots
 
 
@@ -329,11 +331,7 @@ class Tensor(_Slots):
         return bool(self._layout().flags.c_contiguous)
 
     def data_ptr(self) -> int:
-        if force.interpreter is not None:
-            force.interpreter.read(self)
-        a = self._data()
-        self.storage_of().hand_out("address")  # nobody can tell when the address is forgotten
-        return address_of(a)
+        return address_of(self._handed_memory())
 
     def _layout(self) -> Any:
         """An array with this tensor's strides. While pending, one is derived from the view chain, on no memory."""
@@ -433,12 +431,20 @@ class Tensor(_Slots):
         dl_device: tuple[int, int] | None = None,
         copy: bool | None = None,
     ) -> Any:
-        """A DLPack capsule of this memory (of a copy, if asked for); versioned where `max_version` is at least (1, 0).
+        """A DLPack capsule of this memory (of a copy, if asked for); versioned where `max_version` is at least (1, 0). On a GPU
+        `stream` is the consumer's, which waits for what was launched so far.
 
-        Raises BufferError for tensors that require gradient, for bfloat16, for other devices, and for a stream.
+        Raises BufferError for tensors that require gradient, for bfloat16 on the CPU, for other devices, and for a stream of the
+        CPU.
         """
         if self.requires_grad:
             raise BufferError("Can't export tensors that require gradient, use tensor.detach()")
+        if placement.gpu and self.is_cuda:
+            here = self.__dlpack_device__()
+            if dl_device is not None and tuple(dl_device) != here:
+                raise BufferError(f"this tensor is on {self.device}, device {here}; it can't be exported to {tuple(dl_device)}")
+            a = self._handed_memory()
+            return exported(duplicate(a) if copy else a, stream, max_version is not None and max_version >= (1, 0))
         if self.dtype is dtypes.bfloat16:
             raise BufferError("bfloat16 cannot be exported through NumPy's DLPack; cast to float32 first")
         if stream is not None and stream != -1:
@@ -448,7 +454,26 @@ class Tensor(_Slots):
         return self.numpy().__dlpack__(max_version=max_version, dl_device=dl_device, copy=copy)
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return (1, 0)
+        return (DLPACK_CUDA, self.device.index or 0) if placement.gpu and self.is_cuda else (1, 0)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """What other GPU libraries ask for. Raises AttributeError on the CPU, RuntimeError where gradient is required."""
+        if not (placement.gpu and self.is_cuda):
+            raise AttributeError(f"Can't get __cuda_array_interface__ on non-CUDA tensor type: {self.type()}")
+        if self.requires_grad:
+            raise RuntimeError(
+                "Can't get __cuda_array_interface__ on Variable that requires grad. Use tensor.detach() instead."
+            )
+        return described(self._handed_memory())
+
+    def _handed_memory(self) -> Any:
+        """The array on the device, whose memory others may write from now on."""
+        if force.interpreter is not None:
+            force.interpreter.read(self)
+        a = self._data()
+        self.storage_of().hand_out("address")  # nobody can tell when the address is forgotten
+        return a
 
     def __bool__(self) -> bool:
         if self.numel() != 1:

@@ -17,7 +17,7 @@ from flame.compiler.gpu_routines import has_routine
 from flame.dtypes import ALL
 from flame.errors import HostDetourWarning
 from flame.primitive import REGISTRY
-from flame.runtime import gpu_eager
+from flame.runtime import gpu_eager, gpu_exchange
 from flame.runtime.cuda import gpu
 from flame.runtime.device_array import DeviceArray, reshaped_strides, to_device
 from flame.runtime.gpu_copy import duplicate, host, overwrite
@@ -280,3 +280,83 @@ def test_a_region_tells_of_an_index_that_is_not_there() -> None:
     with pytest.raises(IndexError, match="out of bounds"):
         f(bad, w)
     close(f(good, w).cpu(), np.full((2, 2), 2, np.float32))
+
+
+def test_explained_and_replayed() -> None:
+    w = flame.randn(6, 6, device="cuda", requires_grad=True)
+    f = lambda x: nn.functional.gelu(x @ w).softmax(-1).sum()
+    x = flame.randn(5, 6, device="cuda")
+    assert "triton" in str(flame.explain(f, x))
+    r = flame.compile(lambda x: (x * 2).relu() + 1, mode="replay")
+    for t in [x] * 6 + [x.cpu()] * 5 + [x]:
+        y = r(t)
+        assert y.device == t.device
+        close(y.cpu(), (t.cpu() * 2).relu() + 1)
+    assert r.stats.replayed > 2
+
+
+# ---- other libraries
+
+
+class Foreign:
+    """A library that knows one of the two protocols."""
+
+    def __init__(self, t: Any, versioned: bool):
+        self.t, self.versioned = t, versioned
+        self.capsules: list = []
+
+    def __dlpack_device__(self) -> tuple:
+        return self.t.__dlpack_device__()
+
+    def __dlpack__(self, **kwargs: Any) -> Any:
+        if not self.versioned and "max_version" in kwargs:
+            raise TypeError("an unexpected keyword")
+        return self.t.__dlpack__(**kwargs)
+
+
+@pytest.mark.parametrize("versioned", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int64", "bool", "uint8"])
+def test_dlpack_shares_memory_and_lets_go_of_it(dtype: str, versioned: bool) -> None:
+    before = len(gpu_exchange._held)
+    x = flame.arange(12).reshape(3, 4).to("cuda").to(getattr(flame, dtype))
+    y = flame.from_dlpack(Foreign(x.t()[1:], versioned))
+    assert y.is_cuda and y.dtype is x.dtype and y.data_ptr() == x.t()[1:].data_ptr() and y.stride() == (1, 4)
+    assert flame.equal(y.cpu(), x.cpu().t()[1:])
+    assert len(gpu_exchange._held) == before + 1
+    capsule = x.__dlpack__()
+    assert len(gpu_exchange._held) == before + 2
+    del capsule, y
+    assert len(gpu_exchange._held) == before
+
+
+def test_what_dlpack_cannot_share_is_refused() -> None:
+    x = flame.ones(2, device="cuda")
+    with pytest.raises(BufferError, match="can't be exported to"):
+        x.__dlpack__(dl_device=(1, 0))
+    with pytest.raises(BufferError, match="require gradient"):
+        x.clone().requires_grad_().__dlpack__()
+
+    class Spent(Foreign):
+        def __dlpack__(self, **kwargs: Any) -> Any:
+            self.capsules = self.capsules or [self.t.__dlpack__()]
+            return self.capsules[0]
+
+    spent = Spent(x, True)
+    flame.from_dlpack(spent)
+    with pytest.raises(BufferError, match="consumed before"):
+        flame.from_dlpack(spent)
+
+
+def test_the_cuda_array_interface_both_ways() -> None:
+    class Array:
+        def __init__(self, t: Any):
+            self.__cuda_array_interface__ = t.__cuda_array_interface__
+            self.t = t
+
+    x = flame.arange(12, device="cuda").reshape(3, 4).float()
+    y = flame.as_tensor(Array(x[:, ::2]))
+    assert y.is_cuda and y.shape == (3, 2) and y.data_ptr() == x.data_ptr()
+    y.add_(1)
+    close(x.cpu()[:, 0], np.array([1, 5, 9], np.float32))
+    assert flame.tensor(Array(x)).data_ptr() != x.data_ptr()
+    assert not hasattr(x.cpu(), "__cuda_array_interface__")

@@ -20,6 +20,8 @@ from flame.primitive import force, placement, registered
 from flame.runtime.cuda import gpu
 from flame.runtime.device import CPU, as_device
 from flame.runtime.device import device as Device
+from flame.runtime.gpu_exchange import CUDA as DLPACK_CUDA
+from flame.runtime.gpu_exchange import adopted, imported
 from flame.tensor import Size, Tensor, method, wrap
 
 FULL, IOTA, WHERE, TRANSFER = map(registered, ("full", "iota", "where", "transfer"))
@@ -68,6 +70,8 @@ def placed(f: Any) -> Any:
             return f(*args, **kwargs)
         if device is None:
             first = args[0] if args else kwargs.get("input")
+            if not isinstance(first, Tensor) and hasattr(first, "__cuda_array_interface__"):
+                return f(*args, **kwargs)  # (it stays where it is)
             where = first.device if isinstance(first, Tensor) else resolved(_default[0])
         else:
             where = resolved(device)
@@ -148,6 +152,8 @@ def tensor(
 ) -> Tensor:
     """A new tensor that copies `data`: a number, nested sequences, an array, a tensor."""
     _device(device)
+    if not isinstance(data, Tensor) and hasattr(data, "__cuda_array_interface__"):
+        return _finish(registered("copy")(as_tensor(data, dtype)), requires_grad)
     if isinstance(data, Tensor):
         return _finish(wrap(np.array(data._read(), None if dtype is None else dtype.numpy, order="C")), requires_grad)
     return _finish(wrap(_from_data(data, dtype, "tensor")), requires_grad)
@@ -155,12 +161,16 @@ def tensor(
 
 @placed
 def as_tensor(data: Any, dtype: DType | None = None, device: Any = None) -> Tensor:
-    """`data` itself where it is a tensor of that dtype, sharing memory with a NumPy array of it, else a copy."""
+    """`data` itself where it is a tensor of that dtype, sharing memory with a NumPy or CUDA array of it, else a copy."""
     _device(device)
     if isinstance(data, Tensor):
         return to_dtype(data, dtype) if dtype is not None else data
     if isinstance(data, np.ndarray) and (dtype is None or data.dtype == dtype.numpy):
         return from_numpy(data)
+    if hasattr(data, "__cuda_array_interface__"):
+        return to_dtype(
+            _shown(adopted(data)), dtype or dtypes.from_numpy_dtype(np.dtype(data.__cuda_array_interface__["typestr"]))
+        )
     return tensor(data, dtype=dtype)
 
 
@@ -179,6 +189,14 @@ def from_numpy(ndarray: np.ndarray) -> Tensor:
     return t
 
 
+def _shown(array: Any) -> Tensor:
+    """A tensor over GPU memory that is another library's too."""
+    placement.gpu = True
+    t = wrap(array)
+    t.storage_of().volatile = "address"
+    return t
+
+
 def from_dlpack(ext_tensor: Any, *, device: Any = None, copy: bool | None = None) -> Tensor:
     """A tensor over the memory of another library's array (or a copy, if asked for), through DLPack.
 
@@ -188,6 +206,9 @@ def from_dlpack(ext_tensor: Any, *, device: Any = None, copy: bool | None = None
         _device(device)
     if not hasattr(ext_tensor, "__dlpack__"):
         raise TypeError(f"from_dlpack: expected an object with __dlpack__, but got {type(ext_tensor).__name__}")
+    if ext_tensor.__dlpack_device__()[0] == DLPACK_CUDA:
+        t = _shown(imported(ext_tensor))
+        return t if device is None or t.device == resolved(device) else t.to(device)
     a = np.from_dlpack(ext_tensor, device=None if device is None else "cpu", copy=copy)
     return from_numpy(a) if all(s >= 0 for s in a.strides) else wrap(a.copy())
 
