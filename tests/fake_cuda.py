@@ -11,15 +11,14 @@ before. What was not waited for is therefore not there, on every run.
 
 Checked: that calls come after cuInit with their context current; that handles are alive and memory neither freed twice nor
 used after it was freed, nor written beside; that parameters, grid, threads and shared memory are those the source was compiled
-for and pointers are aligned as promised; that pinned memory outlives the copies from it; that nothing is done in a capture
-that a graph can't hold; that all is handed back. Failures can be ordered (`fail`, `fail_kernel`).
+for and pointers are aligned as promised; that pinned memory outlives the copies from it; that all is
+handed back. Failures can be ordered (`fail`, `fail_kernel`).
 """
 
 from __future__ import annotations
 
 import ctypes
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,7 +26,6 @@ import numpy as np
 from fake_cuda_state import (
     ATTRIBUTES,
     CANARY,
-    CAPTURE_UNSUPPORTED,
     ERRORS,
     FRESH,
     GUARD,
@@ -49,7 +47,7 @@ from fake_cuda_state import (
 from flame.compiler.to_triton import TritonSource
 from flame.primitive import placement
 from flame.runtime import cuda
-from flame.runtime.cuda_driver import Attribute, CudaDriver
+from flame.runtime.cuda_driver import Attribute, CudaDriver, KernelNode
 from flame.runtime.triton_tools import run_interpreted
 
 
@@ -122,7 +120,6 @@ class FakeLibrary(Device):
         self._local.context = context
 
     def _cuCtxSynchronize(self) -> None:
-        self._not_capturing("cuCtxSynchronize")
         self._drain_all()
 
     def _cuCtxGetStreamPriorityRange(self, least: int, greatest: int) -> None:
@@ -141,11 +138,7 @@ class FakeLibrary(Device):
         del self.streams[handle]
 
     def _cuStreamSynchronize(self, handle: int) -> None:
-        stream = self._stream(handle)
-        if stream.capture is not None:
-            stream.broken = True
-            raise self._refuse("cuStreamSynchronize of a stream that captures", CAPTURE_UNSUPPORTED)
-        self._drain(stream)
+        self._drain(self._stream(handle))
 
     def _cuStreamQuery(self, handle: int) -> None:
         stream = self._stream(handle)
@@ -155,8 +148,6 @@ class FakeLibrary(Device):
 
     def _cuStreamWaitEvent(self, handle: int, event: int, flags: int) -> None:
         e = self._event(event)
-        if self._stream(handle).capture is not None:
-            raise self._refuse("a capture that waits for an event from outside", CAPTURE_UNSUPPORTED)
         if e.mark is not None:
             self._submit(handle, ("wait", e.mark))
 
@@ -173,8 +164,6 @@ class FakeLibrary(Device):
         event, s = self._event(handle), self._stream(stream)
         if event.context != self.context:
             raise self._refuse("an event is recorded in another context than it was made in", INVALID_HANDLE)
-        if s.capture is not None:
-            raise self._refuse("an event recorded in a capture", CAPTURE_UNSUPPORTED)
         event.mark = Mark(s)
         self._submit(stream, ("record", event.mark))
 
@@ -202,7 +191,6 @@ class FakeLibrary(Device):
         self._put(total, self.capacity)
 
     def _allocate(self, out: int, nbytes: int, pinned: bool) -> None:
-        self._not_capturing("an allocation")
         if not nbytes:
             raise self._refuse("an allocation of 0 bytes")
         if not pinned and self.allocated() + nbytes > self.capacity:
@@ -218,7 +206,6 @@ class FakeLibrary(Device):
         self._put(out, m.address)
 
     def _release(self, address: int, pinned: bool) -> None:
-        self._not_capturing("freeing memory")
         m = self.memory.get(address)
         if m is None or m.pinned != pinned:
             twice = address in self.freed
@@ -261,8 +248,6 @@ class FakeLibrary(Device):
     def _cuMemcpyHtoDAsync(self, to: int, host: int, nbytes: int, stream: int) -> None:
         pinned = self._pinned(host, nbytes)
         if pinned is None:  # the driver copies it aside before it returns
-            if self._stream(stream).capture is not None:
-                raise self._refuse("a copy from pageable memory in a capture", CAPTURE_UNSUPPORTED)
             aside = ctypes.create_string_buffer(ctypes.string_at(host, nbytes), nbytes)
             self._find(to, nbytes, "a copy")
             self._submit(stream, lambda: ctypes.memmove(to, aside, nbytes))
@@ -271,8 +256,6 @@ class FakeLibrary(Device):
 
     def _cuMemcpyDtoHAsync(self, host: int, start: int, nbytes: int, stream: int) -> None:
         pinned = self._pinned(host, nbytes)
-        if pinned is None and self._stream(stream).capture is not None:
-            raise self._refuse("a copy to pageable memory in a capture", CAPTURE_UNSUPPORTED)
         self._transfer(host, start, nbytes, stream, pinned, [start])
         if pinned is None:
             self._drain(self._stream(stream))
@@ -348,6 +331,12 @@ class FakeLibrary(Device):
         kernel: int,
         extra: int,
     ) -> None:
+        self._submit(stream, self._launch(function, (x, y, z), (bx, by, bz), shared, kernel, extra))
+
+    def _launch(
+        self, function: int, grid: tuple[int, int, int], block: tuple[int, int, int], shared: int, kernel: int, extra: int
+    ) -> Callable[[], None]:
+        """A launch that is checked, to be run later."""
         f = self.functions.get(function)
         if f is None or f.module not in self.modules:
             raise self._refuse("a launch of a function that does not live", INVALID_HANDLE)
@@ -355,8 +344,8 @@ class FakeLibrary(Device):
         name = source.entry
         if extra or not kernel:
             raise self._refuse(f"{name}: parameters are passed as pointers")
-        if (bx, by, bz) != (source.warps * 32, 1, 1):
-            raise self._refuse(f"{name}: launched with {(bx, by, bz)} threads, compiled for {source.warps * 32}")
+        if block != (source.warps * 32, 1, 1):
+            raise self._refuse(f"{name}: launched with {block} threads, compiled for {source.warps * 32}")
         if shared > f.dynamic:
             raise self._refuse(f"{name}: {shared} bytes of shared memory without leave")
         binary = next((b for b in self.compiled.values() if b.entry == name and source.digest.encode() in b.code), None)
@@ -381,8 +370,8 @@ class FakeLibrary(Device):
                     raise self._refuse(f"{name}: a scratch pointer is not null")
         if not source.fits(symbols):
             raise self._refuse(f"{name}: sizes {symbols} need 64-bit offsets")
-        if source.grid(symbols) != (x, y, z) or 0 in (x, y, z):
-            raise self._refuse(f"{name}: launched as {(x, y, z)} programs, its source asks for {source.grid(symbols)}")
+        if source.grid(symbols) != grid or 0 in grid:
+            raise self._refuse(f"{name}: launched as {grid} programs, its source asks for {source.grid(symbols)}")
 
         def work() -> None:
             if name in self._failing:
@@ -397,36 +386,38 @@ class FakeLibrary(Device):
             run_interpreted(source, arrays, symbols)
             self.launches.append(name)
 
-        self._submit(stream, work)
+        return work
 
-    def _cuStreamBeginCapture(self, handle: int, mode: int) -> None:
-        if not handle:
-            raise self._refuse("the default stream cannot capture", CAPTURE_UNSUPPORTED)
-        stream = self._stream(handle)
-        if stream.capture is not None:
-            raise self._refuse("a stream captures already", INVALID_VALUE)
-        stream.capture, stream.thread, stream.broken = [], threading.get_ident(), False
-
-    def _cuStreamEndCapture(self, handle: int, out: int) -> None:
-        stream = self._stream(handle)
-        if stream.capture is None:
-            raise self._refuse("a stream that does not capture", INVALID_VALUE)
-        made, stream.capture = stream.capture, None
-        if stream.broken:
-            self._put(out, 0)
-            raise Failure(901)
+    def _cuGraphCreate(self, out: int, flags: int) -> None:
         graph = self._handle()
-        self.graphs[graph] = made
+        self.graphs[graph] = {}
         self._put(out, graph)
 
-    def _cuStreamIsCapturing(self, handle: int, out: int) -> None:
-        self._put(out, int(self._stream(handle).capture is not None), ctypes.c_int)
+    def _node(self, address: int) -> Callable[[], None]:
+        n = KernelNode.from_address(address)
+        if n.kernel or n.context:
+            raise self._refuse("a node of a kernel or context that is not said by its function")
+        return self._launch(n.function, tuple(n.grid), tuple(n.block), n.shared, n.parameters or 0, n.extra or 0)
+
+    def _cuGraphAddKernelNode(self, out: int, graph: int, after: int, count: int, node: int) -> None:
+        nodes = self.graphs[graph]
+        before = (ctypes.c_uint64 * count).from_address(after)[:] if count else []
+        if before != list(nodes)[-1:]:
+            raise self._refuse("a graph's nodes are to run one after another")
+        handle = self._handle()
+        nodes[handle] = self._node(node)
+        self._put(out, handle)
+
+    def _cuGraphExecKernelNodeSetParams(self, executable: int, node: int, launch: int) -> None:
+        if node not in self.executables.get(executable, {}):
+            raise self._refuse("a node that the executable graph does not have", INVALID_HANDLE)
+        self.executables[executable][node] = self._node(launch)
 
     def _cuGraphInstantiate(self, out: int, graph: int, flags: int) -> None:
         if graph not in self.graphs:
             raise self._refuse("a graph that does not live", INVALID_HANDLE)
         executable = self._handle()
-        self.executables[executable] = list(self.graphs[graph])
+        self.executables[executable] = dict(self.graphs[graph])
         self._put(out, executable)
 
     def _cuGraphDestroy(self, graph: int) -> None:
@@ -436,7 +427,7 @@ class FakeLibrary(Device):
     def _cuGraphLaunch(self, executable: int, stream: int) -> None:
         if executable not in self.executables:
             raise self._refuse("a graph that does not live is launched", INVALID_HANDLE)
-        self._submit(stream, ("graph", self.executables[executable]))
+        self._submit(stream, ("graph", list(self.executables[executable].values())))
 
     def _cuGraphExecDestroy(self, executable: int) -> None:
         if self.executables.pop(executable, None) is None:

@@ -30,12 +30,10 @@ ERRORS = {
     600: ("CUDA_ERROR_NOT_READY", "device not ready"),
     700: ("CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"),
     719: ("CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"),
-    900: ("CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", "operation not permitted when stream is capturing"),
-    901: ("CUDA_ERROR_STREAM_CAPTURE_INVALIDATED", "operation failed due to a previous error during capture"),
     999: ("CUDA_ERROR_UNKNOWN", "unknown error"),
 }
 INVALID_VALUE, OUT_OF_MEMORY, NOT_INITIALIZED, INVALID_CONTEXT, INVALID_HANDLE, NOT_FOUND = 1, 2, 3, 201, 400, 500
-NOT_READY, ILLEGAL_ADDRESS, LAUNCH_FAILED, CAPTURE_UNSUPPORTED, UNKNOWN = 600, 700, 719, 900, 999
+NOT_READY, ILLEGAL_ADDRESS, LAUNCH_FAILED, UNKNOWN = 600, 700, 719, 999
 
 CANARY, FRESH = 0xA5, 0xCB
 GUARD = 512
@@ -86,9 +84,6 @@ class Memory:
 class FakeStream:
     context: int
     work: deque[Any] = field(default_factory=deque)
-    capture: list[Any] | None = None
-    thread: int = 0
-    broken: bool = False  #: the capture was invalidated
 
 
 @dataclass(eq=False)
@@ -142,8 +137,8 @@ class Device:
         self.events: dict[int, FakeEvent] = {}
         self.modules: dict[int, TritonSource] = {}
         self.functions: dict[int, FakeFunction] = {}
-        self.graphs: dict[int, list[Any]] = {}
-        self.executables: dict[int, list[Any]] = {}
+        self.graphs: dict[int, dict[int, Any]] = {}  #: node -> its work
+        self.executables: dict[int, dict[int, Any]] = {}
         self._local = threading.local()
         self._lock = threading.RLock()
         self._next = 0x1000
@@ -275,20 +270,10 @@ class Device:
             raise self._refuse(f"event {handle:#x} does not live", INVALID_HANDLE)
         return self.events[handle]
 
-    def _not_capturing(self, what: str) -> None:
-        """Calls that this thread may not make while one of its streams captures."""
-        for s in self.streams.values():
-            if s.capture is not None and s.thread == threading.get_ident():
-                s.broken = True
-                raise self._refuse(f"{what} during a capture", CAPTURE_UNSUPPORTED)
-
     # ---- work
 
     def _submit(self, handle: int, work: Any) -> None:
         stream = self._stream(handle)
-        if stream.capture is not None:
-            stream.capture.append(work)
-            return
         stream.work.append(work)
         if not self.lazy:
             self._drain(stream)
@@ -301,9 +286,9 @@ class Device:
                 mark.when = self._clock
             case ("wait", Mark() as mark):
                 self._pass(mark)
-            case ("graph", list(nodes)):
-                for node in nodes:
-                    node()
+            case ("graph", list(launches)):
+                for launch in launches:
+                    launch()
             case _:
                 work()
 

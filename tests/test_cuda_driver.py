@@ -38,8 +38,6 @@ def test_every_number_is_nvidias() -> None:
         (cuda_driver._EVENT_BLOCKING_SYNC, "CUevent_flags", "CU_EVENT_BLOCKING_SYNC"),
         (cuda_driver._EVENT_DISABLE_TIMING, "CUevent_flags", "CU_EVENT_DISABLE_TIMING"),
         (cuda_driver._FUNC_MAX_DYNAMIC_SHARED, "CUfunction_attribute", "CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES"),
-        (cuda_driver._CAPTURE_THREAD_LOCAL, "CUstreamCaptureMode", "CU_STREAM_CAPTURE_MODE_THREAD_LOCAL"),
-        (cuda_driver._CAPTURE_ACTIVE, "CUstreamCaptureStatus", "CU_STREAM_CAPTURE_STATUS_ACTIVE"),
     ):
         assert int(getattr(getattr(driver, enumeration), name)) == mine
     assert int(driver.CU_MEMHOSTALLOC_PORTABLE) == cuda_driver._HOST_PORTABLE

@@ -49,9 +49,12 @@ class Driver(Protocol):
     """What a runtime must do. Copies, fills and launches are put on a stream and return at once, unless they say otherwise;
     all but the questions about devices need the device's context to be current on the calling thread."""
 
-    #: addresses, for native code: launch(function, 3 x grid, 3 x block, shared, stream, parameters, NULL), current(context)
+    #: addresses, for native code: launch(function, 3 x grid, 3 x block, shared, stream, parameters, NULL), current(context),
+    #: set_kernel(executable, node, address of a KernelNode), launch_graph(executable, stream)
     launch_address: int
     current_address: int
+    set_kernel_address: int
+    launch_graph_address: int
 
     def error(self, code: int, what: str) -> RuntimeError: ...  # the exception for a result code of the call `what`
     def version(self) -> tuple[int, int]: ...
@@ -100,9 +103,10 @@ class Driver(Protocol):
         self, function: int, grid: tuple[int, int, int], threads: int, shared: int, stream: int, parameters: int
     ) -> None: ...  # `parameters`: the address of an array of pointers, one to each parameter's value
 
-    def begin_capture(self, stream: int) -> None: ...
-    def end_capture(self, stream: int) -> int: ...
-    def is_capturing(self, stream: int) -> bool: ...
+    def create_graph(self) -> int: ...
+    def add_kernel(
+        self, graph: int, after: int, function: int, grid: tuple[int, int, int], threads: int, shared: int, parameters: int
+    ) -> int: ...  # a node of the graph, which runs after the node `after` (0: first)
     def instantiate(self, graph: int) -> int: ...
     def destroy_graph(self, graph: int) -> None: ...
     def launch_graph(self, executable: int, stream: int) -> None: ...
@@ -151,10 +155,10 @@ cuModuleUnload(CUmodule hmod)
 cuModuleGetFunction(CUfunction* hfunc, CUmodule hmod, const char* name)
 cuFuncSetAttribute(CUfunction hfunc, CUfunction_attribute attrib, int value)
 cuLaunchKernel(CUfunction f, unsigned int gridDimX, unsigned int gridDimY, unsigned int gridDimZ, unsigned int blockDimX, unsigned int blockDimY, unsigned int blockDimZ, unsigned int sharedMemBytes, CUstream hStream, void** kernelParams, void** extra)
-cuStreamBeginCapture(CUstream hStream, CUstreamCaptureMode mode)
-cuStreamEndCapture(CUstream hStream, CUgraph* phGraph)
-cuStreamIsCapturing(CUstream hStream, CUstreamCaptureStatus* captureStatus)
+cuGraphCreate(CUgraph* phGraph, unsigned int flags)
+cuGraphAddKernelNode(CUgraphNode* phGraphNode, CUgraph hGraph, const CUgraphNode* dependencies, size_t numDependencies, const CUDA_KERNEL_NODE_PARAMS* nodeParams)
 cuGraphInstantiate(CUgraphExec* phGraphExec, CUgraph hGraph, unsigned long long flags)
+cuGraphExecKernelNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode, const CUDA_KERNEL_NODE_PARAMS* nodeParams)
 cuGraphDestroy(CUgraph hGraph)
 cuGraphLaunch(CUgraphExec hGraphExec, CUstream hStream)
 cuGraphExecDestroy(CUgraphExec hGraphExec)
@@ -165,7 +169,7 @@ _VERSIONED: Final = {
     name: f"{name}_v2"
     for name in (
         "cuDeviceTotalMem cuDevicePrimaryCtxRelease cuStreamDestroy cuEventDestroy cuMemGetInfo cuMemAlloc cuMemFree "
-        "cuMemcpyHtoDAsync cuMemcpyDtoHAsync cuMemcpyDtoDAsync cuStreamBeginCapture"
+        "cuMemcpyHtoDAsync cuMemcpyDtoHAsync cuMemcpyDtoDAsync cuGraphAddKernelNode cuGraphExecKernelNodeSetParams"
     ).split()
 } | {"cuGraphInstantiate": "cuGraphInstantiateWithFlags"}
 
@@ -181,7 +185,6 @@ _TYPES: Final[dict[str, Any]] = {
     "CUresult": ctypes.c_int,
     "CUdevice_attribute": ctypes.c_int,
     "CUfunction_attribute": ctypes.c_int,
-    "CUstreamCaptureMode": ctypes.c_int,
     # all others are pointers: to a result, to host memory, or the driver's own objects
 }
 
@@ -195,9 +198,22 @@ _STREAM_NON_BLOCKING: Final = 1
 _EVENT_BLOCKING_SYNC: Final = 1
 _EVENT_DISABLE_TIMING: Final = 2
 _FUNC_MAX_DYNAMIC_SHARED: Final = 8
-_CAPTURE_THREAD_LOCAL: Final = 1
 _HOST_PORTABLE: Final = 1
-_CAPTURE_ACTIVE: Final = 1
+
+
+class KernelNode(ctypes.Structure):
+    """CUDA_KERNEL_NODE_PARAMS: a launch, as a node of a graph has it."""
+
+    _fields_ = [
+        ("function", ctypes.c_void_p),
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared", ctypes.c_uint),
+        ("parameters", ctypes.c_void_p),
+        ("extra", ctypes.c_void_p),
+        ("kernel", ctypes.c_void_p),
+        ("context", ctypes.c_void_p),
+    ]
 
 
 def signatures() -> dict[str, tuple[Any, ...]]:
@@ -240,6 +256,8 @@ class CudaDriver:
             raise MissingTargetError(f"the CUDA driver does not start: {error}") from error
         self.launch_address = _address(self._cuLaunchKernel)
         self.current_address = _address(self._cuCtxSetCurrent)
+        self.set_kernel_address = _address(self._cuGraphExecKernelNodeSetParams)
+        self.launch_graph_address = _address(self._cuGraphLaunch)
 
     # ctypes functions, one for each line of DECLARATIONS
     def __getattr__(self, name: str) -> Callable[..., int]:
@@ -420,19 +438,16 @@ class CudaDriver:
 
     # ---- graphs
 
-    def begin_capture(self, stream: int) -> None:
-        # Other threads may go on calling the driver; this one may not do what a graph can't hold.
-        self._cuStreamBeginCapture(stream, _CAPTURE_THREAD_LOCAL)
+    def create_graph(self) -> int:
+        return self._word(self._cuGraphCreate, 0)
 
-    def end_capture(self, stream: int) -> int:
-        out = ctypes.c_uint64()
-        self._cuStreamEndCapture(stream, ctypes.byref(out))
-        return out.value
-
-    def is_capturing(self, stream: int) -> bool:
-        out = ctypes.c_int()
-        self._cuStreamIsCapturing(stream, ctypes.byref(out))
-        return out.value == _CAPTURE_ACTIVE
+    def add_kernel(
+        self, graph: int, after: int, function: int, grid: tuple[int, int, int], threads: int, shared: int, parameters: int
+    ) -> int:
+        launch = KernelNode(function, grid, (threads, 1, 1), shared, parameters)
+        before = ctypes.c_uint64(after)
+        earlier = (ctypes.byref(before), 1) if after else (None, 0)
+        return self._word(self._cuGraphAddKernelNode, graph, *earlier, ctypes.byref(launch))
 
     def instantiate(self, graph: int) -> int:
         return self._word(self._cuGraphInstantiate, graph, 0)

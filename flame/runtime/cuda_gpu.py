@@ -25,6 +25,7 @@ from flame.compiler.to_triton import TritonSource
 from flame.errors import CompileError, CudaError
 from flame.knobs import knobs
 from flame.runtime.cuda_driver import Attribute, Driver
+from flame.runtime.cuda_graph import GraphPlan, Graphs
 from flame.runtime.cuda_host import PinnedAllocator, plain_bytes
 from flame.runtime.cuda_memory import Allocator, Block
 from flame.runtime.cuda_plan import Launcher, LaunchPlan, LaunchStep, failure
@@ -167,6 +168,7 @@ class Gpu:
         self.launcher = process.launcher
         self.memory = Allocator(driver, self.activate, f"GPU {index}", knobs.cuda_caching)
         self.pinned = PinnedAllocator(driver, self.activate)
+        self.graphs = Graphs(driver, self.activate, self.launcher.enter)
         #: what was launched last, for errors that show late
         self.recent: deque[str] = deque(maxlen=8)
         self._lock = Lock()
@@ -250,9 +252,8 @@ class Gpu:
 
     def wait_blocking(self, stream: int) -> None:
         """After a launch, under CUDA_LAUNCH_BLOCKING=1."""
-        if not self.driver.is_capturing(stream):
-            with self.calling():
-                self.driver.synchronize_stream(stream)
+        with self.calling():
+            self.driver.synchronize_stream(stream)
 
     def synchronize(self) -> None:
         """Wait for all work on the device."""
@@ -423,9 +424,10 @@ class Gpu:
         """A source compiled for this device and loaded. Raises CompileError."""
         return self.load(self._process.compiler(source, self.target.arch), source, note)
 
-    def plan(self, steps: Sequence[LaunchStep], words: int) -> LaunchPlan:
-        """The steps as one plan, for calls with `words` addresses and numbers of their own."""
-        return LaunchPlan(steps, words)
+    def plan(self, steps: Sequence[LaunchStep], words: int, graph: bool = False) -> LaunchPlan:
+        """The steps as one plan, for calls with `words` addresses and numbers of their own. `graph`: launch it as a graph of
+        the driver where that pays."""
+        return GraphPlan(steps, words) if graph else LaunchPlan(steps, words)
 
     def run(self, plan: LaunchPlan, arena: int, *words: int, stream: int | None = None) -> None:
         """Put a plan's launches on a stream. Raises TypeError for another number of words, CudaError where a launch fails."""
@@ -433,7 +435,11 @@ class Gpu:
         if knobs.launch_blocking:
             self._run_blocking(plan, arena, words, queue)
             return
-        answer = self.launcher.enter(plan.address, self.context, queue, arena, *words)
+        if type(plan) is GraphPlan:
+            self._alive()
+            answer = self.graphs.run(plan, self.context, queue, arena, words)
+        else:
+            answer = self.launcher.enter(plan.address, self.context, queue, arena, *words)
         if answer is not None:
             step, code = failure(answer)
             raise self.error(code, "a launch" if step is None else f"the launch of {plan.steps[step].note}")
@@ -456,6 +462,7 @@ class Gpu:
         """Hand everything back to the driver."""
         self.activate()
         self.driver.synchronize()
+        self.graphs.close()
         self.memory.close()
         self.pinned.close()
         for events in self._events.values():

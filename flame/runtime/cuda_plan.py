@@ -21,7 +21,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -40,7 +40,54 @@ CONSTANT, ARENA, FIRST = 0, 1, 2
 _HEAD: Final = 4
 _STEP: Final = 7
 
-_TEXT: Final = """
+#: for every module that Python calls: how it reads its arguments, and what it answers with
+PRELUDE: Final = """
+@_Py_NoneStruct = external global i8
+declare ptr @PyEval_SaveThread()
+declare void @PyEval_RestoreThread(ptr)
+declare void @Py_IncRef(ptr)
+declare i64 @PyLong_AsUnsignedLongLongMask(ptr)
+declare ptr @PyLong_FromLongLong(i64)
+declare ptr @PyErr_Occurred()
+
+; the words of Python integers; false, with Python's error set, where one is none
+define i1 @flame_cuda_words(ptr %objects, i64 %count, ptr %words) {
+entry:
+  br label %next
+next:
+  %i = phi i64 [0, %entry], [%i1, %read]
+  %more = icmp slt i64 %i, %count
+  br i1 %more, label %read, label %done
+read:
+  %object.p = getelementptr ptr, ptr %objects, i64 %i
+  %object = load ptr, ptr %object.p
+  %word = call i64 @PyLong_AsUnsignedLongLongMask(ptr %object)
+  %word.p = getelementptr i64, ptr %words, i64 %i
+  store i64 %word, ptr %word.p
+  %i1 = add i64 %i, 1
+  br label %next
+done:
+  %error = call ptr @PyErr_Occurred()
+  %fine = icmp eq ptr %error, null
+  ret i1 %fine
+}
+
+define ptr @flame_cuda_answer(i64 %code) {
+entry:
+  %fine = icmp eq i64 %code, 0
+  br i1 %fine, label %none, label %number
+none:
+  call void @Py_IncRef(ptr @_Py_NoneStruct)
+  ret ptr @_Py_NoneStruct
+number:
+  %object = call ptr @PyLong_FromLongLong(i64 %code)
+  ret ptr %object
+}
+"""
+
+_TEXT: Final = (
+    PRELUDE
+    + """
 declare i32 @flame_driver_launch(ptr, i32, i32, i32, i32, i32, i32, i32, ptr, ptr, ptr)
 declare i32 @flame_driver_current(ptr)
 
@@ -115,48 +162,6 @@ failed:
   ret i64 %failure
 leave:
   ret i64 0
-}
-
-@_Py_NoneStruct = external global i8
-declare ptr @PyEval_SaveThread()
-declare void @PyEval_RestoreThread(ptr)
-declare void @Py_IncRef(ptr)
-declare i64 @PyLong_AsUnsignedLongLongMask(ptr)
-declare ptr @PyLong_FromLongLong(i64)
-declare ptr @PyErr_Occurred()
-
-; the words of Python integers; false, with Python's error set, where one is none
-define i1 @flame_cuda_words(ptr %objects, i64 %count, ptr %words) {
-entry:
-  br label %next
-next:
-  %i = phi i64 [0, %entry], [%i1, %read]
-  %more = icmp slt i64 %i, %count
-  br i1 %more, label %read, label %done
-read:
-  %object.p = getelementptr ptr, ptr %objects, i64 %i
-  %object = load ptr, ptr %object.p
-  %word = call i64 @PyLong_AsUnsignedLongLongMask(ptr %object)
-  %word.p = getelementptr i64, ptr %words, i64 %i
-  store i64 %word, ptr %word.p
-  %i1 = add i64 %i, 1
-  br label %next
-done:
-  %error = call ptr @PyErr_Occurred()
-  %fine = icmp eq ptr %error, null
-  ret i1 %fine
-}
-
-define ptr @flame_cuda_answer(i64 %code) {
-entry:
-  %fine = icmp eq i64 %code, 0
-  br i1 %fine, label %none, label %number
-none:
-  call void @Py_IncRef(ptr @_Py_NoneStruct)
-  ret ptr @_Py_NoneStruct
-number:
-  %object = call ptr @PyLong_FromLongLong(i64 %code)
-  ret ptr %object
 }
 
 define ptr @flame_cuda_enter(ptr %self, ptr %args, i64 %count) {
@@ -261,6 +266,7 @@ done:
   ret ptr %answer
 }
 """
+)
 _PYTHON: Final = (
     "PyEval_SaveThread",
     "PyEval_RestoreThread",
@@ -328,26 +334,36 @@ def failure(answer: int) -> tuple[int | None, int]:
     return (answer >> 32) - 1 if answer >> 32 else None, answer & 0xFFFFFFFF
 
 
+def native() -> bool:
+    """Whether there is native code here that reads Python's numbers."""
+    return llvm_jit.available() and sys.implementation.name == "cpython" and ctypes.sizeof(ctypes.c_void_p) == 8
+
+
 @functools.cache
-def _object() -> bytes:
-    return llvm_jit.cached_object(_TEXT, llvm_jit.baseline(), what="launches")
+def _object(text: str) -> bytes:
+    return llvm_jit.cached_object(text, llvm_jit.baseline(), what="launches")
 
 
 _lock: Final = Lock()
 
 
-def launcher(driver: Driver) -> Launcher:
-    """The builtins that call this driver, or Python functions that do the same."""
-    if not llvm_jit.available() or sys.implementation.name != "cpython" or ctypes.sizeof(ctypes.c_void_p) != 8:
-        return in_python(driver)
-    imports = {"flame_driver_launch": driver.launch_address, "flame_driver_current": driver.current_address}
+def link(text: str, entries: Sequence[str], calls: Mapping[str, int]) -> llvm_jit.Linked:
+    """Native code that calls the driver: `calls` are entry points as `flame_driver_NAME`, with their addresses."""
+    imports = {f"flame_driver_{name}": address for name, address in calls.items()}
     for name in _PYTHON:
-        address = ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value
-        assert address is not None
-        imports[name] = address
+        found = ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value
+        assert found is not None
+        imports[name] = found
     imports["_Py_NoneStruct"] = id(None)
     with _lock:
-        code = llvm_jit.link(_object(), _ENTRIES, imports, what="launches")
+        return llvm_jit.link(_object(text), entries, imports, what="launches")
+
+
+def launcher(driver: Driver) -> Launcher:
+    """The builtins that call this driver, or Python functions that do the same."""
+    if not native():
+        return in_python(driver)
+    code = link(_TEXT, _ENTRIES, {"launch": driver.launch_address, "current": driver.current_address})
     return Launcher(builtin(b"enter", code["flame_cuda_enter"]), builtin(b"launch", code["flame_cuda_launch"]))
 
 
