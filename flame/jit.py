@@ -286,8 +286,8 @@ def compile(
     fullgraph: raise GraphBreakError where capture has to stop, instead of going on after it, and RecompileError once there were too
         many paths, instead of running eagerly.
     mode: "default"; "replay" also skips the Python of calls that it proved to be like earlier ones (see docs/graph-breaks.md for
-        what that takes, and raises ReplayError where an audit disagrees); "reduce-overhead" and "max-autotune" are taken, and on a
-        CPU do what "default" does.
+        what that takes, and raises ReplayError where an audit disagrees); "reduce-overhead" and "max-autotune" launch a program
+        on a GPU as a graph of its driver, where that pays, and on a CPU do what "default" does.
     backend: see `BACKENDS`; "interpret" runs kernels in NumPy, "eager" runs primitives one by one.
     dynamic: None and True make a size (of 2 and more) symbolic when it is seen to vary, so that one compilation serves all later
         ones; with False each set of shapes is a path of its own. Other numbers that vary become run-time inputs in any case.

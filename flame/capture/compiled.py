@@ -36,6 +36,9 @@ from flame.runtime.gpu_copy import duplicate
 from flame.runtime.gpu_eager import run as run_on_gpu
 from flame.runtime.gpu_program import GpuExecutable
 
+#: modes in which a program's launches on a GPU become a graph of its driver
+GRAPH_MODES = frozenset({"reduce-overhead", "max-autotune"})
+
 NO_SIZES: Mapping[str, int] = {}
 #: sets of sizes for which a program is kept ready to run
 MOST_SIZES = 64
@@ -70,6 +73,7 @@ class Compiled:
         self.failure = ""
         self._asked = updates, guards
         self._at: dict[tuple[int, ...], Callable] = {}  #: by the values of the symbols
+        self._graphs = capture.options.mode in GRAPH_MODES
         self._backend: Backend = "interpret" if capture.options.backend == "interpret" else "llvm"
         self._target = None
         self.space: Space | None = None
@@ -119,7 +123,9 @@ class Compiled:
         return None if self._gpu is None else self._gpu.target
 
     def _executable(self, program: Program) -> Any:
-        return Executable(program, backend=self._backend) if self._gpu is None else GpuExecutable(program, self._gpu)
+        if self._gpu is None:
+            return Executable(program, backend=self._backend)
+        return GpuExecutable(program, self._gpu, self._graphs)
 
     @functools.cached_property
     def graph(self) -> Graph:

@@ -43,14 +43,16 @@ _told: set[Primitive] = set()
 
 
 class GpuExecutable:
-    """`program`, ready to run on `gpu`. `runs` says of each step how it runs ("triton" or "host"), `decisions` why.
+    """`program`, ready to run on `gpu`. `runs` says of each step how it runs ("triton" or "host"), `decisions` why. With `graphs`
+    launches become graphs of the driver where that pays.
 
     Raises CompileError, naming the kernel and the user's line, where one cannot be compiled.
     """
 
-    def __init__(self, program: Program, gpu: Any):
+    def __init__(self, program: Program, gpu: Any, graphs: bool = False):
         self.name = program.name
         self.gpu = gpu
+        self._graphs = graphs
         self.program = program
         self.decisions: list[Decision] = []
         self.runs: list[str] = []
@@ -208,7 +210,7 @@ class GpuExecutable:
                 for p in function.parameters
             ]
             steps.append(function.step(grid, words, f"{launch.source.entry}, {note}"))
-        plan = gpu.plan(tuple(steps), len(finds) + len(results)) if steps else None
+        plan = gpu.plan(tuple(steps), len(finds) + len(results), self._graphs) if steps else None
 
         def run(arrays: Arrays, arena: Any) -> bool:
             given = []
@@ -231,7 +233,7 @@ class GpuExecutable:
     def _launches(self, launches: list[LaunchStep]) -> Callable[[Arrays, Any], bool]:
         """Consecutive kernels, by one call."""
         gpu = self.gpu
-        plan = gpu.plan(tuple(launches), len(self._inputs) + len(self._owned))
+        plan = gpu.plan(tuple(launches), len(self._inputs) + len(self._owned), self._graphs)
 
         def run(arrays: Arrays, arena: Any) -> bool:
             gpu.run(plan, 0 if arena is None else arena.address, *[a.address for a in arrays])
