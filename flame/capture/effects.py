@@ -102,7 +102,8 @@ class Effects(RunState):
             or not step.children
         ):
             return False
-        write, out = step.children[0], step.outs[0]
+        write: Step = step.children[0]
+        out = step.outs[0]
         if (
             not self._is_whole_write(write, target, out)
             or len(others) != len(step.operands) - 1
@@ -111,11 +112,12 @@ class Effects(RunState):
             return False
         n = len(self.bindings)
         for a, o in zip(step.operands[1:], others, strict=True):
-            if a is o or a is getattr(o, "_ref", None):
+            if a is o or (isinstance(o, Tensor) and a is o._ref):
                 continue
-            if a.__class__ is Slot and o.__class__ is a.type and self.bind_slot(a, o):
+            kind = type(a)
+            if kind is Slot and type(o) is a.type and self.bind_slot(a, o):
                 continue
-            if a.__class__ in (int, float) and same_number(a, o):
+            if (kind is int or kind is float) and same_number(a, o):
                 continue
             del self.bindings[n:]
             return False
@@ -133,14 +135,17 @@ class Effects(RunState):
         """Whether nothing but the target's own window has to be thought of: no view, no memory shared with anybody."""
         if force.grad and target._requires_grad and target._node is None:
             return False
-        w = self.window_of(target)
-        trace, outside = target._trace, w.external
+        w: Window = self.window_of(target)
+        trace: Trace = target._trace
+        outside: Tensor | None = w.external
         if trace.chain or trace.root is not None or w.storage.volatile:
             return False
         return outside is None or (w.storage.window.next is None and outside._array.flags.writeable)
 
     def _follow_write(self, write: Step, target: Tensor, value: Ref) -> None:
-        w, old = target._trace.window, target._ref
+        trace: Trace = target._trace
+        w: Window = trace.window
+        old: Ref = target._ref
         self.advance(write)
         self._rebind(w, value.value, target, None)
         target._ref = self.capture.ref(value.value, value.edge if write.grad else old.edge, old.spec)
@@ -159,6 +164,7 @@ class Effects(RunState):
         if w.mutations == 1:
             self.written.append(w)
         if len(w.members) > 1:
+            t: Tensor | None
             for m in w.members:
                 t = m()
                 if t is not None and t is not target and t is not root and t._ref is not None and type(t._ref) is not Stale:

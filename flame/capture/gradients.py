@@ -49,17 +49,7 @@ class Gradients(RunState):
             return deliver(list(zip(leaves, nodes, gs, strict=True)), create_graph)
         before, force.grad = force.grad, create_graph
         try:
-            for leaf, g in got:
-                if g is None:
-                    continue
-                if isinstance(leaf, AccumulateGrad):
-                    for _, hook in list(leaf.hooks or ()):
-                        g = heard(hook, g)
-                    accumulate_into(leaf, g, create_graph)
-                elif create_graph or leaf._grad is not None:
-                    accumulate(leaf, g, create_graph)
-                else:
-                    leaf._grad = _copied(g)
+            _accumulate_all(got, create_graph)
         finally:
             force.grad = before
 
@@ -155,7 +145,7 @@ class Gradients(RunState):
         if xs is None:
             edges = self.edges
             leaves = [edges[e] for e in step.key]
-            return [(x[0] if x.__class__ is tuple else _leaf(x), g) for x, g in zip(leaves, got, strict=True)]
+            return [(x[0] if type(x) is tuple else _leaf(x), g) for x, g in zip(leaves, got, strict=True)]
         return [(None, g) for g in got]
 
     def _record_gradient(self, ys: list, given: list | None, xs: list | None, refs: list, options: tuple) -> list | None:
@@ -214,6 +204,28 @@ def _leaf(t: Tensor) -> Any:
     """A leaf, or its end of the tape where there is one: hooks may be on it."""
     end = None if t._accumulator is None else t._accumulator()
     return t if end is None else end
+
+
+def _accumulate_all(got: list, create_graph: bool) -> None:
+    """Gradients to where they belong: the leaves, each as itself or as the end of its tape."""
+    t: Tensor
+    for leaf, g in got:
+        if g is None:
+            continue
+        if isinstance(leaf, AccumulateGrad):
+            _accumulate_heard(leaf, g, create_graph)
+            continue
+        t = leaf
+        if create_graph or t._grad is not None:
+            accumulate(t, g, create_graph)
+        else:
+            t._grad = _copied(g)
+
+
+def _accumulate_heard(leaf: AccumulateGrad, g: Any, create_graph: bool) -> None:
+    for _, hook in list(leaf.hooks or ()):
+        g = heard(hook, g)
+    accumulate_into(leaf, g, create_graph)
 
 
 def _copied(g: Tensor) -> Tensor:

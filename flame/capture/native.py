@@ -9,37 +9,54 @@ It is made once a process, when compiled functions turn out to be called often, 
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
+from flame.capture import gradients, segment
 from flame.capture.background import Job, submit
+from flame.capture.compiled import Compiled
+from flame.capture.effects import Effects
 from flame.capture.follow import Follower
+from flame.capture.gradients import Gradients
 from flame.capture.known import Calls, Macro, Result, Several
 from flame.capture.run import Run
 from flame.capture.state import RunState
-from flame.capture.trace import Known, Ref, Slot, Step, Trace, Window
+from flame.capture.trace import Capture, Known, Ref, Slot, Step, Trace, Window
 from flame.capture.updates import Update, Updates
 from flame.knobs import knobs
 from flame.native import layout
 from flame.native.install import Closure, Native
 from flame.native.units import Hints, Unit
 from flame.primitive import force
+from flame.runtime.executable import Executable
 from flame.runtime.locks import Lock
 from flame.tensor import Storage, Tensor
 
 #: (class, methods)
 _METHODS: Final[tuple[tuple[type, str], ...]] = (
     (Trace, "__init__"),
-    (Follower, "enter follow plain pair takes bind_slot process _link_view"),
+    (Window, "__init__"),
+    (Follower, "enter follow plain pair takes bind_slot process _link_view window_of link"),
     (Calls, "composite _fits _follow_call _result"),
     (Updates, "_follow_known _follow_update _free_windows"),
-    (RunState, "live survive advance track"),
-    (Run, "close"),
+    (Effects, "follow_inplace _is_whole_write _writes_freely _follow_write _rebind"),
+    (Gradients, "_follow_gradient"),
+    (RunState, "begin live survive advance track"),
+    (Run, "close rest"),
+    (Capture, "ref"),
+    (segment.Plan, "inputs fits"),
+    (Compiled, "__call__"),
+    (Executable, "__call__"),
 )
-_SLOTTED: Final = (Run, Step, Ref, Slot, Trace, Window, Known, Macro, Result, Several, Update, Storage)
+_FUNCTIONS: Final[tuple[Any, ...]] = (
+    segment.flush, segment._signature, segment._base_alone, gradients._accumulate_all, gradients._copied, gradients._leaf,
+)  # fmt: skip
+_SLOTTED: Final = (Run, Step, Ref, Slot, Trace, Window, Known, Macro, Result, Several, Update, Storage, segment.Plan)
 _ATTRIBUTES: Final[dict[tuple[type, str], type]] = {
     (Run, "next"): Step,
     (Run, "at"): Step,
     (Run, "root"): Step,
+    (Run, "capture"): Capture,
+    (Step, "plan"): segment.Plan,
     (Step, "parent"): Step,
     (Macro, "last"): Step,
     (Update, "last"): Step,
@@ -81,9 +98,10 @@ def _made() -> Native:
     hints.empty[Tensor] = frozenset(offsets) - {"_array"}
     hints.alike[Tensor] = tuple(c for c in Tensor.__subclasses__() if offsets.keys().isdisjoint(vars(c)))
     hints.attributes.update(_ATTRIBUTES)
-    hints.receivers.update({c: Run for c in (Follower, Calls, Updates, RunState)})
+    hints.receivers.update({c: Run for c in (Follower, Calls, Updates, RunState, Effects, Gradients)})
     hints.locals[id(force)] = {"interpreter": None, "grad": True}
     units = [Unit(f"{cls.__name__}.{name}", vars(cls)[name], cls) for cls, names in _METHODS for name in names.split()]
+    units += [Unit(f.__name__, f, None, (), {"run": Run, "leaf": Step, "plan": segment.Plan}) for f in _FUNCTIONS]
     names = [f"__{n}__" for n in _OPERATORS.split()]
     operator = vars(Tensor)["__mul__"]
     free = operator.__code__.co_freevars

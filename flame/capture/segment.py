@@ -22,7 +22,7 @@ from flame.capture.control import control
 from flame.capture.segment_node import SegmentNode, TroubledNode
 from flame.capture.sizes import Size, SizedSpec, compiled, condition
 from flame.capture.tape_model import TapeModel, model, op_steps
-from flame.capture.trace import Capture, Expr, Ref, Slot, Step
+from flame.capture.trace import Capture, Expr, Ref, Slot, Step, Trace, Window
 from flame.compiler.dims import Dim, Space, as_tuple
 from flame.compiler.graph import Builder, Graph, Value
 from flame.dtypes import dtype, int64
@@ -39,6 +39,12 @@ COPY, LT, GE, ANY, LOGICAL_OR = map(registered, ("copy", "lt", "ge", "any", "log
 
 class Plan:
     """What is compiled for one path and one set of results."""
+
+    __slots__ = (
+        "all_arrays", "arrays", "asked", "backward", "blocked", "device", "differentiated", "differentiated_specs", "edges",
+        "facts", "flags", "forward", "gradients", "graph", "input_edges", "keeps", "known", "path", "place", "positions",
+        "replayed", "residuals", "scalars", "signature", "space", "updated", "values",
+    )  # fmt: skip
 
     def __init__(self, run: Any, values: frozenset[int], edges: frozenset[int], keeps: bool):
         """`keeps`: the inputs have to outlive it, as they are."""
@@ -122,7 +128,8 @@ class Plan:
         self.differentiated_specs = tuple(made[e].spec for e in self.differentiated)
         self.known = len(self.space.facts) if self.space is not None else 0
         self.backward: Compiled | None = None
-        self._updated = [] if keeps else self._updates(run)
+        self.facts: tuple = ()
+        self.updated = [] if keeps else self._updates(run)
         #: whether all that came from outside is an input, in order
         self.all_arrays = self.arrays == list(range(len(run.externals)))
 
@@ -138,9 +145,9 @@ class Plan:
                 self.device,
             )
         else:
-            self.forward = compile_segment(capture, self.graph, self._updated, [i for i, _ in self.flags], self.device)
+            self.forward = compile_segment(capture, self.graph, self.updated, [i for i, _ in self.flags], self.device)
             self.residuals, self.gradients = (), ()
-        self._facts = tuple(self.space.facts) if self.space is not None else ()
+        self.facts = tuple(self.space.facts) if self.space is not None else ()
 
     def _updates(self, run: Any) -> list[tuple[int, int]]:
         """Pairs (input, result) of outside memory that is written whole: its new value may be computed into it.
@@ -179,7 +186,7 @@ class Plan:
 
     def fits(self, bindings: list) -> bool:
         """Whether what compiling found out of the sizes holds of those of now."""
-        if self._facts and not condition(self._facts)(bindings):
+        if self.facts and not condition(self.facts)(bindings):
             return False
         return self.forward.more is None or self.forward.serves(self.sizes(bindings))
 
@@ -189,15 +196,23 @@ class Plan:
 
     def inputs(self, run: Any) -> list[np.ndarray]:
         externals = run.externals
+        out: list = []
+        t: Tensor
         if self.all_arrays:
-            out = [x[0]._array for x in externals]
+            for t, _, _ in externals:
+                out.append(t._array)
         else:
-            out = [externals[i][0]._array for i in self.arrays]
-        bindings = run.bindings
+            for i in self.arrays:
+                t = externals[i][0]
+                out.append(t._array)
+        if self.scalars:
+            self._append_scalars(run.bindings, out)
+        return out
+
+    def _append_scalars(self, bindings: list, out: list) -> None:
         for expr, d in self.scalars:
             value = bindings[expr[1]] if expr[0] == "slot" else evaluate(expr, bindings)
             out.append(scalar_array(value, d))
-        return out
 
 
 def scalar_array(value: Any, d: dtype) -> np.ndarray:
@@ -295,44 +310,93 @@ def flush(run: Any, leaf: Step) -> None:
         straight = not differentiated and tape is None and _goes_straight(run, alive, plan)
         plan.asked = differentiated, tape, straight
     inputs = plan.inputs(run)
-    for number, least, size, what in plan.positions:
-        if callable(size):
-            least, size = least(run.bindings) if callable(least) else least, size(run.bindings)
-        check_positions(inputs[number], least, size, what)
-    node = None
-    partial: dict[int, Spec] = {}
-    if tape is not None:
-        if tape.sound:
-            written = [w.external for w in run.written if w.external is not None]
-            partial = {t._ref.edge: t.spec for t in (*alive, *written) if tape.sound.get(t._ref.edge)}
-        if differentiated or partial:
-            node = SegmentNode(run, plan, tape, partial)
+    if plan.positions:
+        _look_at_positions(run, plan, inputs)
+    node, partial = (None, None) if tape is None else _node(run, plan, tape, alive, differentiated)
+    w: Window
+    t: Tensor
     for w in run.written:  # kernels may compute a new value where the old one lies
         if w.storage.keepers is not None:
             about_to_write(w.storage)
     results = plan.forward(inputs) if plan.space is None else plan.forward(inputs, plan.sizes(run.bindings))
+    if plan.flags:
+        _look_at_flags(plan, results)
+    if not straight or not _base_alone(run.written):
+        _fill(run, plan, tape, node, partial, alive, inputs, results)
+        return
+    place = plan.place
+    for w in run.written:
+        if w.external is not None:
+            t = w.external
+            a = results[place[w.current]]
+            if a is not t._array:  # (else it was computed there)
+                overwrite(t._array, a)
+            w.storage.version += w.mutations
+    seen = []
+    for t in alive:
+        if t._array is None:
+            r: Ref = t._ref
+            if t._trace is None and r.edge is None:
+                t._array = results[place[r.value]]
+            else:
+                seen.append(t)
+    if seen:
+        _show(run, plan, results, seen)
+
+
+def _look_at_positions(run: Any, plan: Plan, inputs: list) -> None:
+    for number, least, size, what in plan.positions:
+        if callable(size):
+            least, size = least(run.bindings) if callable(least) else least, size(run.bindings)
+        check_positions(inputs[number], least, size, what)
+
+
+def _look_at_flags(plan: Plan, results: list) -> None:
     for number, what in plan.flags:
         if host(results[number]):
             raise PositionError(f"an index is out of bounds for {what}")
+
+
+def _base_alone(written: list) -> bool:
+    """Whether no memory from outside is written through what the tape sees as a view."""
+    w: Window
+    for w in written:
+        if w.external is not None:
+            t: Tensor = w.external
+            if t._view is not None:
+                return False
+    return True
+
+
+def _node(
+    run: Any, plan: Plan, tape: TapeModel, alive: list, differentiated: bool
+) -> tuple[SegmentNode | None, dict[int, Spec]]:
+    """The segment's place on the tape, if it has one; and the edges through which a part of the gradient flows."""
+    partial: dict[int, Spec] = {}
+    if tape.sound:
+        written = [w.external for w in run.written if w.external is not None]
+        partial = {t._ref.edge: t.spec for t in (*alive, *written) if tape.sound.get(t._ref.edge)}
+    return SegmentNode(run, plan, tape, partial) if differentiated or partial else None, partial
+
+
+def _show(run: Any, plan: Plan, results: list, seen: list) -> None:
+    """Views of results, and results that carry the gradient of something from outside."""
     place = plan.place
-    if straight and all([w.external is None or w.external._view is None for w in run.written]):
-        for w in run.written:
-            t = w.external
-            if t is not None:
-                a = results[place[w.current]]
-                if a is not t._array:  # (else it was computed there)
-                    overwrite(t._array, a)
-                w.storage.version += w.mutations
-        seen = []
-        for t in alive:
-            if t._array is None:
-                if t._trace is None and t._ref.edge is None:
-                    t._array = results[place[t._ref.value]]
-                else:
-                    seen.append(t)
-        if seen:
-            replay.show(seen, lambda v: results[place[v]], run.edge_of)
-        return
+    replay.show(seen, lambda v: results[place[v]], run.edge_of)
+
+
+def _fill(
+    run: Any,
+    plan: Plan,
+    tape: TapeModel | None,
+    node: SegmentNode | None,
+    partial: Any,
+    alive: list,
+    inputs: list,
+    results: list,
+) -> None:
+    """Results to where they are wanted, in whatever way that is."""
+    place = plan.place
     if node is not None:
         node.keep(inputs, results, run, alive)
     given: set[int] = set()
@@ -361,18 +425,22 @@ def flush(run: Any, leaf: Step) -> None:
 def _signature(run: Any, alive: list[Tensor]) -> list:
     """What tells which values and edges are asked for."""
     signature: list = []
+    t: Tensor
     for t in alive:
         signature.append(t._ref)
-        trace = t._trace
+        trace: Trace | None = t._trace
         if trace is not None:
-            w = trace.window
+            w: Window = trace.window
             if w.external is None:
                 signature.append(w.current)
             else:
                 signature.append("delivered" if t._array is not None else "outside")
     if run.written:
-        signature += [w.current for w in run.written if w.external is not None]
-        signature += [t._ref for t, _, _ in run.externals]
+        for w in run.written:
+            if w.external is not None:
+                signature.append(w.current)
+        for t, _, _ in run.externals:
+            signature.append(t._ref)
     return signature
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flame.native import layout
-from flame.native.units import Unit, Value, parameters
+from flame.native.units import Unit, Value, defaults, parameters
 from flame.native.writer import Writer
 
 _COMPARE = {ast.Lt: 0, ast.LtE: 1, ast.Eq: 2, ast.NotEq: 3, ast.Gt: 4, ast.GtE: 5}
@@ -331,8 +331,8 @@ class Expressions(Writer):
             if isinstance(cls.constant, type):
                 return self.new(self.do(f"call ptr @PyType_GenericAlloc(ptr {cls.register}, i64 0)"), cls.constant)
         unit = self.m.by_function.get(id(f))
-        if unit is not None and len(args) == len(parameters(unit.function)):
-            return self.direct(unit, [self.value(a) for a in args])
+        if unit is not None and _fits(unit, len(args)):
+            return self.direct(unit, self.completed(unit, [self.value(a) for a in args]))
         if isinstance(f, type) and f in self.m.hints.slots and f.__new__ is object.__new__:
             return self.construct(node, f)
         return None
@@ -340,12 +340,18 @@ class Expressions(Writer):
     def construct(self, node: ast.Call, cls: type) -> Value | None:
         """An instance of a class of slots whose `__init__` is native."""
         unit = self.m.by_method.get((cls, "__init__"))
-        if unit is None or len(node.args) != len(parameters(unit.function)) - 1:
+        if unit is None or not _fits(unit, len(node.args) + 1):
             return None
-        args = [self.value(a) for a in node.args]
+        args = self.completed(unit, [self.value(a) for a in node.args])
         made = self.new(self.do(f"call ptr @PyType_GenericAlloc(ptr {self.m.constant(cls)}, i64 0)"), cls)
         self.direct(unit, [made, *args])
         return made
+
+    def completed(self, unit: Unit, args: list[Value]) -> list[Value]:
+        """The arguments with the defaults of those that were not given."""
+        more = defaults(unit.function)
+        missing = len(parameters(unit.function)) - len(args) - (unit.owner is not None)
+        return args + [self.constant(x) for x in more[len(more) - missing :]] if missing else args
 
     def direct(self, unit: Unit, args: list[Value]) -> Value:
         given = ", ".join(f"ptr {a.register}" for a in args)
@@ -361,22 +367,23 @@ class Expressions(Writer):
         if plain and x.hint is list and f.attr == "append" and len(node.args) == 1:
             return self.append(node, x)
         unit = self._method_unit(x.hint, f.attr) if plain else None
-        if unit is None or len(node.args) != len(parameters(unit.function)) - 1:
+        if unit is None or not _fits(unit, len(node.args) + 1):
             if plain:
                 return self.call_method(x, f.attr, [self.value(a) for a in node.args])
             callee = self.new(self.do(f"call ptr @PyObject_GetAttr(ptr {x.register}, ptr {self.m.constant(f.attr)})"))
             return self.vectorcall(node, callee)
-        args = [self.value(a) for a in node.args]
+        given = [self.value(a) for a in node.args]
+        args = self.completed(unit, given)
         quick, slow, end = self.label("direct"), self.label("any"), self.label("called")
         result = self.place()
         assert x.hint is not None
         self.branch(self.is_exactly(x.register, x.hint), quick, slow)
         self.begin(quick)
-        given = ", ".join(f"ptr {a.register}" for a in (x, *args))
-        self.emit(f"store ptr {self.do(f'call ptr @{unit.symbol}({given})')}, ptr {result}")
+        passed = ", ".join(f"ptr {a.register}" for a in (x, *args))
+        self.emit(f"store ptr {self.do(f'call ptr @{unit.symbol}({passed})')}, ptr {result}")
         self.jump(end)
         self.begin(slow)
-        self.emit(f"store ptr {self._call_method(x, f.attr, args)}, ptr {result}")
+        self.emit(f"store ptr {self._call_method(x, f.attr, given)}, ptr {result}")
         self.jump(end)
         self.begin(end)
         got = self.do(f"load ptr, ptr {result}")
@@ -430,8 +437,13 @@ class Expressions(Writer):
                 a = self.value(given)
                 a = self.new(self.do(f"call ptr @PySequence_Tuple(ptr {a.register})"))
                 return self.new(self.do(f"call ptr @PyObject_Call(ptr {f.register}, ptr {a.register}, ptr null)"))
-        if any(isinstance(a, ast.Starred) for a in node.args) or any(k.arg is None for k in node.keywords):
+        if any(k.arg is None for k in node.keywords):
             raise self.refuse(node, "a call with some starred arguments")
+        if any(isinstance(a, ast.Starred) for a in node.args):
+            if node.keywords:
+                raise self.refuse(node, "a call with starred and named arguments")
+            a = self.sequence(node.args, tuple)
+            return self.new(self.do(f"call ptr @PyObject_Call(ptr {f.register}, ptr {a.register}, ptr null)"))
         values = [self.value(a) for a in node.args] + [self.value(k.value) for k in node.keywords]
         names = self.m.constant(tuple(k.arg for k in node.keywords)) if node.keywords else "null"
         at = self.array(values)
@@ -447,6 +459,12 @@ class _Rename(ast.NodeTransformer):
 
     def visit_Name(self, node: ast.Name) -> ast.Name:
         return ast.Name(self.names.get(node.id, node.id), node.ctx)
+
+
+def _fits(unit: Unit, given: int) -> bool:
+    """Whether a native function can be called with so many arguments, its receiver among them."""
+    n = len(parameters(unit.function))
+    return n - len(defaults(unit.function)) <= given <= n
 
 
 def _is_load(node: ast.expr) -> bool:

@@ -115,12 +115,7 @@ go:
   %got = call ptr @{c.unit}(ptr %self, ptr %other.o{given})
   ret ptr %got
 other:
-  %n = add i64 %count, 1
-  %copy = alloca [2 x ptr]
-  store ptr %self, ptr %copy
-  %none = icmp eq i64 %count, 0
-  %number = select i1 %none, i64 1, i64 0
-  %slow = call ptr @PyObject_Vectorcall(ptr {twin}, ptr %copy, i64 %number, ptr null)
+  %slow = call ptr @flame_otherwise(ptr {twin}, ptr %self, ptr %args, i64 %count, ptr %names)
   ret ptr %slow
 }}
 """

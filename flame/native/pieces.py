@@ -208,6 +208,41 @@ any:
   ret ptr %held
 }
 
+define internal ptr @flame_otherwise(ptr %f, ptr %self, ptr %args, i64 %count, ptr %names) noinline {
+entry:
+  %unnamed = icmp eq ptr %names, null
+  br i1 %unnamed, label %begin, label %named
+named:
+  %size.p = getelementptr i8, ptr %names, i64 $size
+  %size = load i64, ptr %size.p
+  br label %begin
+begin:
+  %more = phi i64 [0, %entry], [%size, %named]
+  %every = add i64 %count, %more
+  %room = add i64 %every, 1
+  %copy = alloca ptr, i64 %room
+  %function = icmp eq ptr %self, null
+  %shift = select i1 %function, i64 0, i64 1
+  store ptr %self, ptr %copy
+  br label %next
+next:
+  %i = phi i64 [0, %begin], [%i1, %move]
+  %left = icmp slt i64 %i, %every
+  br i1 %left, label %move, label %pass
+move:
+  %from = getelementptr ptr, ptr %args, i64 %i
+  %x = load ptr, ptr %from
+  %at = add i64 %i, %shift
+  %to = getelementptr ptr, ptr %copy, i64 %at
+  store ptr %x, ptr %to
+  %i1 = add i64 %i, 1
+  br label %next
+pass:
+  %all = add i64 %count, %shift
+  %got = call ptr @PyObject_Vectorcall(ptr %f, ptr %copy, i64 %all, ptr %names)
+  ret ptr %got
+}
+
 define internal i32 @flame_truth(ptr %x) noinline {
   %true = icmp eq ptr %x, @$True
   br i1 %true, label %yes, label %a

@@ -94,6 +94,10 @@ def parameters(function: types.FunctionType) -> list[str]:
     return list(code.co_varnames[: code.co_argcount])
 
 
+def defaults(function: types.FunctionType) -> tuple:
+    return function.__defaults__ or ()
+
+
 def definition(function: types.FunctionType) -> ast.FunctionDef:
     found = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
     assert isinstance(found, ast.FunctionDef)

@@ -126,7 +126,7 @@ class Executable:
         Raises TypeError or RuntimeError where an input is not what the program was compiled for.
         """
         if len(arrays) != len(self._inputs):
-            raise TypeError(f"{self.name} takes {len(self._inputs)} arrays, got {len(arrays)}")
+            raise self._other_count(len(arrays))
         outputs = [make() for make in self._makers]
         if self._parallel and threads.shared.wanting:
             threads.shared.start()
@@ -134,16 +134,17 @@ class Executable:
             all_arrays = self._run([*arrays, *outputs])
         else:
             size = self._arena_bytes
-            block = memory.shared.take_arena(size) if size else None
-            try:
-                wrong = self._enter(self._only.address, 0 if block is None else block.address, *arrays, *outputs)  # type: ignore[misc]
-            finally:
-                if block is not None:
-                    memory.shared.give_arena(block)
+            block = memory.shared.take_arena(size) if size else None  # (where the call raises, it is freed)
+            wrong = self._enter(self._only.address, 0 if block is None else block.address, *arrays, *outputs)  # type: ignore[misc]
+            if block is not None:
+                memory.shared.give_arena(block)
             if wrong is None and self._simple:
                 return outputs
             all_arrays = [*arrays, *outputs] if wrong is None else self._run([*arrays, *outputs])
         return [all_arrays[i].copy() if given else all_arrays[i] for i, given in self._results]
+
+    def _other_count(self, n: int) -> TypeError:
+        return TypeError(f"{self.name} takes {len(self._inputs)} arrays, got {n}")
 
     def __repr__(self) -> str:
         return f"Executable({self.name}, {len(self._stages)} stages on {self.backend!r})"
