@@ -182,7 +182,7 @@ class Calls(RunState):
         t._array = None
         t._ref = r.ref
         if r.argument >= 0:
-            base = given[r.argument]
+            base: Tensor = given[r.argument]
             trace: Trace | None = base._trace
             if trace is None:
                 t._trace = Trace(None, r.chain, base)

@@ -20,7 +20,7 @@ from flame.capture.gradients import Gradients
 from flame.capture.known import Calls, Macro, Result, Several
 from flame.capture.run import Run
 from flame.capture.state import RunState
-from flame.capture.trace import Capture, Known, Ref, Slot, Step, Trace, Window
+from flame.capture.trace import Capture, Known, Ref, Slot, Statistics, Step, Trace, Window
 from flame.capture.updates import Update, Updates
 from flame.knobs import knobs
 from flame.native import layout
@@ -50,12 +50,31 @@ _METHODS: Final[tuple[tuple[type, str], ...]] = (
 _FUNCTIONS: Final[tuple[Any, ...]] = (
     segment.flush, segment._signature, segment._base_alone, gradients._accumulate_all, gradients._copied, gradients._leaf,
 )  # fmt: skip
-_SLOTTED: Final = (Run, Step, Ref, Slot, Trace, Window, Known, Macro, Result, Several, Update, Storage, segment.Plan)
+_SLOTTED: Final = (
+    Run,
+    Step,
+    Ref,
+    Slot,
+    Trace,
+    Window,
+    Known,
+    Macro,
+    Result,
+    Several,
+    Update,
+    Storage,
+    segment.Plan,
+    Capture,
+    Statistics,
+    Executable,
+)
 _ATTRIBUTES: Final[dict[tuple[type, str], type]] = {
     (Run, "next"): Step,
     (Run, "at"): Step,
     (Run, "root"): Step,
     (Run, "capture"): Capture,
+    (Capture, "stats"): Statistics,
+    (Capture, "root"): Step,
     (Step, "plan"): segment.Plan,
     (Step, "parent"): Step,
     (Macro, "last"): Step,
@@ -100,12 +119,17 @@ def _made() -> Native:
     hints.attributes.update(_ATTRIBUTES)
     hints.receivers.update({c: Run for c in (Follower, Calls, Updates, RunState, Effects, Gradients)})
     hints.locals[id(force)] = {"interpreter": None, "grad": True}
-    units = [Unit(f"{cls.__name__}.{name}", vars(cls)[name], cls) for cls, names in _METHODS for name in names.split()]
+    likely = {"Calls.composite": {"a": Tensor}, "Calls._fits": {"a": Tensor}, "Follower.process": {"o": Tensor}}
+    units = [
+        Unit(f"{cls.__name__}.{name}", vars(cls)[name], cls, (), likely.get(f"{cls.__name__}.{name}", {}))
+        for cls, names in _METHODS
+        for name in names.split()
+    ]
     units += [Unit(f.__name__, f, None, (), {"run": Run, "leaf": Step, "plan": segment.Plan}) for f in _FUNCTIONS]
     names = [f"__{n}__" for n in _OPERATORS.split()]
     operator = vars(Tensor)["__mul__"]
     free = operator.__code__.co_freevars
-    units.append(Unit("operator", operator, None, free, {"run": Run}))
+    units.append(Unit("operator", operator, None, free, {"run": Run, "self": Tensor, "other": Tensor}))
     closures = [
         Closure("operator", Tensor, n, tuple(c.cell_contents for c in f.__closure__))
         for n in names

@@ -26,7 +26,7 @@ from flame.capture.follow import Follower
 from flame.capture.gradients import Gradients
 from flame.capture.known import Calls
 from flame.capture.record import Recorder
-from flame.capture.trace import Step
+from flame.capture.trace import Step, Window
 from flame.capture.updates import Updates
 from flame.errors import GraphBreakError
 from flame.knobs import knobs
@@ -140,8 +140,9 @@ class Run(Follower, Calls, Updates, Recorder, Effects, Gradients):
         self.capture.run = None
         self.sizing = None  # (it holds this run)
         if self.originals and not self.following:  # what the tape saved of them is what NumPy sees
-            for i, t in self.originals.items():
-                self.externals[i][0]._array = t._array
+            self._as_seen_outside()
+        t: Tensor
+        w: Window | None
         for t in self.live():
             t._ref = None
             t._trace = None
@@ -160,18 +161,20 @@ class Run(Follower, Calls, Updates, Recorder, Effects, Gradients):
                 if t._storage is not st and t._storage is not None:
                     t._storage.pending = None
 
+    def _as_seen_outside(self) -> None:
+        for i, t in self.originals.items():
+            self.externals[i][0]._array = t._array
+
     def rest(self) -> None:
         """Hold nothing until another call begins."""
         self.survivors = self.observer = None
         self.unlinked = False
         self.linked = 0
-        self.externals.clear()
-        self.tracked.clear()
-        self.edges.clear()
+        self.externals, self.tracked, self.edges = [], [], {}
         if self.bindings:
-            self.bindings.clear()
+            self.bindings = []
         if self.written:
-            self.written.clear()
+            self.written = []
         if self.snapshots:
             self.snapshots.clear()
             self.originals.clear()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from flame.autograd.tape import edge
-from flame.capture.trace import Capture, Ref, Step, Window
+from flame.capture.trace import Capture, Ref, Step, Trace, Window
 from flame.primitive import force
 from flame.tensor import Tensor
 
@@ -115,11 +115,17 @@ class RunState:
         """The pending tensors that somebody still holds."""
         if self.survivors is not None:
             return self.survivors
-        alive = [t for w in self.tracked if (t := w()) is not None]
+        alive: list[Tensor] = []
+        w: weakref.ref
+        for w in self.tracked:
+            found = w()
+            if found is not None:
+                alive.append(found)
         if self.unlinked:
             self.unlinked = False
+            t: Tensor
             for t in alive:
-                trace = t._trace
+                trace: Trace | None = t._trace
                 if trace is not None and trace.window is None:
                     self.window_of(t)
         return alive

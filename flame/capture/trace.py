@@ -261,6 +261,11 @@ class Trace:
 class Capture:
     """All that is known of one compiled function: the tree, the interned refs, what was compiled, statistics."""
 
+    __slots__ = (
+        "given_up", "jobs", "name", "options", "plans", "programs", "refs", "root", "run", "spare", "stats", "values",
+        "__dict__", "__weakref__",
+    )  # fmt: skip
+
     def __init__(self, name: str, options: Options):
         self.name = name
         self.options = options

@@ -16,9 +16,9 @@ from typing import Any
 from flame.capture.known import remember
 from flame.capture.sizes import SizedSpec
 from flame.capture.state import RunState, SegmentEnded
-from flame.capture.trace import Ref, Slot, Step, Window, same_number
+from flame.capture.trace import Known, Ref, Slot, Step, Trace, Window, same_number
 from flame.primitive import force
-from flame.tensor import Tensor
+from flame.tensor import Storage, Tensor
 
 
 class Update:
@@ -89,10 +89,10 @@ class Updates(RunState):
         return False
 
     def _follow_update(self, u: Update, tensors: Sequence[Tensor], numbers: tuple) -> bool:
-        enter = self.enter
+        t: Tensor
         for want, t in zip(u.given, tensors, strict=True):
             r = t._ref
-            if r is not want and (r is not None or enter(t) is not want):
+            if r is not want and (r is not None or self.enter(t) is not want):
                 return False
         if len(numbers) != len(u.numbers) or not all([same_number(numbers[j], u.numbers[j]) for j in u.fixed]):
             return False
@@ -108,8 +108,10 @@ class Updates(RunState):
             if not self.bind_slot(slot, numbers[places[0]]):
                 del self.bindings[n:]
                 return False
+        w: Window
         for (i, ref, count), w in zip(u.written, windows, strict=True):
-            tensors[i]._ref = ref
+            t = tensors[i]
+            t._ref = ref
             w.current = ref.value
             w.version += count
             if not w.mutations:
@@ -128,14 +130,16 @@ class Updates(RunState):
         if self.unlinked:
             self.link()
         windows = []
+        t: Tensor
         for t in targets:
-            trace = t._trace
-            w = self.window_of(t) if trace is None or trace.window is None else trace.window
-            trace, st = t._trace, w.storage
-            if trace.chain or trace.root is not None or st.volatile or len(w.members) != 1:
+            trace: Trace | None = t._trace
+            w: Window = self.window_of(t) if trace is None or trace.window is None else trace.window
+            here: Any = t._trace
+            st: Storage = w.storage
+            if here.chain or here.root is not None or st.volatile or len(w.members) != 1:
                 return None
             if w.external is not None:
-                known = t._known
+                known: Known | None = t._known
                 if w.external is not t or st.window.next is not None or known is None or not known.writeable:
                     return None
             windows.append(w)

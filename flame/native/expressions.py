@@ -309,7 +309,10 @@ class Expressions(Writer):
                 return known
         if isinstance(f, ast.Attribute):
             return self.method(node, f)
-        return self.vectorcall(node, self.value(f))
+        callee = self.value(f)
+        if callee.hint is weakref.ref and not node.args and not node.keywords:
+            return self.new(self.do(f"call ptr @flame_referent(ptr {callee.register})"))
+        return self.vectorcall(node, callee)
 
     def known_call(self, node: ast.Call, f: Any) -> Value | None:
         """A call of a constant that is done in place."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -59,7 +60,7 @@ class Native:
             "int": int,
             "float": float,
         }
-        basics |= {"object": object, "typetype": type, "TypeError": TypeError}
+        basics |= {"object": object, "typetype": type, "TypeError": TypeError, "weakref": weakref.ref}
         basics["fresh"] = "native code has no place for what only an attribute's computation made"
         body = translated(module) + "\n".join(_thunk(module, c) for c in closures)
         names = {k: module.constant(x)[1:] for k, x in basics.items()}

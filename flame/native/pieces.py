@@ -17,6 +17,7 @@ functions, so that objects that are never freed are left alone.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from typing import Final
 
@@ -54,6 +55,7 @@ INTERPRETER: Final = {
     "PyNumber_InPlaceAdd": "ptr (ptr, ptr)",
     "PyNumber_InPlaceSubtract": "ptr (ptr, ptr)",
     "PyWeakref_NewRef": "ptr (ptr, ptr)",
+    **({"PyWeakref_GetRef": "i32 (ptr, ptr)"} if sys.version_info >= (3, 13) else {"PyWeakref_GetObject": "ptr (ptr)"}),
     "PyType_GenericAlloc": "ptr (ptr, i64)",
     "PyThreadState_Get": "ptr ()",
     "PyThreadState_GetID": "i64 (ptr)",
@@ -206,6 +208,18 @@ any:
   call void @Py_DecRef(ptr %x)
   %held = call ptr @flame_borrowed(ptr %got)
   ret ptr %held
+}
+
+define internal ptr @flame_referent(ptr %ref) noinline {
+  %type.p = getelementptr i8, ptr %ref, i64 $type
+  %type = load ptr, ptr %type.p
+  %plain = icmp eq ptr %type, @$weakref
+  br i1 %plain, label %look, label %ask
+look:
+$referent
+ask:
+  %told = call ptr @PyObject_Vectorcall(ptr %ref, ptr null, i64 0, ptr null)
+  ret ptr %told
 }
 
 define internal ptr @flame_otherwise(ptr %f, ptr %self, ptr %args, i64 %count, ptr %names) noinline {
@@ -382,10 +396,29 @@ fail:
 """
 
 
+#: the newer function gives a new reference, or 0 and none; the older one, which it replaces, a borrowed one
+_REFERENT: Final = (
+    """  %place = alloca ptr
+  %got = call i32 @PyWeakref_GetRef(ptr %ref, ptr %place)
+  %gone = icmp eq i32 %got, 0
+  br i1 %gone, label %none, label %some
+some:
+  %found = load ptr, ptr %place
+  ret ptr %found
+none:
+  call void @Py_IncRef(ptr @$None)
+  ret ptr @$None"""
+    if sys.version_info >= (3, 13)
+    else """  %found = call ptr @PyWeakref_GetObject(ptr %ref)
+  call void @Py_IncRef(ptr %found)
+  ret ptr %found"""
+)
+
+
 def text(numbers: Mapping[str, int | str]) -> str:
     """The functions, with declarations of the interpreter's."""
     declared = []
     for name, signature in INTERPRETER.items():
         result, _, arguments = signature.partition(" ")
         declared.append(f"declare {result} @{name}{arguments}")
-    return "\n".join(declared) + "\n" + re.sub(r"\$(\w+)", lambda m: str(numbers[m[1]]), _TEXT)
+    return "\n".join(declared) + "\n" + re.sub(r"\$(\w+)", lambda m: str(numbers[m[1]]), _TEXT.replace("$referent", _REFERENT))

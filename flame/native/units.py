@@ -14,6 +14,7 @@ import inspect
 import re
 import textwrap
 import types
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,4 +106,4 @@ def definition(function: types.FunctionType) -> ast.FunctionDef:
 
 
 def hinted(cls: type, m: Module) -> type | None:
-    return cls if cls in m.hints.slots or cls in (list, tuple) else None
+    return cls if cls in m.hints.slots or cls in (list, tuple, weakref.ref) else None

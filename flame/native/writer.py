@@ -142,8 +142,11 @@ class Writer:
     def named(self, annotation: Any) -> type | None:
         """The class of an annotation that hints are of."""
         if isinstance(annotation, str):
-            for word in re.findall(r"[\w.]+", annotation):
-                found = self.look_up(word, None)
+            for word in re.findall(r"[\w.]+", re.sub(r"\[.*\]", "", annotation)):
+                name, *rest = word.split(".")
+                found = self.look_up(name, None)
+                for attribute in rest:
+                    found = getattr(found, attribute, None)
                 if isinstance(found, type) and hinted(found, self.m) is not None:
                     return found
         return None

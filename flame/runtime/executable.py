@@ -47,6 +47,10 @@ class Executable:
     as well. Raises CompileError, naming the kernel and the user's line, where one cannot be compiled.
     """
 
+    __slots__ = (
+        "_arena_bytes", "_enter", "_inputs", "_makers", "_only", "_parallel", "_results", "_simple", "__dict__", "__weakref__",
+    )  # fmt: skip
+
     def __init__(self, program: Program, *, backend: Backend = "llvm", library: bool = True, target: CpuTarget | None = None):
         if backend not in BACKENDS:
             raise ValueError(f"backend {backend!r}: expected one of {', '.join(BACKENDS)}")

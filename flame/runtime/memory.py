@@ -96,7 +96,7 @@ class Allocator:
         n = math.prod(shape) * dtype.itemsize
         array: Any = np.ndarray
         if n < SMALL:
-            return partial(array, shape, dtype)
+            return partial(np.empty, shape, dtype)
         c = self._class(size_class(n))
         take, serve, lease, clock = c.free.pop, self._serve, c.lease.from_address, self._clock
 
