@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import flame
 from flame.capture import native
+from flame.knobs import knobs
 from flame.native import layout
 from flame.native.install import Native
 from flame.native.units import Hints, Unit, Untranslatable
@@ -307,6 +308,7 @@ def test_the_knob_decides(knob: str, said: str) -> None:
 def test_where_there_can_be_no_native_code_python_goes_on(monkeypatch: pytest.MonkeyPatch, switched: Any) -> None:
     switched("off")
     monkeypatch.setattr(layout, "usable", lambda: "the interpreter is another one")
+    monkeypatch.setattr(knobs, "native", "auto")
     with pytest.raises(RuntimeError, match="the interpreter is another one"):
         native.switch("on")
     f = flame.compile(lambda x: x + 1, backend="eager")
