@@ -25,6 +25,8 @@ EXPENSIVE = 8  #: from here on, a value that another sweep reads is kept rather 
 class _Counter(Machine):
     """Values are dtypes; counts operations."""
 
+    vectors = True
+
     def __init__(self) -> None:
         self.count = 0
         self.calls = 0  #: of C functions

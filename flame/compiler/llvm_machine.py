@@ -54,6 +54,8 @@ def is_number(x: Any) -> bool:
 class LlvmMachine(Machine):
     """Writes to `function`. Primitives that are `called` are functions of their own, where they are applied to vectors."""
 
+    vectors = True
+
     def __init__(self, function: Function, target: CpuTarget, called: frozenset[str] = frozenset()):
         self.function = function
         self.target = target

@@ -44,6 +44,8 @@ class Machine:
 
     #: functions of `LIBM` that the platform has in float32 too, within 2 units in the last place and in few instructions
     native: frozenset[str] = frozenset()
+    #: `libm` takes the lanes of a float64 vector one by one: what is written out in basic operations is faster
+    vectors: bool = False
 
     def emit(self, op: str, *operands: Any) -> Any:
         """Apply the basic operation `op`; at least one operand is a value, the others may be numbers of its dtype."""

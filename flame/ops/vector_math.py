@@ -2,7 +2,7 @@
 
     float32   argument reduction and polynomials of our own, within 2 units in the last place (ULP) of the exact result, tan
               within 4. Subnormals, infinities, NaN and signed zeros are right.
-    float64   the platform's library (`m.libm`), and in float32 too where the machine says that it is as good (`m.native`)
+    float64   the platform's library (`m.libm`) or `vector_math64.py`; the library in float32 too where it is as good (`m.native`)
 
 The polynomials are minimax fits made for this file: weighted least squares on Chebyshev nodes, reweighted (Lawson) until the
 error levels, in extended precision; coefficients are rounded to float32 one after the other, refitting the rest. Constants
@@ -21,6 +21,7 @@ from typing import Any
 
 from flame.dtypes import by_name, dtype, float32, float64, int32, uint32
 from flame.ops.machine import LIBM, Machine
+from flame.ops.vector_math64 import WIDE, polynomial
 
 Define = Callable[..., Any]
 
@@ -32,20 +33,15 @@ def _library_in_float64(define: Define) -> Define:
 
     @functools.wraps(define)
     def either(m: Machine, *x: Any) -> Any:
-        return m.libm(name, *x) if name in m.native or m.dtype(x[0]) is float64 else define(m, *x)
+        wide = m.dtype(x[0]) is float64
+        if wide and m.vectors and name in WIDE:
+            return WIDE[name](m, *x)
+        return m.libm(name, *x) if wide or name in m.native else define(m, *x)
 
     return either
 
 
 # -------------------------------------------------------------------------------------------------------------- the pieces
-
-
-def polynomial(m: Machine, x: Any, coefficients: tuple[float, ...]) -> Any:
-    """c[0] + c[1] x + c[2] x^2 + ..., Horner's way."""
-    out: Any = coefficients[-1]
-    for c in reversed(coefficients[:-1]):
-        out = m.fma(x, out, c)
-    return out
 
 
 def _integers(d: dtype) -> dtype:
