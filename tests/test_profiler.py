@@ -76,7 +76,7 @@ def test_eager_operations_and_backward_are_events():
 
 
 def test_kernels_of_compiled_programs_lead_to_the_users_lines():
-    step, plain = flame.compile(_training()), _training()
+    step, plain = flame.compile(_training(), fullgraph=True), _training()
     with profile() as p:
         losses = [step().item() for _ in range(4)]
     assert losses == pytest.approx([plain().item() for _ in range(4)], rel=1e-5)

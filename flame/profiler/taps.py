@@ -53,6 +53,7 @@ class Listener:
         self._shapes, self._memory, self._stacks, self._flops = shapes, memory, stacks, count_flops
         self._undo: list[Callable[[], None]] = []
         self._apart: weakref.WeakKeyDictionary[Executable, Apart] = weakref.WeakKeyDictionary()
+        self._inside: set[CompiledFunction] = set()
         #: programs whose steps were timed: event -> (executable, step), to be named when somebody looks
         self.unnamed: list[tuple[Event, Executable, int]] = []
 
@@ -62,7 +63,7 @@ class Listener:
         self._tap(Node, "apply", lambda node, *_: ("backward", node.name()))
         self._tap(FunctionNode, "apply", lambda node, *_: ("backward", node.name()))
         self._tap(SegmentNode, "apply", lambda node, *_: ("backward", node.name()))
-        self._tap(CompiledFunction, "__call__", lambda f, *_: ("function", f"compiled {f._capture.name}"))
+        self._wrap(CompiledFunction, "__call__", self._function)
         self._tap(Plan, "make", lambda plan, *_: ("compile", f"compile {plan.graph.name}"))
         self._tap(Passes, "run", lambda passes, name, *_: ("compile", f"pass: {name}"))
         self._tap(cpu, "prepare", lambda *_: ("compile", "native code"))
@@ -105,6 +106,18 @@ class Listener:
                 self.record(kind, shown, begin, _clock())
 
         self._wrap(owner, name, around)
+
+    def _function(self, call: Callable[..., Any], f: CompiledFunction, *args: Any, **kwargs: Any) -> Any:
+        """A call of a compiled function; calls of the same one inside of it (to time it, or by recursion) are part of it."""
+        if f in self._inside:
+            return call(f, *args, **kwargs)
+        self._inside.add(f)
+        begin = _clock()
+        try:
+            return call(f, *args, **kwargs)
+        finally:
+            self._inside.discard(f)
+            self.record("function", f"compiled {f._capture.name}", begin, _clock())
 
     def _operation(self, process: watch.Process, primitive: Primitive, operands: tuple, params: dict) -> Any:
         begin = _clock()
