@@ -31,6 +31,7 @@ from flame import (
     random,
     serialization,
     signal,
+    sparse,
     special,
     testing,
     utils,
@@ -94,6 +95,7 @@ globals().update(functions.PUBLIC)
 globals().update(recurrent.FLAME_NAMES)
 globals().update(legacy.PUBLIC_NAMES)
 globals().update(absent.FUNCTIONS)
+globals().update(sparse.NAMES)
 vars(cuda).update(legacy.LEGACY_CUDA)
 globals().update(amp.FLAME_NAMES)
 cuda.amp = _deprecated.cuda_amp  # type: ignore[attr-defined]

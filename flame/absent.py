@@ -14,11 +14,10 @@ from typing import Any
 NAMES: dict[str, str] = {
     "complex32": "complex64",
     "chalf": "complex64",
-    "sparse_csr_tensor": "a dense tensor: flame has no sparse layouts",
+    "sparse_csr_tensor": "sparse_coo_tensor: coordinates are the only sparse layout",
     "fx": "flame.explain, which shows captured graphs",
     "quantization": "float16 or bfloat16 weights: flame has no quantised kernels",
     "ao": "float16 or bfloat16 weights: flame has no quantised kernels",
-    "sparse": "dense tensors: flame has no sparse layouts",
     "nested": "padding, or nn.utils.rnn.pack_sequence",
     "package": "flame.save and flame.load",
     "multiprocessing": "Python's multiprocessing, or DataLoader(num_workers=...)",
@@ -50,7 +49,7 @@ def _space(name: str, **functions: str) -> SimpleNamespace:
 
 
 _ONE = "flame runs in one process: remove the call, or guard it by distributed.is_available()"
-_DENSE = "flame has no sparse layouts: use dense tensors (scatter_add builds one from coordinates)"
+_COO = "sparse tensors are multiplied by flame.sparse.mm"
 
 distributed = _space("distributed", init_process_group=_ONE, all_reduce=_ONE, all_gather=_ONE, broadcast=_ONE, barrier=_ONE,
                      get_rank=_ONE, get_world_size=_ONE, destroy_process_group=_ONE)  # fmt: skip
@@ -60,15 +59,7 @@ hub = _space("hub", load_state_dict_from_url="download the file yourself and rea
              load="clone the repository and import the model; weights are read with flame.load",
              download_url_to_file="use urllib.request.urlretrieve")  # fmt: skip
 onnx = _space("onnx", export="flame's graphs are shown by flame.explain; there is no exporter to ONNX")
-FUNCTIONS = {
-    "sparse_coo_tensor": _refusing("flame.sparse_coo_tensor", _DENSE),
-    "spmm": _refusing("flame.spmm", _DENSE + "; flame.matmul multiplies them"),
-    "sspaddmm": _refusing("flame.sspaddmm", _DENSE),
-}
+FUNCTIONS = {"sspaddmm": _refusing("flame.sspaddmm", _COO)}
 METHODS = {
     "chalf": _refusing("Tensor.chalf", "complex numbers are complex64 or complex128: use cfloat()"),
-    "to_sparse": _refusing("Tensor.to_sparse", _DENSE),
-    "coalesce": _refusing("Tensor.coalesce", _DENSE),
-    "indices": _refusing("Tensor.indices", _DENSE),
-    "values": _refusing("Tensor.values", _DENSE),
 }

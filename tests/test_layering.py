@@ -34,6 +34,7 @@ LAYERS = (
     "flame.linalg",
     "flame.fft",
     "flame.array_api",
+    "flame.sparse",
     "flame.capture",
     "flame.kernels",
     "flame.jit",

@@ -1,0 +1,374 @@
+"""flame.sparse: tensors that keep their few elements that are not zero, by coordinates (COO), under torch.sparse's names.
+
+    SparseTensor ::= indices [sparse_dim, nnz], values [nnz, *dense sizes], size
+
+What is computed with one is computed with its values, which are a tensor like any other: gradients flow to them, and to the dense
+operands beside them. Coordinates may come several times, and count as their sum; `coalesce` adds them up, in order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from flame import dtypes
+from flame.dtypes import dtype as DType
+from flame.functions import PUBLIC
+from flame.functions.promotion import number, tensor_operand, to_dtype
+from flame.primitive import registered
+from flame.tensor import Size, Tensor, wrap
+
+INDEX_ADD, INDEX_SELECT, FULL = map(registered, ("index_add", "index_select", "full"))
+
+
+class SparseTensor:
+    """A tensor of `size` that is zero but for `values` at `indices`."""
+
+    is_sparse = True
+    is_cuda = False
+    layout = "flame.sparse_coo"
+    __array_priority__ = 1000.0
+
+    def __init__(self, indices: Tensor, values: Tensor, size: Sequence[int], coalesced: bool = False):
+        self._i, self._v, self._size, self._coalesced = indices, values, Size(size), coalesced
+
+    # ---------------------------------------------------------------- what it is
+
+    @property
+    def shape(self) -> Size:
+        return self._size
+
+    def size(self, dim: int | None = None) -> Any:
+        return self._size if dim is None else self._size[dim]
+
+    @property
+    def ndim(self) -> int:
+        return len(self._size)
+
+    def dim(self) -> int:
+        return self.ndim
+
+    def numel(self) -> int:
+        return self._size.numel()
+
+    @property
+    def dtype(self) -> DType:
+        return self._v.dtype
+
+    @property
+    def device(self) -> Any:
+        return self._v.device
+
+    @property
+    def requires_grad(self) -> bool:
+        return self._v.requires_grad
+
+    def requires_grad_(self, requires_grad: bool = True) -> SparseTensor:
+        self._v.requires_grad_(requires_grad)
+        return self
+
+    @property
+    def grad(self) -> SparseTensor | None:
+        """The gradient of a leaf: at its own coordinates alone."""
+        g = self._v.grad
+        return None if g is None else SparseTensor(self._i, g, self._size, self._coalesced)
+
+    def sparse_dim(self) -> int:
+        return self._i.shape[0]
+
+    def dense_dim(self) -> int:
+        return self._v.ndim - 1
+
+    def _nnz(self) -> int:
+        return self._v.shape[0]
+
+    def is_coalesced(self) -> bool:
+        return self._coalesced
+
+    def indices(self) -> Tensor:
+        """The coordinates, [sparse_dim, nnz]. Raises RuntimeError unless coalesced."""
+        if not self._coalesced:
+            raise RuntimeError("Cannot get indices on an uncoalesced tensor, please call .coalesce() first")
+        return self._i
+
+    def values(self) -> Tensor:
+        """The elements, [nnz, ...]. Raises RuntimeError unless coalesced."""
+        if not self._coalesced:
+            raise RuntimeError("Cannot get values on an uncoalesced tensor, please call .coalesce() first")
+        return self._v
+
+    def _indices(self) -> Tensor:
+        return self._i
+
+    def _values(self) -> Tensor:
+        return self._v
+
+    def __len__(self) -> int:
+        return self._size[0]
+
+    def __repr__(self) -> str:
+        head = f"tensor(indices={self._i!r},\n       values={self._v!r},\n"
+        return f"{head}       size={tuple(self._size)}, nnz={self._nnz()}, layout={self.layout})"
+
+    # ---------------------------------------------------------------- other forms
+
+    def _with(self, values: Tensor, coalesced: bool | None = None) -> SparseTensor:
+        return SparseTensor(self._i, values, self._size, self._coalesced if coalesced is None else coalesced)
+
+    def _flat(self) -> Tensor:
+        """Where each element stands among those of the sparse dimensions, in row-major order."""
+        at: Any = None
+        for d in range(self.sparse_dim()):
+            row = PUBLIC["select"](self._i, 0, d)
+            at = row if at is None else at * self._size[d] + row
+        return FULL(0, shape=(self._nnz(),), dtype=dtypes.int64) if at is None else at
+
+    def coalesce(self) -> SparseTensor:
+        """Each coordinate once, in row-major order, with the sum of its values. Reads the coordinates."""
+        if self._coalesced:
+            return self
+        flat, place = np.unique(self._flat()._read(), return_inverse=True)
+        zero = FULL(0, shape=(len(flat), *self._v.shape[1:]), dtype=self.dtype)
+        values = INDEX_ADD(zero, wrap(place.astype(np.int64).reshape(-1)), self._v, dim=0)
+        sizes = tuple(self._size)[: self.sparse_dim()]
+        rows = np.stack(np.unravel_index(flat, sizes)) if sizes else np.zeros((0, len(flat)))
+        return SparseTensor(wrap(np.ascontiguousarray(rows, np.int64)), values, self._size, True)
+
+    def to_dense(self, dtype: DType | None = None) -> Tensor:
+        n = math.prod(tuple(self._size)[: self.sparse_dim()])
+        zero = FULL(0, shape=(n, *self._v.shape[1:]), dtype=self.dtype)
+        dense = INDEX_ADD(zero, self._flat(), self._v, dim=0) if n else zero
+        y = PUBLIC["reshape"](dense, tuple(self._size))
+        return y if dtype is None else to_dtype(y, dtype)
+
+    def to_sparse(self, sparse_dim: int | None = None) -> SparseTensor:
+        return self
+
+    def detach(self) -> SparseTensor:
+        return self._with(self._v.detach())
+
+    def clone(self) -> SparseTensor:
+        return SparseTensor(self._i.clone(), self._v.clone(), self._size, self._coalesced)
+
+    def to(self, *args: Any, **kwargs: Any) -> SparseTensor:
+        return self._with(self._v.to(*args, **kwargs))
+
+    def cpu(self) -> SparseTensor:
+        return self
+
+    def float(self) -> SparseTensor:
+        return self._with(self._v.float())
+
+    def double(self) -> SparseTensor:
+        return self._with(self._v.double())
+
+    def backward(self, *args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("backward() of a sparse tensor is not there: reduce it to a number first, as by flame.sparse.sum")
+
+    def transpose(self, dim0: int, dim1: int) -> SparseTensor:
+        a, b = (d % self.ndim for d in (dim0, dim1))
+        n = self.sparse_dim()
+        if a >= n or b >= n:
+            raise RuntimeError(f"transpose(): dimensions {dim0} and {dim1} must be sparse ones, of which there are {n}")
+        order = list(range(n))
+        order[a], order[b] = order[b], order[a]
+        size = list(self._size)
+        size[a], size[b] = size[b], size[a]
+        return SparseTensor(INDEX_SELECT(self._i, PUBLIC["tensor"](order), dim=0), self._v, size)
+
+    def t(self) -> SparseTensor:
+        if self.ndim != 2:
+            raise RuntimeError(f"t() expects a tensor with 2 dimensions, but this one has {self.ndim}")
+        return self.transpose(0, 1)
+
+    T = property(t)
+
+    # ---------------------------------------------------------------- arithmetic
+
+    def __neg__(self) -> SparseTensor:
+        return self._with(-self._v)
+
+    def __mul__(self, other: Any) -> Any:
+        """By a number, or element by element by a dense tensor of the same size (the result is as sparse as this)."""
+        if number(other) is not None or (isinstance(other, Tensor) and other.ndim == 0):
+            return self._with(self._v * other)
+        if isinstance(other, SparseTensor):
+            other = other.to_dense()
+        if not isinstance(other, Tensor):
+            return NotImplemented
+        if other.shape != self._size:
+            raise RuntimeError(f"mul: the sizes {list(self._size)} and {list(other.shape)} of a sparse product must be equal")
+        return self._with(self._v * _picked(other, self))
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: Any) -> Any:
+        if number(other) is None and not (isinstance(other, Tensor) and other.ndim == 0):
+            raise RuntimeError("Sparse division requires a number or a 0-d tensor as divisor: the others hold zeros")
+        return self._with(self._v / other)
+
+    def __add__(self, other: Any) -> Any:
+        """With a sparse tensor of that size a sparse one, with a dense one a dense one."""
+        if isinstance(other, Tensor):
+            return self.to_dense() + other
+        if not isinstance(other, SparseTensor):
+            return NotImplemented
+        if other._size != self._size or other.sparse_dim() != self.sparse_dim():
+            raise RuntimeError(f"add: expected sparse tensors of one size, but got {list(self._size)} and {list(other._size)}")
+        d = dtypes.promote_types(self.dtype, other.dtype)
+        values = PUBLIC["cat"]([to_dtype(self._v, d), to_dtype(other._v, d)], 0)
+        return SparseTensor(PUBLIC["cat"]([self._i, other._i], 1), values, self._size)
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Any) -> Any:
+        return self + -other
+
+    def __matmul__(self, other: Any) -> Tensor:
+        return mm(self, other)
+
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return mm(self.t(), tensor_operand(other, "matmul").t()).t()
+
+    def mm(self, mat2: Any) -> Tensor:
+        return mm(self, mat2)
+
+    matmul = spmm = mm
+
+    def sum(self, dim: Any = None) -> Any:
+        return sum(self, dim)
+
+
+def _picked(x: Tensor, s: SparseTensor) -> Tensor:
+    """The elements of a dense tensor at the coordinates of a sparse one."""
+    n = s.sparse_dim()
+    flat = PUBLIC["reshape"](x, (math.prod(tuple(x.shape)[:n]), *tuple(x.shape)[n:]))
+    return INDEX_SELECT(flat, s._flat(), dim=0)
+
+
+def sparse_coo_tensor(
+    indices: Any, values: Any = None, size: Any = None, *, dtype: DType | None = None, device: Any = None,
+    pin_memory: bool = False, requires_grad: bool = False, check_invariants: bool | None = None, is_coalesced: bool | None = None,
+) -> SparseTensor:  # fmt: skip
+    """A sparse tensor of coordinates [sparse_dim, nnz] and values [nnz, ...]; its size is the least that holds them, unless given.
+
+    Raises RuntimeError where coordinates, values and size do not fit each other.
+    """
+    if values is None and size is None:  # sizes alone: all zeros
+        size, indices = indices, np.zeros((len(tuple(indices)), 0), np.int64)
+        values = PUBLIC["zeros"](0, dtype=dtype)
+    i = to_dtype(PUBLIC["as_tensor"](indices), dtypes.int64)
+    v = PUBLIC["as_tensor"](values, dtype=dtype)
+    if i.ndim != 2:
+        raise RuntimeError(f"indices must be sparse_dim x nnz, but got: {list(i.shape)}")
+    if v.ndim == 0:
+        v = PUBLIC["broadcast_to"](v, (i.shape[1],)).clone()
+    if v.shape[0] != i.shape[1]:
+        raise RuntimeError(
+            f"indices and values must have same nnz, but got nnz from indices: {i.shape[1]}, from values: {v.shape[0]}"
+        )
+    a = i._read()
+    if a.size and a.min() < 0:
+        raise RuntimeError(f"found negative index {a.min()} for dim {int(np.argwhere(a < 0)[0][0])}")
+    if size is None:
+        if not a.shape[1]:
+            raise RuntimeError("sparse_coo_tensor: a tensor without elements needs its size to be given")
+        size = (*(int(n) + 1 for n in a.max(1)), *v.shape[1:])
+    size = tuple(int(n) for n in size)
+    if len(size) != i.shape[0] + v.ndim - 1:
+        raise RuntimeError(
+            f"number of dimensions must be sparse_dim ({i.shape[0]}) + dense_dim ({v.ndim - 1}), but got {len(size)}"
+        )
+    if size[i.shape[0] :] != tuple(v.shape)[1:]:
+        raise RuntimeError(f"values of size {list(v.shape)} do not fit dense sizes {list(size[i.shape[0] :])}")
+    for d, row in enumerate(a):
+        if row.size and row.max() >= size[d]:
+            raise RuntimeError(f"size is inconsistent with indices: for dim {d}, size is {size[d]} but found index {row.max()}")
+    if requires_grad:
+        v = v.detach().requires_grad_()
+    return SparseTensor(i, v, size, bool(is_coalesced))
+
+
+def to_sparse(self: Tensor, sparse_dim: int | None = None, *, layout: Any = None) -> SparseTensor:
+    """The elements that are not zero, by coordinates of the first `sparse_dim` dimensions (all of them). Reads values."""
+    if layout not in (None, SparseTensor.layout):
+        raise RuntimeError(f"to_sparse: the layout {layout!r} is not there: flame has coordinates (sparse_coo) alone")
+    n = self.ndim if sparse_dim is None else sparse_dim
+    if not 0 <= n <= self.ndim or (n == 0 and self.ndim):
+        raise RuntimeError(f"to_sparse: sparse_dim must be from 1 to {self.ndim}, got {sparse_dim}")
+    a = self.detach()._read()
+    here = a != 0
+    if n < self.ndim:
+        here = here.reshape(*a.shape[:n], -1).any(-1)
+    at = np.stack(np.nonzero(here)) if n else np.zeros((0, int(bool(here))), np.int64)
+    s = SparseTensor(wrap(np.ascontiguousarray(at, np.int64)), self, tuple(self.shape), True)
+    if not n:
+        return SparseTensor(s._i, PUBLIC["reshape"](self, (1,))[: at.shape[1]], (), True)
+    flat = np.ravel_multi_index(tuple(at), a.shape[:n]) if at.shape[1] else np.zeros(0, np.int64)
+    rows = PUBLIC["reshape"](self, (math.prod(a.shape[:n]), *a.shape[n:]))
+    return SparseTensor(s._i, INDEX_SELECT(rows, wrap(flat.astype(np.int64)), dim=0), tuple(self.shape), True)
+
+
+def mm(sparse: Any, dense: Any) -> Any:
+    """A sparse matrix times a dense one (or a vector): rows of `dense`, weighted and added up. Gradients flow to both.
+
+    Raises RuntimeError for shapes that do not fit, and for two sparse operands TypeError: make one of them dense.
+    """
+    if isinstance(sparse, Tensor) and isinstance(dense, Tensor):
+        return PUBLIC["mm"](sparse, dense)
+    if isinstance(sparse, Tensor):
+        return sparse @ dense
+    if isinstance(dense, SparseTensor):
+        raise TypeError("sparse.mm(): argument 'mat2' must be dense: call to_dense() on one of the operands")
+    d = tensor_operand(dense, "sparse.mm", "mat2")
+    if sparse.ndim != 2 or sparse.sparse_dim() != 2:
+        raise RuntimeError(f"sparse.mm: expected a sparse matrix, but got sizes {list(sparse.shape)}")
+    if d.ndim not in (1, 2) or d.shape[0] != sparse.shape[1]:
+        raise RuntimeError(f"mm: Argument #2: expected to have {sparse.shape[1]} rows, but got {list(d.shape)}")
+    if d.dtype is not sparse.dtype:
+        raise RuntimeError(f"expected mat1 and mat2 to have the same dtype, but got: {sparse.dtype!r} != {d.dtype!r}")
+    rows, columns = PUBLIC["unbind"](sparse._i, 0)
+    weights = sparse._v if d.ndim == 1 else PUBLIC["unsqueeze"](sparse._v, -1)
+    parts = INDEX_SELECT(d, columns, dim=0) * weights
+    zero = FULL(0, shape=(sparse.shape[0], *tuple(d.shape)[1:]), dtype=d.dtype)
+    return INDEX_ADD(zero, rows, parts, dim=0)
+
+
+def addmm(mat: Tensor, mat1: Any, mat2: Any, *, beta: float = 1.0, alpha: float = 1.0) -> Tensor:
+    """beta * mat + alpha * (mat1 @ mat2), mat1 sparse."""
+    return mat * beta + mm(mat1, mat2) * alpha
+
+
+def sum(input: SparseTensor, dim: Any = None, dtype: DType | None = None) -> Any:
+    """The sum of all elements, a 0-d tensor; over dimensions, what is left of them: sparse while a sparse dimension is left."""
+    s = input if dtype is None else input.to(dtype)
+    if dim is None:
+        return PUBLIC["sum"](s._v)
+    dims = {d % s.ndim for d in (dim if isinstance(dim, Sequence) else (dim,))}
+    n = s.sparse_dim()
+    v = s._v
+    inner = [d - n + 1 for d in dims if d >= n]
+    v = PUBLIC["sum"](v, inner) if inner else v
+    keep = [d for d in range(n) if d not in dims]
+    size = [s.shape[d] for d in range(s.ndim) if d not in dims]
+    if not keep:
+        return PUBLIC["sum"](v, 0)
+    return SparseTensor(INDEX_SELECT(s._i, PUBLIC["tensor"](keep), dim=0), v, size, len(keep) == n and s._coalesced)
+
+
+def _dense_only(name: str) -> Any:
+    def method(self: Tensor) -> Tensor:
+        raise RuntimeError(f"{name} expected sparse coordinate tensor layout but got Strided: call to_sparse() first")
+
+    method.__name__ = method.__qualname__ = name
+    return method
+
+
+Tensor.to_sparse = to_sparse  # type: ignore[attr-defined]
+Tensor.to_dense = lambda self, dtype=None: self if dtype is None else to_dtype(self, dtype)  # type: ignore[attr-defined]
+for _n in ("coalesce", "is_coalesced", "indices", "values", "sparse_dim", "dense_dim"):
+    setattr(Tensor, _n, _dense_only(_n))
+NAMES = {"sparse_coo_tensor": sparse_coo_tensor, "spmm": mm}
