@@ -177,6 +177,8 @@ class Builder:
         self.source = ""
         taken = (v.name[1:] for v in self.graph.values() if v.name[:1] == "v" and v.name[1:].isdigit())
         self._count = max(map(int, taken), default=-1) + 1
+        #: what shape rules answered: of a primitive without parameters on values, by the identity of their specs (held here too)
+        self._inferred: dict[tuple, tuple[tuple[Spec, ...], list]] = {}
 
     def input(self, spec: Spec, name: str = "") -> Value:
         v = Value(spec, None, len(self.graph.inputs), name or f"a{len(self.graph.inputs)}")
@@ -189,8 +191,16 @@ class Builder:
 
     def append(self, primitive: Primitive, operands: tuple, params: dict) -> Node:
         node = Node(primitive, operands, params, (), self.note, self.source)
+        specs: tuple[Spec, ...] | None = None
+        if not params and not any([o.__class__ is not Value for o in operands]):
+            held = [o.spec for o in operands]  # type: ignore[union-attr]
+            key = (primitive, *map(id, held))
+            known = self._inferred.get(key)
+            if known is None:
+                known = self._inferred[key] = infer_specs(primitive, held, params), held  # type: ignore[arg-type]
+            specs = known[0]
         outs = []
-        for i, spec in enumerate(infer(primitive, operands, params)):
+        for i, spec in enumerate(infer(primitive, operands, params) if specs is None else specs):
             outs.append(Value(spec, node, i, f"v{self._count}"))
             self._count += 1
         node.outputs = tuple(outs)

@@ -26,21 +26,21 @@ def spelled(graph: Graph, marked: Iterable[Value] = ()) -> str:
 
     Raises Unspellable where a node has a parameter that is not a number, a string, a dtype or a tuple of these.
     """
-    number: dict[Value, int] = {}
+    number: dict[Value, str] = {}
     for v in graph.inputs:
-        number[v] = len(number)
+        number[v] = f"%{len(number)}"
     out = [f"{v.dtype.name} {static(v.shape)}" for v in graph.inputs]
     known: dict[int, str] = {}  # parameters by identity: the nodes of equal operations often share them
     for n in graph.nodes:
-        shown = known.get(id(n.params))
+        shown = known.get(id(n.params)) if n.params else ""
         if shown is None:
             shown = known[id(n.params)] = " ".join(f"{k}={static(x)}" for k, x in sorted(n.params.items()))
-        operands = " ".join([f"%{number[x]}" if isinstance(x, Value) else static(x) for x in n.operands])
+        operands = " ".join([number[x] if x.__class__ is Value else static(x) for x in n.operands])
         out.append(f"{n.primitive.name} {operands} {shown}")
         for o in n.outputs:
-            number[o] = len(number)
-    out.append("-> " + " ".join(str(number[o]) for o in graph.outputs))
-    out.append("marked " + " ".join(map(str, sorted({number[v] for v in marked}))))
+            number[o] = f"%{len(number)}"
+    out.append("-> " + " ".join(number[o] for o in graph.outputs))
+    out.append("marked " + " ".join(sorted({number[v] for v in marked})))
     return "\n".join(out)
 
 
