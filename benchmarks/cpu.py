@@ -7,7 +7,7 @@ A figure is the median over the rounds of the least seconds of a call; the ratio
 flame is (its own eager mode is no peer). A second table has the seconds of the first two calls, in which things are compiled.
 What fails in one framework is left empty, and a process that dies or answers nothing for `--patience` seconds is begun anew for
 the next row. Nothing is asserted. `--against` takes the peers' figures from an earlier run; `--out` writes cpu-DATE-THREADS.md and
-.json.
+.json, and into benchmarks/results also the summary in README.md.
 """
 
 from __future__ import annotations
@@ -142,6 +142,21 @@ def summary(figures: Figures) -> str:
     return f"Against the best peer of each row: {mean:.2f} times as fast by geometric mean, {behind}."
 
 
+MARKS = ("<!-- benchmarks.cpu -->", "<!-- end of benchmarks.cpu -->")
+
+
+def into_readme(page: Path, results: Path) -> None:
+    """Put the summaries of the newest results for each number of threads between the page's marks."""
+    newest = {f.stem.rsplit("-", 1)[1]: f for f in sorted(results.glob("cpu-*-*-*-*.md"))}
+    lines = []
+    for threads, f in sorted(newest.items(), key=lambda x: int(x[0])):
+        said = next(line for line in f.read_text(encoding="utf-8").splitlines() if line.startswith("Against the best peer"))
+        lines.append(f"- [{threads} thread{'s' * (threads != '1')}]({f.relative_to(page.parent).as_posix()}): {said}")
+    before, rest = page.read_text(encoding="utf-8").split(MARKS[0])
+    after = rest.split(MARKS[1])[1]
+    page.write_text("\n".join([before + MARKS[0], *lines, MARKS[1] + after]), encoding="utf-8")
+
+
 def report(figures: Figures, first: Figures, workers: list[Worker], threads: int, rounds: int, earlier: dict[str, str]) -> str:
     about = [f"- {what}: {found}" for what, found in machine().items()]
     versions = ", ".join(f"{n} {v}" for n, v in (earlier | {w.name: w.version for w in workers}).items())
@@ -191,6 +206,7 @@ def main() -> None:
             w.close()
     print(text)
     if given.out is not None:
+        given.out.mkdir(parents=True, exist_ok=True)
         stem = given.out / f"cpu-{datetime.date.today().isoformat()}-{given.threads}"
         stem.with_suffix(".md").write_text(text, encoding="utf-8")
         listed = [
@@ -199,6 +215,8 @@ def main() -> None:
         ]
         kept = {"machine": machine(), "versions": versions, "threads": given.threads, "figures": listed}
         stem.with_suffix(".json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        if given.out.resolve() == HERE / "results":
+            into_readme(HERE.parent / "README.md", HERE / "results")
 
 
 if __name__ == "__main__":
