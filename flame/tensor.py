@@ -22,10 +22,8 @@ from flame import dtypes
 from flame.dtypes import dtype
 from flame.primitive import Number, Spec, force, placement
 from flame.runtime.device import device
-from flame.runtime.device_array import DeviceArray, address_of, device_of, to_device
+from flame.runtime.device_array import DeviceArray, device_of, to_device
 from flame.runtime.gpu_copy import duplicate, host
-from flame.runtime.gpu_exchange import CUDA as DLPACK_CUDA
-from flame.runtime.gpu_exchange import described, exported
 from flame.slots import with_slots
 
 
@@ -330,9 +328,6 @@ class Tensor(_Slots):
     def is_contiguous(self, memory_format: Any = None) -> bool:
         return bool(self._layout().flags.c_contiguous)
 
-    def data_ptr(self) -> int:
-        return address_of(self._handed_memory())
-
     def _layout(self) -> Any:
         """An array with this tensor's strides. While pending, one is derived from the view chain, on no memory."""
         if self._array is not None:
@@ -385,95 +380,6 @@ class Tensor(_Slots):
     def tolist(self) -> Any:
         a = self._read()
         return (a.astype(np.float32) if self.dtype is dtypes.bfloat16 else a).tolist()
-
-    def numpy(self, *, force: bool = False) -> np.ndarray:
-        """The values as a NumPy array that shares this tensor's memory (bfloat16 comes as ml_dtypes.bfloat16).
-
-        Raises RuntimeError if the tensor requires grad (use `.detach().numpy()`), unless `force`.
-        """
-        if self.requires_grad:
-            if not force:
-                raise RuntimeError("Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead.")
-            return self.detach().numpy()
-        self._must_be_on_host(force)
-        a = self._read()
-        if a is self._array:
-            self.storage_of().hand_out()
-        return a
-
-    def _must_be_on_host(self, moved: bool = False) -> None:
-        """Raise TypeError, as PyTorch does, where NumPy can't see this tensor's memory."""
-        if placement.gpu and not moved and self.is_cuda:
-            raise TypeError(
-                f"can't convert {self.device} device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory "
-                "first."
-            )
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        if self.requires_grad:
-            raise RuntimeError("Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead.")
-        self._must_be_on_host()
-        a = self._read()
-        if dtype is not None and np.dtype(dtype) != a.dtype:
-            if copy is False:
-                raise ValueError(f"cannot give a {a.dtype} tensor as {np.dtype(dtype)} without a copy")
-            return a.astype(dtype)
-        if copy:
-            return a.copy()
-        self.storage_of().hand_out()
-        return a
-
-    def __dlpack__(
-        self,
-        *,
-        stream: Any = None,
-        max_version: tuple[int, int] | None = None,
-        dl_device: tuple[int, int] | None = None,
-        copy: bool | None = None,
-    ) -> Any:
-        """A DLPack capsule of this memory (of a copy, if asked for); versioned where `max_version` is at least (1, 0). On a GPU
-        `stream` is the consumer's, which waits for what was launched so far.
-
-        Raises BufferError for tensors that require gradient, for bfloat16 on the CPU, for other devices, and for a stream of the
-        CPU.
-        """
-        if self.requires_grad:
-            raise BufferError("Can't export tensors that require gradient, use tensor.detach()")
-        if placement.gpu and self.is_cuda:
-            here = self.__dlpack_device__()
-            if dl_device is not None and tuple(dl_device) != here:
-                raise BufferError(f"this tensor is on {self.device}, device {here}; it can't be exported to {tuple(dl_device)}")
-            a = self._handed_memory()
-            return exported(duplicate(a) if copy else a, stream, max_version is not None and max_version >= (1, 0))
-        if self.dtype is dtypes.bfloat16:
-            raise BufferError("bfloat16 cannot be exported through NumPy's DLPack; cast to float32 first")
-        if stream is not None and stream != -1:
-            raise BufferError(f"stream must be None for memory of the CPU, got {stream!r}")
-        if dl_device is not None and tuple(dl_device) != (1, 0):
-            raise BufferError(f"this tensor is on the CPU, device (1, 0); it can't be exported to device {tuple(dl_device)}")
-        return self.numpy().__dlpack__(max_version=max_version, dl_device=dl_device, copy=copy)
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return (DLPACK_CUDA, self.device.index or 0) if placement.gpu and self.is_cuda else (1, 0)
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        """What other GPU libraries ask for. Raises AttributeError on the CPU, RuntimeError where gradient is required."""
-        if not (placement.gpu and self.is_cuda):
-            raise AttributeError(f"Can't get __cuda_array_interface__ on non-CUDA tensor type: {self.type()}")
-        if self.requires_grad:
-            raise RuntimeError(
-                "Can't get __cuda_array_interface__ on Variable that requires grad. Use tensor.detach() instead."
-            )
-        return described(self._handed_memory())
-
-    def _handed_memory(self) -> Any:
-        """The array on the device, whose memory others may write from now on."""
-        if force.interpreter is not None:
-            force.interpreter.read(self)
-        a = self._data()
-        self.storage_of().hand_out("address")  # nobody can tell when the address is forgotten
-        return a
 
     def __bool__(self) -> bool:
         if self.numel() != 1:

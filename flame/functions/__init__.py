@@ -18,6 +18,7 @@ from flame.functions import (  # noqa: F401
     scattering,
     searching,
     shape,
+    sharing,
     statistics,
 )
 from flame.functions.elementwise import PUBLIC

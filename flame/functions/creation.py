@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +12,11 @@ from flame import dtypes
 from flame.autograd.tape import assign
 from flame.dtypes import dtype as DType
 from flame.functions.elementwise import PUBLIC, public
+from flame.functions.placing import placed, resolved
 from flame.functions.promotion import cast, deliver, number, operand, tensor_operand, to_dtype
 from flame.functions.shape import EXPAND, RESHAPE, as_shape, wrap_dim
-from flame.primitive import force, placement, registered
-from flame.runtime.cuda import gpu
-from flame.runtime.device import CPU, as_device
-from flame.runtime.device import device as Device
+from flame.primitive import placement, registered
+from flame.runtime.device import CPU
 from flame.runtime.gpu_exchange import CUDA as DLPACK_CUDA
 from flame.runtime.gpu_exchange import adopted, imported
 from flame.tensor import Size, Tensor, method, wrap
@@ -31,75 +28,6 @@ def _device(d: Any) -> None:
     """Raise unless tensors can live there."""
     if d is not None:
         resolved(d)
-
-
-_default: list[Device] = [CPU]  #: where tensors are made that no device is given for
-
-
-def get_default_device() -> Device:
-    """Where tensors are made that no device is given for."""
-    return _default[0]
-
-
-def set_default_device(device: Any) -> None:
-    """Have tensors made on `device` where none is given (None: on the CPU)."""
-    d = as_device(device)
-    if d.type != "cpu":
-        resolved(d)
-    _default[0] = d
-
-
-def resolved(d: Any) -> Device:
-    """The device with its index. Raises MissingTargetError where tensors can't live there."""
-    d = as_device(d)
-    if d.type == "cpu":
-        return CPU
-    found = gpu(d.index).device
-    placement.gpu = True
-    return found
-
-
-def placed(f: Any) -> Any:
-    """A function that makes a tensor, by its keyword `device` on any device: by default that of its first argument, if that is a
-    tensor, else the default device."""
-
-    @functools.wraps(f)
-    def make(*args: Any, **kwargs: Any) -> Any:
-        device = kwargs.get("device")
-        if device is None and not placement.gpu and _default[0] is CPU:
-            return f(*args, **kwargs)
-        if device is None:
-            first = args[0] if args else kwargs.get("input")
-            if not isinstance(first, Tensor) and hasattr(first, "__cuda_array_interface__"):
-                return f(*args, **kwargs)  # (it stays where it is)
-            where = first.device if isinstance(first, Tensor) else resolved(_default[0])
-        else:
-            where = resolved(device)
-        if where.type == "cpu" and not placement.gpu:
-            return f(*args, **kwargs)
-        kwargs["device"] = None
-        out = kwargs.get("out")
-        if isinstance(out, Tensor):
-            where = out.device
-        wants = kwargs.pop("requires_grad", False)
-        with placing(where):
-            t = f(*args, **kwargs)
-            if t.device != where:
-                t = t.to(where)
-        return _finish(t, wants)
-
-    return make
-
-
-@contextmanager
-def placing(where: Device) -> Iterator[None]:
-    """Meanwhile tensors that are made from none are made there, on this thread."""
-    before = force.place
-    force.place = where
-    try:
-        yield
-    finally:
-        force.place = before
 
 
 def _finish(t: Tensor, requires_grad: bool) -> Tensor:
@@ -546,7 +474,6 @@ for _f in (
 ):  # fmt: skip
     PUBLIC[_f.__name__] = _f
 PUBLIC["asarray"] = as_tensor
-PUBLIC["get_default_device"], PUBLIC["set_default_device"] = get_default_device, set_default_device
 PUBLIC["scalar_tensor"] = tensor
 
 

@@ -19,8 +19,9 @@ import numpy as np
 from flame import dtypes
 from flame.autograd.tape import assign
 from flame.dtypes import dtype as DType
-from flame.functions.creation import _device, _finish, _sizes, placed, placing
+from flame.functions.creation import _device, _finish, _sizes
 from flame.functions.elementwise import PUBLIC
+from flame.functions.placing import placed, placing
 from flame.functions.promotion import cast, deliver, tensor_operand, to_dtype
 from flame.functions.shape import take_slice
 from flame.ops.rejection import WORDS
