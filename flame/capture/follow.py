@@ -19,7 +19,7 @@ from flame.runtime.device import CPU, as_device
 from flame.runtime.device import device as Device
 from flame.runtime.device_array import DeviceArray, address_of
 from flame.runtime.gpu_copy import duplicate
-from flame.tensor import Tensor
+from flame.tensor import Storage, Tensor
 
 TRANSFER = registered("transfer")
 
@@ -129,10 +129,12 @@ class Follower(RunState):
     def enter(self, t: Tensor) -> Ref | None:
         """The same for one that comes as it came before, alone and as the next step; None for any other."""
         step, known = self.next, t._known
+        if step is None:
+            return None
+        if known is None:
+            return self._enter_first(t, step) if step.kind == "input" and t._storage is None else None
         if (
-            known is not None
-            and step is not None
-            and known.key is step.key
+            known.key is step.key
             and known.array is t._array
             and known.storage is t._storage
             and t._requires_grad is known.wants
@@ -161,6 +163,41 @@ class Follower(RunState):
                     self.run_out()
                 return ref
         return None
+
+    def _enter_first(self, t: Tensor, step: Step) -> Ref | None:
+        """The same for one that never was seen by anything: memory of its own, without a history."""
+        a, key = t._array, step.key
+        if (
+            a is None
+            or step.sized
+            or key.differentiable
+            or key.volatile
+            or key.alias is not None
+            or step.numpy is not a.dtype
+            or t._requires_grad
+            or t._node is not None
+            or t._view is not None
+            or key.spec.shape != a.shape
+            or key.strides != a.strides
+            or placement.gpu
+            or self.inner is not None
+        ):
+            return None
+        ref: Ref = step.outs[0]
+        st: Storage = t.storage_of()
+        w = Window(t, ref.value, ref.spec, st)
+        st.window = w
+        w.members.append(weak(t))
+        t._ref = ref
+        t._trace = Trace(w, (), None)
+        self.externals.append((t, ref, w))
+        self.at = step
+        children = step.children
+        if children:
+            self.next = children[0]
+        else:
+            self.run_out()
+        return ref
 
     def _new_input(self, t: Tensor) -> Ref:
         st = t.storage_of()

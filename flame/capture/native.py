@@ -20,13 +20,13 @@ from flame.capture.gradients import Gradients
 from flame.capture.known import Calls, Macro, Result, Several
 from flame.capture.run import Run
 from flame.capture.state import RunState
-from flame.capture.trace import Capture, Known, Ref, Slot, Statistics, Step, Trace, Window
+from flame.capture.trace import Capture, InputKey, Known, Ref, Slot, Statistics, Step, Trace, Window
 from flame.capture.updates import Update, Updates
 from flame.knobs import knobs
 from flame.native import layout
 from flame.native.install import Closure, Native
 from flame.native.units import Hints, Unit
-from flame.primitive import force
+from flame.primitive import Spec, force
 from flame.runtime.executable import Executable
 from flame.runtime.locks import Lock
 from flame.tensor import Storage, Tensor
@@ -35,12 +35,12 @@ from flame.tensor import Storage, Tensor
 _METHODS: Final[tuple[tuple[type, str], ...]] = (
     (Trace, "__init__"),
     (Window, "__init__"),
-    (Follower, "enter follow plain pair takes bind_slot process _link_view window_of link"),
+    (Follower, "enter _enter_first follow plain pair takes bind_slot process _link_view window_of link"),
     (Calls, "composite _fits _follow_call _result"),
     (Updates, "_follow_known _follow_update _free_windows"),
     (Effects, "follow_inplace _is_whole_write _writes_freely _follow_write _rebind"),
     (Gradients, "_follow_gradient"),
-    (RunState, "begin live survive advance track"),
+    (RunState, "__init__ begin live survive advance track"),
     (Run, "close rest"),
     (Capture, "ref"),
     (segment.Plan, "inputs fits"),
@@ -67,6 +67,8 @@ _SLOTTED: Final = (
     Capture,
     Statistics,
     Executable,
+    InputKey,
+    Spec,
 )
 _ATTRIBUTES: Final[dict[tuple[type, str], type]] = {
     (Run, "next"): Step,
@@ -76,6 +78,8 @@ _ATTRIBUTES: Final[dict[tuple[type, str], type]] = {
     (Capture, "stats"): Statistics,
     (Capture, "root"): Step,
     (Step, "plan"): segment.Plan,
+    (Step, "key"): InputKey,
+    (InputKey, "spec"): Spec,
     (Step, "parent"): Step,
     (Macro, "last"): Step,
     (Update, "last"): Step,
