@@ -205,6 +205,23 @@ def write_between(s: Scene, t: Any, b: float, c: float) -> Any:
 
 
 @inside
+def numpy_between(s: Scene, t: Any, b: float, c: float) -> Any:
+    """NumPy writes what backward reads."""
+    w0 = s.world.weights[0]
+    y = (s.world.shared * w0 * w0).exp()
+    loss = (y * s.world.shared).sum() * 0.01
+    if b < 0.7:
+        s.world.array[int(b * 5)] += 0.25
+    if c < 0.6:
+        s.attempt(lambda: loss.backward(retain_graph=c < 0.3))
+        return None
+    got = flame.autograd.grad(loss, w0, create_graph=True)[0]
+    if b < 0.4:
+        s.world.array[0] -= 0.25
+    return t + got
+
+
+@inside
 def leaf_write_between(s: Scene, t: Any, b: float, c: float) -> Any:
     w0 = s.world.weights[0]
     loss = (t.detach() * w0 * w0).sum() if c < 0.5 else (t.detach() * w0).sum()
