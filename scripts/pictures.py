@@ -53,15 +53,15 @@ def boxes(
             ]
     w, h = total + 2 * margin, len(rows) * (height + gap_y) - gap_y + 2 * margin
     head_of_arrow = '<path d="M0 0L9 4L0 8z" fill="#555"/>'
-    tip = f'<defs><marker id="tip" orient="auto" markerWidth="9" markerHeight="8" refX="8" refY="4">{head_of_arrow}</marker></defs>'
+    shape = 'markerWidth="9" markerHeight="8" refX="8" refY="4"'
+    tip = f'<defs><marker id="tip" orient="auto" {shape}>{head_of_arrow}</marker></defs>'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {w} {h}" width="{w}" font-family="system-ui, sans-serif">'
     return "\n".join([head, tip, *parts, "</svg>"]) + "\n"
 
 
 def pipeline() -> str:
     """From Python to machine code."""
-    size = 'markerWidth="9" markerHeight="8" refX="8" refY="4"'
-    tip = f'<defs><marker id="tip" orient="auto" {size}>{head_of_arrow}</marker></defs>'
+    rows = [
         [("your Python", "runs on every call", "python"), ("capture", "records, then follows", "python")],
         [
             ("graph", "primitives, forward", "graph"),
@@ -80,8 +80,7 @@ def pipeline() -> str:
 
 def calls() -> str:
     """What happens at the first call, the second, and one that takes another way."""
-    size = 'markerWidth="9" markerHeight="8" refX="8" refY="4"'
-    tip = f'<defs><marker id="tip" orient="auto" {size}>{head_of_arrow}</marker></defs>'
+    rows = [
         [
             ("call 1", "operations run eagerly", "python"), ("call 2", "checked, not computed", "python"),
             ("call 3, 4, ...", "checked, not computed", "python"), ("another way", "an operation differs", "python"),
