@@ -295,6 +295,7 @@ _BY_NAME: dict[str, Rule] = {
     "searchsorted": _searchsorted,
     "flip": _leading, "cat": _leading, "diagonal": _leading, "diagonal_scatter": _leading, "window": _leading,
     "attention": _attention, "attention_grad": _attention, "gather": _leading, "scatter": _leading, "scatter_add": _leading,
+    "window_pick": _leading,
 }  # fmt: skip
 _BY_KIND: dict[str, Rule] = {"elementwise": _elementwise, "reduce": _reduce, "random": _random, "opaque": _leading}
 
