@@ -260,6 +260,19 @@ def custom_function_that_reads_and_raises(wrap):
 
 
 @program
+def custom_function_saves_what_was_written_before(wrap):
+    w, buffer = tensor(3, seed=1, grad=True), tensor(3, seed=2)
+
+    @wrap
+    def f(x):
+        x.copy_(w * x)
+        buffer.add_(1.0)
+        return Scaled.apply(x) * Scaled.apply(buffer * w[1:2])
+
+    return drive(f, batches(3), w, buffer, after=lambda y: y.sum().backward())
+
+
+@program
 def version_inside(wrap):
     buffer = tensor(3, seed=1)
 

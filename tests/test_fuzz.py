@@ -118,6 +118,10 @@ PAST: list[tuple[str, Program]] = [
         "what saved nothing can be differentiated when the rest is freed",
         [("layer_norm", 0.309, 0.189, 0.365), ("outer_retain", 0.762, 0.62, 0.022), ("outer_inputs", 0.507, 0.072, 0.822)],
     ),
+    (
+        "a custom function saves an argument that was written before it",
+        [("copy_", 0.078, 0.325, 0.275), ("custom", 0.064, 0.24, 0.309)],
+    ),
 ]  # fmt: skip
 
 SECONDS = 60

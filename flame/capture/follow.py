@@ -105,9 +105,9 @@ class Follower(RunState):
         return trace.window
 
     def version_of(self, t: Tensor) -> int:
-        """The version of a tensor's memory, with the writes that are pending."""
+        """The version of a tensor's memory, with the writes that are pending (which are counted where the segment ends)."""
         version = 0 if t._storage is None else t._storage.version
-        if not self.following or t._trace is None:
+        if not self.following or self.survivors is not None or t._trace is None:
             return version
         w = self.window_of(t)
         return max(version, w.version) if w.external is None else version + w.mutations
