@@ -71,6 +71,9 @@ class Knobs:
     launch_blocking: bool = field(default_factory=lambda: _flag("CUDA_LAUNCH_BLOCKING"))
     #: FLAME_CUDA_CACHING: "0" gives every GPU allocation to the driver, so that memory checkers see each
     cuda_caching: bool = field(default_factory=lambda: os.environ.get("FLAME_CUDA_CACHING", "1") != "0")
+    #: FLAME_MATMUL_PRECISION: of float32 on GPUs, "highest" (all of its bits), "high" or "medium" (tensor cores, on 10 of them);
+    #: also `set_float32_matmul_precision`
+    matmul_precision: str = field(default_factory=lambda: _choice("FLAME_MATMUL_PRECISION", ("highest", "high", "medium")))
     #: FLAME_DETERMINISTIC: equal calls give equal bits on a GPU too, where that costs time; also `use_deterministic_algorithms`
     deterministic: bool = field(default_factory=lambda: _flag("FLAME_DETERMINISTIC"))
     #: FLAME_NATIVE: "0" keeps capture's hot paths in Python, "1" has them as native code from the first compiled function on; by

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import flame.ops  # noqa: F401
+import flame
 from flame import dtypes as dt
 from flame.compiler import attention_kernels
 from flame.compiler.chain import chain, limits
@@ -359,3 +359,25 @@ def test_candidates_fit_their_target(arch: str) -> None:
 def test_source_is_a_function_of_the_graph_alone() -> None:
     one, two = ([to_triton(k, SMALL).text for k in large()] for _ in range(2))
     assert one == two
+
+
+def test_float32_is_multiplied_on_tensor_cores_where_that_is_asked_for() -> None:
+    kernel = large(dt.float32)[0]
+    chosen = choose_gpu(kernel, replace(gpu("sm_80"), matmul_precision="high"))
+    assert choose_gpu(kernel, gpu("sm_80")).precision == "ieee" and chosen.precision == "tf32"
+    assert "ieee" not in to_triton(kernel, chosen).text
+    assert choose_gpu(kernel, replace(gpu("gfx90a"), matmul_precision="high")).precision == "ieee", "it has none"
+
+
+def test_the_precision_of_float32_is_a_setting() -> None:
+    before = flame.get_float32_matmul_precision()
+    assert before == "highest" and not flame.backends.cuda.matmul.allow_tf32
+    try:
+        flame.set_float32_matmul_precision("medium")
+        assert flame.backends.cuda.matmul.allow_tf32 and flame.get_float32_matmul_precision() == "medium"
+        flame.backends.cuda.matmul.allow_tf32 = False
+        assert flame.get_float32_matmul_precision() == "highest"
+        with pytest.raises(ValueError, match="expected one of highest, high, medium"):
+            flame.set_float32_matmul_precision("low")
+    finally:
+        flame.set_float32_matmul_precision(before)

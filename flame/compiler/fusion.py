@@ -78,7 +78,7 @@ def _settle(graph: Graph, target: Target, templates: Templates) -> Plan:
             changed = True
         for n in plan.chained:
             try:
-                attention_kernels.kernels(n, plan.in_memory, templates.symbols)
+                plan.made[n] = attention_kernels.kernels(n, plan.in_memory, templates.symbols)
             except Refused:
                 inside = [v for v in n.values if not plan.in_memory(v)]
                 if not inside:
@@ -346,9 +346,8 @@ class _Fusion:
         out = Fused(decisions=self.decisions)
         halves: dict[Kernel, tuple[Kernel, Kernel] | None] = {}
         for g in self.groups.all():
-            if g.call in self.plan.chained:
-                made = attention_kernels.kernels(g.call, self.plan.in_memory, self.templates.symbols)
-                out.steps += [(kernel, buffers, None) for kernel, buffers in made]
+            if g.call in self.plan.made:
+                out.steps += [(kernel, buffers, None) for kernel, buffers in self.plan.made[g.call]]
                 continue
             if g.call is not None:
                 out.steps.append(g.call)

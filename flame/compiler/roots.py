@@ -20,6 +20,7 @@ from flame.compiler.attention_kernels import has_kernels, reads_through_views
 from flame.compiler.cost import operations, rates
 from flame.compiler.dims import hint
 from flame.compiler.graph import Graph, Node, Value
+from flame.compiler.kernel import Kernel
 from flame.compiler.lower import describe
 from flame.compiler.program import Decision
 from flame.compiler.rewrite import eliminate_dead
@@ -35,8 +36,8 @@ LIBRARY_WORK = 1 << 20
 class Plan:
     """`roots` in graph order, each with the values in memory that its kernel reads, and the nodes in between.
 
-    `calls` are the nodes that stay calls, with the reason, or (`chained`) have kernels of their own, with what those read;
-    `library` the contractions that a library runs where it may.
+    `calls` are the nodes that stay calls, with the reason, or (`chained`) have kernels of their own, with what those read,
+    and (`made`) those kernels; `library` the contractions that a library runs where it may.
     """
 
     graph: Graph
@@ -45,6 +46,7 @@ class Plan:
     depth: dict[Value, int] = field(default_factory=dict)
     calls: dict[Node, str] = field(default_factory=dict)
     chained: dict[Node, frozenset[Value]] = field(default_factory=dict)
+    made: dict[Node, list[tuple[Kernel, dict[str, Value]]]] = field(default_factory=dict)
     library: dict[Value, Node] = field(default_factory=dict)
     decisions: list[Decision] = field(default_factory=list)
 

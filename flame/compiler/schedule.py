@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from flame.compiler.chain import Chain, chain
+from flame.compiler.copy_engine import describable
 from flame.compiler.index_math import E, evaluate, ex, subst
-from flame.compiler.kernel import Contract, Kernel, Load, Reduce, Store, domain, domain_of, flat, numel
+from flame.compiler.kernel import Contract, Kernel, Load, Op, Reduce, Store, domain, domain_of, flat, numel
 from flame.compiler.schedule_tiles import ChainShape, Product, chain_tiles, power_of_two, product_tiles
 from flame.compiler.target import Target
 from flame.dtypes import bool_, dtype, float32, float64, int8, int32
@@ -42,6 +43,10 @@ class GpuSchedule:
     k_lanes: str = ""
     #: dot: of float32 operands
     precision: Literal["ieee", "tf32", "tf32x3"] = "ieee"
+    #: dot: operands are copied to shared memory a tile at a time by the copy engine (TMA), where they lie as it takes them
+    descriptors: bool = False
+    #: dot: some warps copy and others multiply
+    specialized: bool = False
     warps: int = 4
     stages: int = 3
     #: positions and addresses in 64 bits. Without it the launcher checks `TritonSource.fits`.
@@ -138,7 +143,14 @@ def tiled_candidates(kernel: Kernel, target: Target, hints: Mapping[str, int] | 
     Each fits the target by the estimates of `flame.compiler.schedule_tiles`."""
     env = {n: max(low, 512) for n, low in kernel.symbols.items()} | dict(hints or {})
     wide = not fits_in_32_bits(kernel, env)
-    return list(dict.fromkeys(replace(s, wide=wide) for s in _tiled(kernel, target, env)))
+    found = _tiled(kernel, target, env)
+    by_engine: list[GpuSchedule] = []
+    sided = sides(kernel) if found and found[0].form == "dot" and "tma" in target.features else None
+    if sided is not None and describable(kernel, sided.m, sided.n, sided.k):
+        large = [s for s in found if s.m_block >= 64 and s.n_block >= 64][:4]
+        by_engine = [replace(s, descriptors=True) for s in large]
+        by_engine += [replace(s, descriptors=True, specialized=True, warps=4) for s in large if s.m_block * s.n_block <= 2**14]
+    return list(dict.fromkeys(replace(s, wide=wide) for s in (*found, *by_engine)))
 
 
 def _tiled(kernel: Kernel, target: Target, env: Mapping[str, int]) -> list[GpuSchedule]:
@@ -167,9 +179,9 @@ def _dots(kernel: Kernel, target: Target, found: Sides, size: dict[str, int]) ->
         if extents[longest] >= 16:
             lanes, depth = longest, extents[longest]
     after = kernel.statements[kernel.statements.index(contraction) :]
-    loads = sum(isinstance(s, Load) and len(kernel.domains[s.name]) > 1 for s in after)
+    done = sum(isinstance(s, Op) and s.op != "cast" and len(kernel.domains[s.name]) > 1 for s in after)
     precision = _precision(kind, target)
-    p = Product(size["m"], size["n"], size["batch"], depth, kind.itemsize, contraction.dtype.itemsize, loads)
+    p = Product(size["m"], size["n"], size["batch"], depth, kind.itemsize, contraction.dtype.itemsize, done)
     return [
         GpuSchedule(
             "dot", m_block=t.m, n_block=t.n, k_block=t.k, k_lanes=lanes, precision=precision, warps=t.warps, stages=t.stages

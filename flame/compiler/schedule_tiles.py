@@ -57,7 +57,7 @@ def _staged(target: Target, stages: int) -> int:
 @dataclass(frozen=True, slots=True)
 class Product:
     """A contraction's sizes: rows, columns, members of the batch, summed positions in a run; bytes of an operand's element
-    and of the accumulator's; values that prologue and epilogue hold for each element of a tile."""
+    and of the accumulator's; operations that the epilogue does with each element of a tile."""
 
     m: int
     n: int
@@ -99,7 +99,7 @@ def product_fits(tile: Tile, p: Product, target: Target) -> bool:
     each = tile.m * tile.n / _threads(target, tile.warps)
     fragments = 0.0 if _through_shared(target) and p.width <= 2 else (tile.m + tile.n) * 16 * p.width / 4 / target.lanes
     most = 2 * _MOST if target.arch.startswith("gfx9") else _MOST
-    return _OVERHEAD + each * (p.wide / 4) * (1 + 0.25 * min(p.epilogue, 2)) + fragments <= most - _SPARE
+    return _OVERHEAD + each * (p.wide / 4) * (1 + 0.5 * min(p.epilogue, 2)) + fragments <= most - _SPARE
 
 
 def product_tiles(p: Product, target: Target, tf32: bool = False) -> list[Tile]:
@@ -164,7 +164,8 @@ def chain_fits(tile: Tile, c: ChainShape, target: Target) -> bool:
     if steps + (held if through or c.width > 2 else 0) > target.cache - 1024:
         return False
     threads = _threads(target, tile.warps)
-    numbers = tile.m * sum(c.summed) + 1.5 * tile.m * tile.n * len(c.held)
+    scores = 1.5 if through else 2.0  # they are there once as sums and once as what the next product reads
+    numbers = tile.m * sum(c.summed) + scores * tile.m * tile.n * len(c.held)
     fragments = 0.0 if through else held / 4
     if len(c.held) > 1 and not through:
         fragments /= 2  # they are read from shared memory again where registers are short

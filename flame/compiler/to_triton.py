@@ -74,6 +74,9 @@ class TritonSource:
     fp_fusion: bool
     wide: bool
     counted: tuple[E, ...]
+    #: the kernel writes descriptors of arrays for the copy engine: a launch hands it memory for them, as many bytes for each
+    #: program as the binary says (`Binary.scratch`)
+    descriptors: bool = False
 
     def fits(self, symbols: Mapping[str, int] | None = None) -> bool:
         """May it be launched for these values of the symbols? False: they need a schedule that is `wide`."""
@@ -123,6 +126,7 @@ def to_triton(kernel: Kernel, schedule: GpuSchedule) -> TritonSource:
         fp_fusion=schedule.fp_fusion,
         wide=schedule.wide,
         counted=positions(kernel),
+        descriptors=body.describes,
     )
 
 

@@ -83,6 +83,7 @@ class Body:
         self.lines: list[str] = []
         self.scopes = [Scope()]
         self.uses_libdevice = False
+        self.describes = False  #: makes descriptors of arrays
         #: axes with a single point are not walked: their index is 0
         self.still = {a: 0 for a, e in kernel.axes.items() if e == 1}
         #: lanes that walk several axes -> how many points they have; such an axis -> its place as a function of the lanes

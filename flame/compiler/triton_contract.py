@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from flame.compiler.copy_engine import matrix_of
 from flame.compiler.index_math import E
 from flame.compiler.kernel import Contract, Kernel, Load, domain_of, reads
 from flame.compiler.schedule import GpuSchedule, sides, unit_stride_axis
@@ -34,6 +35,7 @@ class Dot:
         self.schedule = schedule
         self.body = body
         self.programs: list[tuple[E, int]] = []
+        self._described: dict[int, tuple[str, str, bool, bool]] = {}
         self.contraction = next(s for s in kernel.statements if isinstance(s, Contract))
         self.sides = replace(found, m=self._ordered(found.m, 0), n=self._ordered(found.n, 1))
 
@@ -96,12 +98,54 @@ class Dot:
         body.line(f"{first} = {tile} // (GROUP * {tiles_n}) * GROUP")
         body.line(f"{height} = min({tiles_m} - {first}, GROUP)")
         body.line(f"{tile} = {tile} % (GROUP * {tiles_n})")
-        body.line(f"{m} = (({first} + {tile} % {height}) * M_BLOCK + tl.arange(0, M_BLOCK))[:, None]")
-        body.line(f"{n} = ({tile} // {height} * N_BLOCK + tl.arange(0, N_BLOCK))[None, :]")
+        if schedule.descriptors:
+            m_first, n_first = (body.names.fresh(x) for x in ("m_first", "n_first"))
+            body.line(f"{m_first} = ({first} + {tile} % {height}) * M_BLOCK")
+            body.line(f"{n_first} = {tile} // {height} * N_BLOCK")
+            body.line(f"{m} = ({m_first} + tl.arange(0, M_BLOCK))[:, None]")
+            body.line(f"{n} = ({n_first} + tl.arange(0, N_BLOCK))[None, :]")
+        else:
+            m_first = n_first = ""
+            body.line(f"{m} = (({first} + {tile} % {height}) * M_BLOCK + tl.arange(0, M_BLOCK))[:, None]")
+            body.line(f"{n} = ({tile} // {height} * N_BLOCK + tl.arange(0, N_BLOCK))[None, :]")
         m_in = self._mask(m, rows, schedule.m_block)
         n_in = self._mask(n, columns, schedule.n_block)
         body.place(Lanes(m, found.m, 0, m_in))
         body.place(Lanes(n, found.n, 1, n_in))
+        if schedule.descriptors:
+            self._describe(0, m_first, "M_BLOCK")
+            self._describe(1, n_first, "N_BLOCK")
+
+    def _describe(self, operand: int, own_first: str, own_block: str) -> None:
+        """Write the descriptor of an operand's matrix, [own axis, summed axis] or turned, whichever has stride 1 inside."""
+        body, v = self.body, self.contraction.operands[operand]
+        own = (self.sides.m, self.sides.n)[operand]
+        found = matrix_of(self.kernel, v, own, self.sides.k)
+        if found is None:
+            raise Refused(f"{v} does not lie as the copy engine takes it")
+        load, stride, turned, origin = found
+        body.compute(reads(load))
+        start, _ = body.index(origin)
+        base = body.pointers[load.buffer] if start == "0" else f"{body.pointers[load.buffer]} + ({start})"
+        sizes = [body.size(body.count(own)), body.size(body.count(self.sides.k))]
+        blocks = [own_block, "K_BLOCK"]
+        name = body.names.fresh(f"{load.buffer}_tiles")
+        order = slice(None, None, -1 if turned else 1)
+        body.line(
+            f"{name} = tl.make_tensor_descriptor({base}, shape=[{', '.join(sizes[order])}], strides=[{stride}, 1], "
+            f"block_shape=[{', '.join(blocks[order])}])"
+        )
+        body.describes = True
+        # the tile as the product takes it: rows by summed for the left operand, summed by columns for the right one
+        self._described[operand] = (name, own_first, turned, (turned and operand == 0) or (not turned and operand == 1))
+
+    def _copied(self, operand: int, start: str) -> str:
+        """Write the copy of one operand's tile; its name."""
+        name, own_first, turned, transpose = self._described[operand]
+        at = f"[{start}, {own_first}]" if turned else f"[{own_first}, {start}]"
+        out = self.body.names.fresh("ab"[operand])
+        self.body.line(f"{out} = {name}.load({at}){'.T' if transpose else ''}")
+        return out
 
     def _mask(self, lanes: str, count: E, block: int) -> str:
         if count.const and count.const % block == 0:
@@ -113,7 +157,11 @@ class Dot:
     def _sum_flattened(self, acc: str) -> None:
         body = self.body
         start = body.names.fresh("k_start")
-        with body.loop(f"for {start} in range(0, {body.size(body.count(self.sides.k))}, K_BLOCK):"):
+        count = body.size(body.count(self.sides.k))
+        walk = f"range(0, {count}, K_BLOCK)"
+        if self.schedule.specialized:
+            walk = f"tl.{walk[:-1]}, warp_specialize=True)"
+        with body.loop(f"for {start} in {walk}:"):
             self._multiply(acc, start, self.sides.k)
 
     def _sum_along_one(self, acc: str) -> None:
@@ -133,11 +181,13 @@ class Dot:
         """One step of the loop: a tile of each operand, and their product."""
         body = self.body
         wide = ".to(tl.int64)" if body.wide else ""
-        factors = []
+        factors = [self._copied(i, start) for i in sorted(self._described)]
         for side, operand, tile, own, dim, across in (
             ("a", self.contraction.operands[0], ("M_BLOCK", "K_BLOCK"), self.sides.m, 1, "[None, :]"),
             ("b", self.contraction.operands[1], ("K_BLOCK", "N_BLOCK"), self.sides.n, 0, "[:, None]"),
         ):
+            if self._described:
+                break
             with body.scope(Scope(tile=tile)):
                 k = body.names.fresh(f"k_{side}")
                 body.line(f"{k} = ({start} + tl.arange(0, K_BLOCK)){wide}{across}")

@@ -14,13 +14,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Final
 
 import numpy as np
 
 from flame.compiler.target import Target
+from flame.compiler.target import gpu as described
 from flame.compiler.to_triton import TritonSource
 from flame.errors import CompileError, CudaError
 from flame.knobs import knobs
@@ -112,12 +113,13 @@ class Properties:
 class Function:
     """A loaded kernel. `parameters` are the source's; the pointers that Triton adds after them are passed by `launch`."""
 
-    __slots__ = ("gpu", "handle", "name", "note", "nulls", "parameters", "shared", "threads")
+    __slots__ = ("gpu", "handle", "name", "note", "nulls", "parameters", "scratch", "shared", "threads")
 
     def __init__(self, gpu: Gpu, handle: int, binary: Binary, source: TritonSource, note: str):
         self.gpu, self.handle, self.name, self.parameters = gpu, handle, source.entry, source.parameters
         self.threads, self.shared = binary.threads, binary.shared
         self.nulls = (0,) * binary.scratch_pointers
+        self.scratch = binary.scratch  #: bytes that each program is lent
         #: what errors call it: its name, and the user's lines where they are known
         self.note = note or source.entry
 
@@ -135,7 +137,11 @@ class Function:
         on = self.gpu
         values = [p.address if type(p) is Memory else p for p in parameters]
         queue = on.current_stream if stream is None else stream
-        answer = on.launcher.launch(self.handle, x, y, z, self.threads, self.shared, on.context, queue, *values, *self.nulls)
+        nulls = self.nulls
+        if self.scratch:  # freed below in the stream's order: the next to have it comes after this launch
+            lent = on.allocate(x * y * z * self.scratch, self.note, stream=queue)
+            nulls = (lent.address, *nulls[1:])
+        answer = on.launcher.launch(self.handle, x, y, z, self.threads, self.shared, on.context, queue, *values, *nulls)
         if answer is not None:
             raise on.error(failure(answer)[1], f"the launch of {self.note}")
         on.recent.append(self.note)
@@ -146,6 +152,10 @@ class Function:
         """This kernel as a step of a plan: `places` as in `cuda_plan`, one for each of `parameters`."""
         if len(places) != len(self.parameters):
             raise TypeError(f"{self.name} takes {len(self.parameters)} parameters, got {len(places)} places")
+        if self.scratch:
+            raise CompileError(
+                f"{self.name} is lent memory at each launch, which a plan does not do: schedule it without descriptors"
+            )
         nulls = tuple((n, 0) for n in self.nulls)
         return LaunchStep(self.handle, grid, self.threads, self.shared, (*places, *nulls), note or self.note)
 
@@ -208,11 +218,18 @@ class Gpu:
         return self.properties.major, self.properties.minor
 
     @cached_property
-    def target(self) -> Target:
-        """The device as the compiler needs to know it."""
+    def _targets(self) -> dict[bool, Target]:
+        """By whether float32 may be multiplied on tensor cores."""
         p = self.properties
-        arch = f"sm_{p.major}{p.minor}"
-        return Target("cuda", arch, p.warp_size, p.multi_processor_count, p.shared_memory_per_block_optin)
+        sheet = described(f"sm_{p.major}{p.minor}")
+        plain = replace(sheet, lanes=p.warp_size, units=p.multi_processor_count, cache=p.shared_memory_per_block_optin)
+        return {False: plain, True: replace(plain, matmul_precision="high")}
+
+    @property
+    def target(self) -> Target:
+        """The device as the compiler needs to know it: its architecture's data sheet, with its own figures, and the precision
+        that is chosen for float32."""
+        return self._targets[knobs.matmul_precision != "highest"]
 
     # ---- calling the driver
 

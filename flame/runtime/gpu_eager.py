@@ -84,7 +84,7 @@ def run(gpu: Any, primitive: Primitive, operands: Sequence[Any], params: dict[st
         arrays.append(o)
     if "place" in params:
         params = {k: v for k, v in params.items() if k != "place"}
-    key = (gpu, primitive, tuple(kinds), tuple(params.items()), knobs.deterministic)
+    key = (gpu, primitive, tuple(kinds), tuple(params.items()), knobs.deterministic, knobs.matmul_precision)
     node = _nodes.get(key)
     if node is None:
         node = _nodes[key] = _Node(gpu, primitive, kinds, params)

@@ -20,7 +20,18 @@ from flame.runtime import cache
 from flame.runtime.locks import Lock
 from flame.runtime.triton_tools import Binary, compile_triton, load_triton
 
-_FIELDS: Final = ("entry", "arch", "shared", "threads", "registers", "stack", "spills", "scratch_pointers")
+_FIELDS: Final = (
+    "entry",
+    "arch",
+    "shared",
+    "threads",
+    "registers",
+    "stack",
+    "spills",
+    "scratch_pointers",
+    "scratch",
+    "scratch_align",
+)
 
 _binaries: dict[tuple[str, str], Binary] = {}
 _sources: dict[tuple, TritonSource] = {}

@@ -47,7 +47,10 @@ class Binary:
     registers: int  #: of a thread
     stack: int  #: bytes of a thread's frame in memory, used or not
     spills: int  #: instructions that put a thread's registers there
-    scratch_pointers: int  #: null pointers that a launch passes after the source's own parameters
+    scratch_pointers: int  #: pointers that a launch passes after the source's own parameters; null, but for the first where
+    #: `scratch` is not 0
+    scratch: int = 0  #: bytes of device memory that a launch lends to each of its programs (all in one piece)
+    scratch_align: int = 1
     warnings: tuple[str, ...] = ()
 
 
@@ -179,14 +182,18 @@ def compile_triton(source: TritonSource, arch: str) -> Binary:
         ptx, code = made.asm["ptx"], made.asm["cubin"]
         registers, stack, spills = _cubin_resources(code)
         extra = _check_parameters(source, ptx)
-        threads = source.warps * 32
+        threads = max(source.warps, int(getattr(made.metadata, "num_warps", 0) or 0)) * 32  # warps that only copy count
     else:
         ptx, code = made.asm["amdgcn"], made.asm["hsaco"]
         words = ("vgpr_count", "private_segment_fixed_size", "vgpr_spill_count")
         registers, stack, spills = (_number(ptx, rf"\.{word}:\s*(\d+)") for word in words)
         extra = _count_amd_parameters(source, ptx)
         threads = source.warps * target.warp_size
-    return Binary(source.entry, arch, code, ptx, made.metadata.shared, threads, registers, stack, spills, extra, said)
+    lent = (
+        int(getattr(made.metadata, "global_scratch_size", 0) or 0),
+        int(getattr(made.metadata, "global_scratch_align", 1) or 1),
+    )
+    return Binary(source.entry, arch, code, ptx, made.metadata.shared, threads, registers, stack, spills, extra, *lent, said)
 
 
 def _number(text: str, pattern: str) -> int:
