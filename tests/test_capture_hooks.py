@@ -265,7 +265,7 @@ def custom_function_saves_what_was_written_before(wrap):
 
     @wrap
     def f(x):
-        x.copy_(w * x)
+        x.copy_(w * 1.5)
         buffer.add_(1.0)
         return Scaled.apply(x) * Scaled.apply(buffer * w[1:2])
 
