@@ -12,6 +12,7 @@ must; kernels read `Tensor._data()`.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -50,18 +51,16 @@ class Size(tuple):
 class _Size(int):
     """How many elements there are; called, the sizes of dimensions."""
 
-    _shape: Size
-
-    def __new__(cls, shape: Size) -> _Size:
-        n = int.__new__(cls, shape.numel())
-        n._shape = shape
-        return n
+    _shape: tuple[int, ...]
 
     def __call__(self, dim: int | None = None) -> Any:
-        return self._shape if dim is None else self._shape[dim]
+        return Size(self._shape) if dim is None else self._shape[dim]
 
     def __reduce__(self) -> tuple:
         return (int, (int(self),))
+
+
+_new_int: Any = int.__new__
 
 
 class Storage:
@@ -293,7 +292,11 @@ class Tensor(_Slots):
     def size(self) -> Any:
         """`x.size()` is the shape and `x.size(d)` one size of it, as PyTorch has it; `x.size` alone counts the elements, as the
         array API standard and NumPy have it."""
-        return _Size(self.shape)
+        a = self._array
+        shape = self.shape if a is None else a.shape
+        n = _new_int(_Size, math.prod(shape))
+        n._shape = shape
+        return n
 
     def dim(self) -> int:
         return self.ndim
