@@ -160,6 +160,16 @@ def test_draws_are_the_same_numbers_on_every_device() -> None:
     close(flame.empty(40, device="cuda").normal_().cpu(), a)
 
 
+def test_zeros_keep_their_signs_among_the_numbers_of_calls() -> None:
+    x = flame.tensor([1.0, 2.0], device="cuda")
+    for _ in range(3):
+        for zero in (0.0, -0.0):
+            want = np.copysign(1.0, np.float32(zero))
+            assert (flame.copysign(x, flame.tensor(zero, device="cuda")).cpu().numpy() == want * np.array([1, 2])).all()
+            assert np.copysign(1.0, (x * zero).cpu().numpy()).tolist() == [want, want]
+        assert (x + True).tolist() == [2.0, 3.0] and (x * 1).tolist() == [1.0, 2.0]
+
+
 def test_devices_do_not_mix_in_silence() -> None:
     x = flame.ones(2, device="cuda")
     with pytest.raises(

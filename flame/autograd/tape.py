@@ -12,7 +12,6 @@ base was written is given its history anew at its next use.
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,6 +29,7 @@ from flame.runtime.device_array import DeviceArray, to_device
 from flame.runtime.eager_kernels import eager_kernels
 from flame.runtime.gpu_copy import host, overwrite
 from flame.runtime.gpu_eager import run as run_on_gpu
+from flame.runtime.lines import user_source  # noqa: F401  (asked for here by capture)
 from flame.symbol import Symbolic
 from flame.tensor import Storage, Tensor, View, wrap
 
@@ -538,14 +538,3 @@ def eager_assign(target: Tensor, value: Tensor, write: Callable[[Tensor, Tensor]
     if v is not None and target._view is v and (base is None or not requires_grad(base)):
         target._view = v._replace(version=storage.version)
     return target
-
-
-def user_source() -> str:
-    """file:line of the innermost frame outside flame; its demo is a user's program."""
-    f: Any = sys._getframe(1)
-    while f is not None:
-        module = f.f_globals.get("__name__", "")
-        if not module.startswith("flame.") or module.startswith("flame.demo."):
-            return f"{f.f_code.co_filename}:{f.f_lineno}"
-        f = f.f_back
-    return ""

@@ -1,10 +1,10 @@
 """An array in a GPU's memory: what a tensor on a GPU holds where one on the CPU holds a NumPy array.
 
-    DeviceArray ::= memory (an allocation, alive as long as an array shows it) layout (a NumPy array over its address)
+    DeviceArray ::= memory (an allocation, alive as long as an array shows it) address shape strides dtype
 
-The layout is never read: it says where each element lies, and views of it (slices, transposes, anything that NumPy answers
-without touching an element) are the layouts of views of the array. Whatever needs values is a kernel or a copy, made by
-`flame.runtime.gpu_eager`; here are the moves of bytes: `to_device`, `host`, `duplicate`, `overwrite`.
+Its layout is a NumPy array over that address, which is never read: it says where each element lies, and views of it (slices,
+transposes, anything that NumPy answers without touching an element) are the layouts of views of the array. Whatever needs values is
+a kernel (`flame.runtime.gpu_eager`) or a copy (`flame.runtime.gpu_copy`).
 
 The functions at the end take arrays of both kinds, for code that does not care where an array lives.
 """
@@ -14,96 +14,93 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from flame.primitive import placement
 from flame.runtime.device import CPU, device
+from flame.runtime.lines import user_source
 
 
 class DeviceArray:
     """`shape`, `strides` (bytes), `dtype` and so on are NumPy's; the memory is `gpu`'s."""
 
-    __slots__ = ("memory", "layout", "gpu", "__weakref__")
+    __slots__ = ("gpu", "memory", "address", "shape", "strides", "dtype", "contiguous", "_layout", "__weakref__")
     __array_ufunc__ = None  # NumPy's functions refuse it by TypeError
+    base = None
 
-    def __init__(self, gpu: Any, memory: Any, layout: np.ndarray):
+    def __init__(self, gpu: Any, memory: Any, address: int, shape: tuple, dtype: np.dtype, strides: tuple | None = None):
+        """`strides` None: in row-major order. An array without elements has the address of its memory."""
         self.gpu = gpu
         self.memory = memory
-        self.layout = layout
+        self.shape: tuple[int, ...] = shape
+        self.dtype = dtype
+        #: of the first element
+        self.address: int = address
+        self._layout: np.ndarray | None = None
+        if strides is None:
+            self.contiguous = True
+            self.strides: tuple[int, ...] = dense_strides(shape, dtype.itemsize)
+        else:
+            self.strides = strides
+            self.contiguous = self.layout.flags.c_contiguous
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        return self.layout.shape
-
-    @property
-    def strides(self) -> tuple[int, ...]:
-        return self.layout.strides
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.layout.dtype
+    def layout(self) -> np.ndarray:
+        """A NumPy array that lies like this one, which must not be read."""
+        found = self._layout
+        if found is None:
+            found = self._layout = layout_at(self.address, self.shape, self.dtype, self.strides)
+        return found
 
     @property
     def ndim(self) -> int:
-        return self.layout.ndim
+        return len(self.shape)
 
     @property
     def size(self) -> int:
-        return self.layout.size
+        return math.prod(self.shape)
 
     @property
     def itemsize(self) -> int:
-        return self.layout.itemsize
+        return self.dtype.itemsize
 
     @property
     def nbytes(self) -> int:
-        return self.layout.nbytes
+        return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def flags(self) -> Any:
         return self.layout.flags
 
     @property
-    def base(self) -> Any:
-        return None
-
-    @property
-    def address(self) -> int:
-        """Of the first element; without elements, that of its memory."""
-        return self.layout.__array_interface__["data"][0] if self.layout.size else self.memory.address
-
-    @property
     def device(self) -> device:
         return self.gpu.device
 
     @property
-    def contiguous(self) -> bool:
-        return self.layout.flags.c_contiguous
-
-    @property
     def start(self) -> int:
         """The number of elements before the first one in its memory."""
-        return (self.address - self.memory.address) // self.layout.itemsize
+        return (self.address - self.memory.address) // self.dtype.itemsize
 
     def seen(self, view: Callable[..., np.ndarray], **params: Any) -> DeviceArray:
         """A view of it: what NumPy makes of its layout without touching an element."""
-        return DeviceArray(self.gpu, self.memory, view(self.layout, **params))
+        got = view(self.layout, **params)
+        address = got.__array_interface__["data"][0] if got.size else self.memory.address
+        made = DeviceArray(self.gpu, self.memory, address, got.shape, got.dtype, got.strides)
+        made._layout = got  # (which knows whether it may be written)
+        return made
 
     def reshaped(self, shape: tuple[int, ...]) -> DeviceArray | None:
         """The same elements in row-major order under another shape; None where strides do not allow that."""
-        strides = reshaped_strides(self.shape, self.strides, shape, self.itemsize)
+        if self.contiguous:
+            return DeviceArray(self.gpu, self.memory, self.address, shape, self.dtype)
+        strides = reshaped_strides(self.shape, self.strides, shape, self.dtype.itemsize)
         return None if strides is None else self.at(self.address, shape, strides)
 
     def at(self, address: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> DeviceArray:
         """Another layout over the same memory."""
-        return DeviceArray(self.gpu, self.memory, layout_at(address, shape, self.dtype, strides))
-
-    def span(self) -> DeviceArray:
-        """The stretch of memory from its first element to its last, as one dimension."""
-        steps = [s // self.itemsize * (n - 1) for n, s in zip(self.shape, self.strides, strict=True)]
-        return self.at(self.address, (sum(steps) + 1 if self.size else 0,), (self.itemsize,))
+        return DeviceArray(self.gpu, self.memory, address, shape, self.dtype, strides)
 
     def __array__(self, *_: Any, **__: Any) -> Any:
         raise TypeError(
@@ -112,6 +109,17 @@ class DeviceArray:
 
     def __repr__(self) -> str:
         return f"DeviceArray({self.device}, {self.dtype}{list(self.shape)})"
+
+
+def dense_strides(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
+    """In bytes, for row-major order."""
+    if len(shape) == 1:
+        return (itemsize,)
+    out, step = [], itemsize
+    for n in reversed(shape):
+        out.append(step)
+        step *= n or 1
+    return tuple(reversed(out))
 
 
 def layout_at(address: int, shape: Sequence[int], dtype: np.dtype, strides: Sequence[int] | None = None) -> np.ndarray:
@@ -162,11 +170,16 @@ def reshaped_strides(
 # ---------------------------------------------------------------------------------------------------- making and moving
 
 
+#: bytes from which on an allocation remembers the line that asked for it
+LARGE: Final = 1 << 20
+
+
 def empty(gpu: Any, shape: Sequence[int], dtype: np.dtype) -> DeviceArray:
     """Uninitialised, in row-major order."""
     placement.gpu = True
-    memory = gpu.allocate(max(math.prod(shape) * dtype.itemsize, 1))
-    return DeviceArray(gpu, memory, layout_at(memory.address, shape, dtype))
+    nbytes = math.prod(shape) * dtype.itemsize
+    memory = gpu.allocate(nbytes or 1, user_source() if nbytes >= LARGE else "")
+    return DeviceArray(gpu, memory, memory.address, tuple(shape), dtype)
 
 
 def to_device(gpu: Any, a: np.ndarray) -> DeviceArray:

@@ -23,7 +23,7 @@ from flame.compiler.target import Target
 from flame.compiler.to_triton import TritonSource, to_triton
 from flame.dtypes import dtype, int8, int16, int32, int64
 from flame.primitive import Primitive
-from flame.runtime.device_array import DeviceArray, empty, layout_at, to_device
+from flame.runtime.device_array import DeviceArray, empty, to_device
 
 #: what a kernel may take for granted of the address of a buffer
 ALIGNMENT: Final = 16
@@ -145,4 +145,4 @@ def scalars(gpu: Any, numbers: list[np.ndarray]) -> list[DeviceArray]:
     for k, a in enumerate(numbers):
         packed[k * ALIGNMENT : k * ALIGNMENT + a.itemsize] = np.frombuffer(a.tobytes(), np.uint8)
     sent = to_device(gpu, packed)
-    return [DeviceArray(gpu, sent.memory, layout_at(sent.address + k * ALIGNMENT, (), a.dtype)) for k, a in enumerate(numbers)]
+    return [DeviceArray(gpu, sent.memory, sent.address + k * ALIGNMENT, (), a.dtype) for k, a in enumerate(numbers)]

@@ -18,7 +18,7 @@ import numpy as np
 
 from flame.dtypes import BY_NAME, from_numpy_dtype
 from flame.runtime.cuda import gpu
-from flame.runtime.device_array import DeviceArray, layout_at
+from flame.runtime.device_array import DeviceArray, dense_strides
 from flame.runtime.gpu_copy import ALIGNMENT
 
 CUDA: Final = 2  #: kDLCUDA
@@ -148,8 +148,7 @@ def imported(producer: Any) -> DeviceArray:
     t = managed.tensor
     dtype = _dtype(t.code, t.bits, t.lanes)
     shape = tuple(t.shape[: t.ndim])
-    dense = _dense(shape)
-    strides = tuple(s * dtype.itemsize for s in (t.strides[: t.ndim] if t.strides else dense))
+    strides = tuple(s * dtype.itemsize for s in t.strides[: t.ndim]) if t.strides else dense_strides(shape, dtype.itemsize)
     _capsule_rename(capsule, _USED[name])
     return _over(on, (t.data or 0) + t.byte_offset, shape, strides, dtype, _Lease(managed))
 
@@ -164,19 +163,11 @@ def _dtype(code: int, bits: int, lanes: int) -> np.dtype:
     return BY_NAME[name].numpy
 
 
-def _dense(shape: tuple[int, ...]) -> list[int]:
-    out, step = [], 1
-    for n in reversed(shape):
-        out.append(step)
-        step *= n
-    return out[::-1]
-
-
 def _over(on: Any, address: int, shape: tuple, strides: tuple, dtype: np.dtype, owner: Any) -> DeviceArray:
     nbytes = (1 + sum((n - 1) * (s // dtype.itemsize) for n, s in zip(shape, strides, strict=True))) * dtype.itemsize
     lead = address % ALIGNMENT  # what a kernel is given begins at a multiple of it
     memory = on.adopt(address - lead, 0 if 0 in shape else lead + nbytes, owner)
-    return DeviceArray(on, memory, layout_at(address, shape, dtype, strides))
+    return DeviceArray(on, memory, address, shape, dtype, strides)
 
 
 def described(a: DeviceArray) -> dict[str, Any]:
@@ -202,7 +193,7 @@ def adopted(producer: Any) -> DeviceArray:
     if about.get("mask") is not None:
         raise TypeError("a CUDA array with a mask is not supported")
     shape = tuple(about["shape"])
-    strides = about.get("strides") or tuple(s * dtype.itemsize for s in _dense(shape))
+    strides = about.get("strides") or dense_strides(shape, dtype.itemsize)
     on = gpu(_index_of(producer))
     stream = about.get("stream")
     if stream is not None:

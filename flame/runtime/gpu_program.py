@@ -30,8 +30,8 @@ from flame.errors import CompileError, HostDetourWarning, Refused
 from flame.knobs import knobs
 from flame.primitive import Number, Primitive, Spec
 from flame.runtime import gpu_kernels
-from flame.runtime.cuda_plan import ARENA, CONSTANT, FIRST, LaunchStep
-from flame.runtime.device_array import DeviceArray, empty, layout_at, to_device
+from flame.runtime.cuda_plan import ARENA, CONSTANT, FIRST, LaunchPlan, LaunchStep
+from flame.runtime.device_array import DeviceArray, empty, to_device
 from flame.runtime.gpu_copy import contiguous, duplicate, host, overwrite, scalars, view
 
 Arrays = list[Any]
@@ -67,7 +67,13 @@ class GpuExecutable:
         #: whether no two results are one array
         self.distinct = len({k for k, _ in self._results}) == len(self._results)
         self._arena_bytes = program.arena_bytes
+        self._plans: list[LaunchPlan] = []
         self._stages = self._compiled(program)
+        #: the launches of a program that is nothing else, of inputs to fresh results in their order
+        self.plan: LaunchPlan | None = None
+        in_order = self._results == [(n + i, False) for i in range(len(self._owned))]
+        if len(self._stages) == len(self._plans) == 1 and in_order and not (self._updated or self._arena_bytes or graphs):
+            self.plan = self._plans[0]
 
     def __call__(self, arrays: Sequence[Any]) -> list[Any]:
         """Run it. Inputs that are not contiguous are copied; results share memory with nothing else, but results that are one
@@ -234,6 +240,7 @@ class GpuExecutable:
         """Consecutive kernels, by one call."""
         gpu = self.gpu
         plan = gpu.plan(tuple(launches), len(self._inputs) + len(self._owned), self._graphs)
+        self._plans.append(plan)
 
         def run(arrays: Arrays, arena: Any) -> bool:
             gpu.run(plan, 0 if arena is None else arena.address, *[a.address for a in arrays])
@@ -314,4 +321,4 @@ def tell_of_detour(p: Primitive, gpu: Any) -> None:
 
 
 def in_arena(gpu: Any, arena: Any, offset: int, slot: Slot) -> DeviceArray:
-    return DeviceArray(gpu, arena, layout_at(arena.address + offset, slot.spec.shape, slot.spec.dtype.numpy))
+    return DeviceArray(gpu, arena, arena.address + offset, slot.spec.shape, slot.spec.dtype.numpy)
