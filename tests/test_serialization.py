@@ -498,9 +498,10 @@ def test_damaged_programs_end_in_words(rng: np.random.Generator) -> None:
         except FileFormatError:
             pass
     whole = archive(good, data_0=data).getvalue()
-    for _ in range(200):
-        bad = bytearray(whole[: int(rng.integers(len(whole) // 2, len(whole) + 1))])
-        bad[int(rng.integers(0, len(bad)))] ^= int(rng.integers(1, 256))
+    for i in range(1500):
+        bad = bytearray(whole if i % 3 else whole[: int(rng.integers(len(whole) // 2, len(whole) + 1))])
+        for at in rng.integers(0, len(bad), int(rng.integers(1, 5))):
+            bad[at] ^= int(rng.integers(1, 256))
         try:
             load_pytorch(io.BytesIO(bytes(bad)))
         except FileFormatError:

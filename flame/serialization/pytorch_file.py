@@ -8,8 +8,10 @@ of names; an instruction or a name that is not in these tables ends the reading.
 from __future__ import annotations
 
 import collections
+import errno
 import os
 import pickletools
+import struct
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -320,10 +322,17 @@ def load_pytorch(f: str | os.PathLike | Any, map_location: Any = None) -> Any:
     try:
         with zipfile.ZipFile(f) as archive:
             return _contents(archive, name)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeError) as e:
-        raise FileFormatError(
-            f"{name}: not a file that PyTorch 1.6 or later wrote, or damaged ({e}); PyTorch can read an older file and save it anew"
-        ) from None
+    except FileFormatError:
+        raise
+    except OSError as e:
+        if e.errno != errno.EINVAL:  # (a damaged table of contents leads to places in front of the file)
+            raise
+        damage: Exception = e
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, RuntimeError, OverflowError, struct.error) as e:
+        damage = e
+    raise FileFormatError(
+        f"{name}: not a file that PyTorch 1.6 or later wrote, or damaged ({damage}); PyTorch can save an older one anew"
+    )
 
 
 def _contents(archive: zipfile.ZipFile, name: str) -> Any:
