@@ -137,7 +137,8 @@ compiled function while its path is followed, before anything is computed; a cal
 compiled function (`flame.compile`, `torch.compile`, `jax.jit`). A break is the difference between a function with an `item()`
 in the middle and the same without it. The training step is 75 linear layers of 8 x 8 in a row: flame and JAX compile all of it,
 PyTorch forward and backward. First compiled result: a three-layer network, forward and backward, from the end of the import,
-with an empty cache of compiled code and once more in a second process."""
+with an empty cache of compiled code and once more in a second process. Capture's native code is in force but for the last two
+rows: it comes by itself, on a thread of its own, at a function's 24th call."""
 
 
 def machine() -> dict[str, str]:
