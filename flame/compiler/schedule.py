@@ -187,6 +187,7 @@ def _dots(kernel: Kernel, target: Target, found: Sides, size: dict[str, int]) ->
             "dot", m_block=t.m, n_block=t.n, k_block=t.k, k_lanes=lanes, precision=precision, warps=t.warps, stages=t.stages
         )
         for t in product_tiles(p, target, precision != "ieee")
+        if not lanes or t.m * t.n <= 1 << 14  # the addresses of a window take registers: larger tiles were seen to spill
     ]
 
 
