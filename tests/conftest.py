@@ -1,6 +1,7 @@
 """What every test may rely on: a kernel cache of its own, verification after every pass, fixed seeds, and the second oracle.
 
-Options: `--update-golden` rewrites the golden files instead of comparing with them. Tests marked `oracle` get PyTorch by
+Options: `--update-golden` rewrites the golden files instead of comparing with them; `--fake-gpu` runs tests/gpu without a GPU.
+Tests marked `gpu` are deselected where there is none, which the summary tells. Tests marked `oracle` get PyTorch by
 the fixture `torch`; where it is not installed they are skipped, and say so.
 """
 
@@ -23,6 +24,8 @@ import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
+from flame.runtime import cuda  # noqa: E402
+
 ROOT = Path(__file__).resolve().parent.parent
 WITHOUT_TORCH = "the second oracle is not installed: pip install 'flame-jit[oracle]'"
 
@@ -38,9 +41,27 @@ hypothesis.settings.load_profile("flame")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite golden files instead of comparing with them")
+    parser.addoption("--fake-gpu", action="store_true", help="try the GPU suite on a driver that interprets kernels")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+_without_gpu: list[pytest.Item] = []
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _without_gpu:
+        terminalreporter.write_line(
+            f"{len(_without_gpu)} tests of tests/gpu were left out: there is no GPU. On a machine with one: python -m pytest -m gpu"
+        )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    _without_gpu[:] = [i for i in items if i.get_closest_marker("gpu")]
+    if _without_gpu:
+        if config.getoption("--fake-gpu") or cuda.available():
+            _without_gpu.clear()
+        else:
+            config.hook.pytest_deselected(items=_without_gpu)
+            items[:] = [i for i in items if not i.get_closest_marker("gpu")]
     if find_spec("torch") is None:
         for item in items:
             if item.get_closest_marker("oracle"):

@@ -1,0 +1,43 @@
+"""The GPU suite: what must hold on hardware. `python -m pytest -m gpu` from a plain checkout; nothing here runs without a GPU,
+but for `--fake-gpu`, which tries the suite itself on a driver that runs kernels in Triton's interpreter.
+
+It has nine minutes: what comes later is skipped, and says so.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+import warnings
+from collections.abc import Iterator
+
+import pytest
+from fake_cuda import FakeLibrary, gpu_for_tests
+
+from flame.errors import HostDetourWarning
+from flame.runtime import cuda
+
+SECONDS = 500.0
+_begun = time.monotonic()
+
+
+@pytest.fixture(scope="session")
+def dry(request: pytest.FixtureRequest) -> bool:
+    """Whether this is a try without a GPU: sizes are to be small, and times mean nothing."""
+    return bool(request.config.getoption("--fake-gpu"))
+
+
+@pytest.fixture(autouse=True)
+def hardware(dry: bool) -> Iterator[FakeLibrary | None]:
+    """The device that tests run on: real (None), or a fake one for each test."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", HostDetourWarning)
+        if dry:
+            with gpu_for_tests() as fake:
+                yield fake
+            return
+        if time.monotonic() - _begun > SECONDS:
+            pytest.skip(f"the suite's time is over ({SECONDS:.0f} s)")
+        yield None
+        gc.collect()
+        cuda.gpu().synchronize()
