@@ -1,0 +1,358 @@
+"""What `benchmarks/gpu.py` measures, in one framework: `python benchmarks/gpu_rows.py FRAMEWORK [small] [fake]`.
+
+A row is made when it is asked for. This process prints its version and its rows as JSON, then answers each name on stdin on
+stdout: by variant the median seconds of a call, the first call's seconds, the bytes that must move and the operations that must be
+done (0 where that says nothing), and the first result's sum, by which frameworks are compared. A variant that fails gives its
+error.
+
+flame and PyTorch run the same lines. Seconds are the device's, between two events, with its caches flushed before every call; rows
+of `wall` are the clock's over calls that are not waited for. "small" has sizes that an interpreter can run; "fake" runs flame on a
+driver that does so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks import gpu_models as models
+
+Call = Callable[[], Any]
+Compile = Callable[[Callable], Callable]
+
+
+@dataclass
+class Row:
+    """`make(compile)` gives the call; `train`: the call holds backward (and is compiled as a whole where that can be)."""
+
+    make: Callable[[Compile], Call]
+    bytes: float = 0
+    operations: float = 0
+    train: bool = False
+    wall: bool = False
+    tuned: bool = True  #: also with the mode that tries many kernels, which takes long
+
+
+class Rows:
+    """The rows, written against PyTorch's names. `whole`: a compiled function may hold backward and the optimizer."""
+
+    def __init__(self, torch: Any, whole: bool, small: bool):
+        self.torch, self.whole, self.small = torch, whole, small
+        self.nn, self.F = torch.nn, torch.nn.functional
+        self.of: dict[str, Callable[[], Row]] = {}
+        self._kernels()
+        self._products()
+        self._models()
+
+    def data(self, *shape: int, dtype: str = "bfloat16", grad: bool = False) -> Any:
+        t = self.torch.randn(*shape, device="cuda").to(getattr(self.torch, dtype))
+        return t.requires_grad_(True) if grad else t
+
+    def size(self, full: int, small: int) -> int:
+        return small if self.small else full
+
+    def plain(self, f: Callable, *xs: Any, **about: Any) -> Row:
+        """A call without gradients."""
+
+        def make(compile: Compile) -> Call:
+            g = compile(f)
+
+            def call() -> Any:
+                with self.torch.no_grad():
+                    return g(*xs)
+
+            return call
+
+        return Row(make, **about)
+
+    def backward(self, f: Callable, *xs: Any, **about: Any) -> Row:
+        """Forward and backward of f(*xs).sum(), gradients with respect to whatever of xs requires them."""
+
+        def make(compile: Compile) -> Call:
+            def step() -> Any:
+                for x in xs:
+                    x.grad = None
+                y = forward(*xs)
+                y.float().sum().backward()
+                return y
+
+            if self.whole:
+                forward = f
+                return compile(step)
+            forward = compile(f)
+            return step
+
+        return Row(make, train=True, **about)
+
+    def training(self, model: Any, loss_of: Callable, *batch: Any, **about: Any) -> Row:
+        """A step: forward, loss, backward, AdamW."""
+        model = model.to("cuda").to(self.torch.bfloat16)
+        optimizer = self.torch.optim.AdamW(model.parameters(), lr=1e-5)
+        loss = lambda *xs: loss_of(model, *xs)
+
+        def make(compile: Compile) -> Call:
+            forward = loss if self.whole else compile(loss)
+
+            def step(*xs: Any) -> Any:
+                optimizer.zero_grad()
+                found = forward(*xs)
+                found.backward()
+                optimizer.step()
+                return found
+
+            whole = compile(step) if self.whole else step
+            return lambda: whole(*batch)
+
+        return Row(make, train=True, tuned=False, **about)
+
+    # ---- rows
+
+    def _kernels(self) -> None:
+        F, torch, of = self.F, self.torch, self.of
+
+        def pointwise() -> Row:
+            n = self.size(1 << 27, 1 << 8)
+            x, y = self.data(n, dtype="float32"), self.data(n, dtype="float32")
+            return self.plain(lambda x, y: F.gelu(x * 2 + 1) * y, x, y, bytes=12 * n)
+
+        def copy() -> Row:
+            n = self.size(1 << 28, 1 << 8)
+            return self.plain(lambda x: x.clone(), self.data(n, dtype="float32"), bytes=8 * n, tuned=False)
+
+        def overhead() -> Row:
+            x = self.data(16, dtype="float32")
+            return self.plain(lambda x: ((x * 2 + 1).relu() * x).sum(), x, wall=True, tuned=False)
+
+        of |= {"copy 1 GiB": copy, "pointwise 128M": pointwise, "call overhead": overhead}
+        for columns in (1024, 8192, 65536, 262144):
+            rows = self.size((1 << 27) // columns, 2)
+            m = self.size(columns, 64)
+
+            def softmax(rows: int = rows, m: int = m) -> Row:
+                return self.plain(lambda x: torch.softmax(x, -1), self.data(rows, m), bytes=4 * rows * m)
+
+            def softmax_back(rows: int = rows, m: int = m) -> Row:
+                return self.backward(lambda x: torch.softmax(x, -1), self.data(rows, m, grad=True), bytes=10 * rows * m)
+
+            def norm(name: str, back: bool, rows: int = rows, m: int = m) -> Row:
+                w = self.data(m, grad=back)
+                x = self.data(rows, m, grad=back)
+                b = self.data(m, grad=back)
+                layer = lambda x, w, b: F.layer_norm(x, (m,), w, b)
+                rms = lambda x, w: F.rms_norm(x, (m,), w)
+                f, xs = (layer, (x, w, b)) if name == "layer" else (rms, (x, w))
+                return (self.backward if back else self.plain)(f, *xs, bytes=(10 if back else 4) * rows * m)
+
+            of[f"softmax {columns}"], of[f"softmax {columns} back"] = softmax, softmax_back
+            if columns < 65536:
+                for name in ("layer", "rms"):
+                    of[f"{name} norm {columns}"] = lambda name=name, norm=norm: norm(name, False)
+                    of[f"{name} norm {columns} back"] = lambda name=name, norm=norm: norm(name, True)
+
+        def cross_entropy() -> Row:
+            n, v = self.size(8192, 3), self.size(131072, 70)
+            target = torch.randint(0, v, (n,), device="cuda")
+            return self.backward(lambda x: F.cross_entropy(x, target), self.data(n, v, grad=True), bytes=6 * n * v)
+
+        def adamw() -> Row:
+            n = self.size(4096, 8)
+            parameters = [self.nn.Parameter(self.data(n, n, dtype="float32")) for _ in range(self.size(8, 2))]
+            for p in parameters:
+                p.grad = torch.ones_like(p)
+            optimizer = torch.optim.AdamW(parameters, lr=1e-4)
+
+            def make(compile: Compile) -> Call:
+                def step() -> None:
+                    optimizer.step()
+
+                return compile(step)
+
+            return Row(make, bytes=28.0 * sum(p.numel() for p in parameters), tuned=False)
+
+        of |= {"cross entropy 8192x131072": cross_entropy, "AdamW 134M": adamw}
+
+    def _products(self) -> None:
+        F, of = self.F, self.of
+        for m, n, k in ((4096,) * 3, (8192,) * 3, (512, 4096, 4096), (16, 8192, 8192), (8192, 1024, 8192)):
+
+            def matmul(m: int = m, n: int = n, k: int = k) -> Row:
+                m, n, k = (self.size(d, min(d, 16)) for d in (m, n, k))
+                a, b = self.data(m, k), self.data(k, n)
+                return self.plain(lambda a, b: a @ b, a, b, operations=2.0 * m * n * k)
+
+            of[f"matmul {m}x{n}x{k}"] = matmul
+
+        def linear() -> Row:
+            m, n = self.size(8192, 16), self.size(4096, 16)
+            x, w, b = self.data(m, n), self.data(n, n), self.data(n)
+            return self.plain(lambda x, w, b: F.gelu(F.linear(x, w, b)), x, w, b, operations=2.0 * m * n * n)
+
+        of["linear gelu 8192x4096x4096"] = linear
+        for batch, length in ((32, 512), (8, 2048), (1, 16384)):
+            for back in (False, True):
+
+                def attention(batch: int = batch, length: int = length, back: bool = back) -> Row:
+                    shape = (self.size(batch, 1), self.size(16, 1), self.size(length, 16), self.size(128, 16))
+                    q, k, v = (self.data(*shape, grad=back) for _ in range(3))
+                    f = lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True)
+                    operations = 2.0 * shape[0] * shape[1] * shape[2] ** 2 * shape[3] * (3.5 if back else 1)
+                    return (self.backward if back else self.plain)(f, q, k, v, operations=operations)
+
+                of[f"attention {length}{' back' if back else ''}"] = attention
+        for channels, side in ((64, 56), (256, 14)):
+            for back in (False, True):
+
+                def conv(channels: int = channels, side: int = side, back: bool = back) -> Row:
+                    c, s, n = self.size(channels, 2), self.size(side, 4), self.size(64, 1)
+                    x, w = self.data(n, c, s, s, grad=back), self.data(c, c, 3, 3, grad=back)
+                    operations = 2.0 * n * s * s * c * c * 9 * (3 if back else 1)
+                    f = lambda x, w: F.conv2d(x, w, padding=1)
+                    return (self.backward if back else self.plain)(f, x, w, operations=operations)
+
+                of[f"conv 3x3 {channels} at {side}{' back' if back else ''}"] = conv
+
+    def _models(self) -> None:
+        F, torch, of = self.F, self.torch, self.of
+
+        def gpt2() -> Row:
+            model, vocabulary = models.gpt2(torch, self.small)
+            n, t = self.size(8, 1), self.size(1024, 4)
+            x, y = (torch.randint(0, vocabulary, (n, t), device="cuda") for _ in range(2))
+            return self.training(model, lambda m, x, y: F.cross_entropy(m(x).flatten(0, 1).float(), y.flatten()), x, y)
+
+        def images(make: Callable, train: bool) -> Row:
+            model, side = make(torch, self.small)
+            n = self.size(64, 1)
+            x, y = self.data(n, 3, side, side), torch.randint(0, 10, (n,), device="cuda")
+            if train:
+                return self.training(model, lambda m, x, y: F.cross_entropy(m(x).float(), y), x, y)
+            model = model.to("cuda").to(torch.bfloat16).eval()
+            return self.plain(lambda x: model(x), x, tuned=False)
+
+        def llama() -> Row:
+            model, vocabulary = models.llama(torch, self.small)
+            model = model.to("cuda").to(torch.bfloat16).eval()
+            x = torch.randint(0, vocabulary, (1, self.size(1024, 4)), device="cuda")
+            return self.plain(lambda x: model(x), x, tuned=False)
+
+        def unet() -> Row:
+            model, side = models.unet(torch, self.small)
+            x = self.data(self.size(8, 1), 4, side, side)
+            return self.training(model, lambda m, x: ((m(x) - x) ** 2).float().mean(), x)
+
+        of |= {
+            "GPT-2 training": gpt2, "Llama 1B, 1024 tokens": llama, "ResNet-50 training": lambda: images(models.resnet50, True),
+            "ResNet-50 inference": lambda: images(models.resnet50, False), "ViT-B/16 training": lambda: images(models.vit, True),
+            "U-Net training": unet,
+        }  # fmt: skip
+
+
+class Worker:
+    """Measures rows in this process's framework."""
+
+    def __init__(self, torch: Any, whole: bool, small: bool):
+        self.torch, self.small = torch, small
+        torch.manual_seed(0)
+        self.rows = Rows(torch, whole, small)
+        self.flush = torch.zeros(64 if small else 1 << 25, device="cuda")  # more than the device's caches hold
+        self.variants: dict[str, Compile] = {
+            "eager": lambda f: f,
+            "compiled": torch.compile,
+            "tuned": lambda f: torch.compile(f, mode="max-autotune"),
+        }
+
+    def measure(self, name: str) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {}
+        for variant, compile in self.variants.items():
+            try:
+                self.torch.manual_seed(1)
+                row = self.rows.of[name]()
+                if variant == "tuned" and not row.tuned:
+                    continue
+                found[variant] = self._figures(row, row.make(compile))
+            except Exception as error:  # one variant's failure is its own answer
+                traceback.print_exc()
+                found[variant] = {"error": f"{type(error).__name__}: {error}"[:300]}
+            row = None  # type: ignore[assignment]
+            self.torch.cuda.empty_cache()
+        return found
+
+    def _figures(self, row: Row, call: Call) -> dict[str, Any]:
+        wait = self.torch.cuda.synchronize
+        begun = time.perf_counter()
+        result = call()
+        wait()
+        first = time.perf_counter() - begun
+        total = float(result.detach().float().sum()) if result is not None else 0.0
+        result = None
+        for _ in range(1 if self.small else 3):
+            call()
+        wait()
+        took = self._wall(call) if row.wall else self._device(call)
+        return {"seconds": took, "first": first, "bytes": row.bytes, "operations": row.operations, "sum": total}
+
+    def _device(self, call: Call) -> float:
+        """The median of the device's time between two events."""
+        Event, most = self.torch.cuda.Event, 2 if self.small else 100
+        pairs = []
+        begun = time.perf_counter()
+        while len(pairs) < most and (len(pairs) < 5 or time.perf_counter() - begun < 0.5):
+            self.flush.zero_()
+            start, end = Event(enable_timing=True), Event(enable_timing=True)
+            start.record()
+            call()
+            end.record()
+            pairs.append((start, end))
+            if len(pairs) % 5 == 0:
+                self.torch.cuda.synchronize()
+        self.torch.cuda.synchronize()
+        return statistics.median(a.elapsed_time(b) for a, b in pairs) / 1e3
+
+    def _wall(self, call: Call) -> float:
+        """The clock's time of a call among many that are not waited for."""
+        n = 2 if self.small else 200
+        times = []
+        for _ in range(5):
+            self.torch.cuda.synchronize()
+            begun = time.perf_counter()
+            for _ in range(n):
+                call()
+            times.append((time.perf_counter() - begun) / n)
+        return statistics.median(times)
+
+
+def serve(torch: Any, whole: bool, small: bool) -> None:
+    worker = Worker(torch, whole, small)
+    say = lambda what: print(json.dumps(what), flush=True)
+    say({"version": torch.__version__, "device": torch.cuda.get_device_name(), "rows": list(worker.rows.of)})
+    for line in sys.stdin:
+        say(worker.measure(line.strip()))
+
+
+def main() -> None:
+    framework, flags = sys.argv[1], sys.argv[2:]
+    if framework == "torch":
+        import torch
+
+        serve(torch, False, "small" in flags)
+        return
+    import flame
+
+    with contextlib.ExitStack() as stack:
+        if "fake" in flags:
+            sys.path.insert(0, "tests")
+            from fake_cuda import gpu_for_tests
+
+            stack.enter_context(gpu_for_tests())
+        serve(flame, True, "small" in flags)
+
+
+if __name__ == "__main__":
+    main()
