@@ -337,8 +337,8 @@ def observe(x: Any) -> Any:
     """Everything that can be seen of a result, as plain data."""
     if isinstance(x, flame.Tensor):
         # clones: memory that was handed to NumPy would be treated differently from then on
-        grad = None if x.grad is None else x.grad.detach().clone().numpy()
-        return ("t", x.requires_grad, x.is_leaf, tuple(x.stride()), x.detach().clone().numpy(), grad)
+        grad = None if x.grad is None else x.grad.detach().clone().cpu().numpy()
+        return ("t", x.requires_grad, x.is_leaf, tuple(x.stride()), x.detach().clone().cpu().numpy(), grad)
     if isinstance(x, list | tuple):
         return [observe(y) for y in x]
     if isinstance(x, dict):

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Final
 
 import numpy as np
@@ -171,7 +171,7 @@ class Gpu:
         self._process = process
         self._alive()
         self.index = index
-        self.device = device("cuda", index)
+        self.device = _named(index)
         self.name = driver.device_name(index)
         self.total_memory = driver.total_memory(index)
         self.context = driver.retain_context(index)
@@ -495,6 +495,12 @@ class Gpu:
 
     def __repr__(self) -> str:
         return f"Gpu({self.device}: {self.name})"
+
+
+@cache
+def _named(index: int) -> device:
+    """One object for each device of the process, so that it may be compared by identity, whatever driver it is opened through."""
+    return device("cuda", index)
 
 
 def _address(where: Memory | int) -> int:
