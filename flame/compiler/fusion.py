@@ -293,7 +293,7 @@ class _Fusion:
         held = row * max(sum(s.dtype.itemsize for s in loads), 1)
         if self.target.is_gpu:
             few = rows < self.target.units / 4 and row > 4096
-            return f"{rows} rows of {row}: too few for a second sweep" if few or row > 1 << 17 else ""
+            return f"{rows} rows of {row}: too few for a second sweep" if few or row > 1 << 19 else ""
         few = rows < self.target.units and row > 1 << 14
         far = held > 2 * self.target.cache
         return f"{rows} rows of {row}: a second sweep would read {held} bytes again" if few or far else ""

@@ -7,6 +7,9 @@ axes; a longer one is a loop, and each sweep computes its values anew. Where a s
 its axes (a mean of row sums), those axes become an outer loop, a point at a time, around the inner sweeps. So every kernel of
 the grammar has a rendering, and the usual ones (a row, a column, a softmax) get the source that one would write by hand.
 
+In a looped sweep a sum of exp(x - maximum of x) is carried along with the maximum and rescaled when that grows (Milakov and
+Gimelshein, "Online normalizer calculation for softmax", 2018), so that the row is read once for both: see `_online`.
+
 Masks are applied to values, not to addresses, before they enter a reduction: what a masked lane loads may have become
 anything by then (exp(0) = 1). Maximum and minimum carry NaN by an explicit test.
 """
@@ -19,11 +22,11 @@ from collections.abc import Iterable
 import numpy as np
 
 from flame.compiler.index_math import E
-from flame.compiler.kernel import Kernel, Reduce, Store, domain, reads, stage
+from flame.compiler.kernel import Kernel, Op, Reduce, Store, domain, reads, stage
 from flame.compiler.schedule import GpuSchedule
 from flame.compiler.schedule_tiles import power_of_two
 from flame.compiler.triton_body import NO_DIMS, Body, Dims, Lanes, Scope
-from flame.compiler.triton_text import Text, literal, tl
+from flame.compiler.triton_text import Text, literal, spell, tl
 from flame.dtypes import bool_, dtype, int32
 from flame.errors import Refused
 
@@ -56,6 +59,7 @@ class Rows:
         self.programs: list[tuple[E, int]] = []
         self._blocks: dict[Axes, str] = {}
         self._sweeps = 0
+        self._riders: dict[str, list[Reduce]] = {}  #: a maximum -> the sums of exponentials that are carried along with it
 
     # ---- which programs
 
@@ -146,6 +150,7 @@ class Rows:
         groups: dict[tuple[int, Axes], list[Store | Reduce]] = {}
         for t in (*here, *tasks):
             groups.setdefault((self._stage(t), self._axes(t, bound)), []).append(t)
+        self._ride(groups)
         self._delay_stores(groups)
         for (_, axes), group in sorted(groups.items(), key=lambda g: (g[0][0], not g[0][1], sorted(g[0][1]))):
             if axes:
@@ -159,6 +164,37 @@ class Rows:
         done = {t.name for t in tasks if isinstance(t, Reduce)}
         found = (self.kernel.definitions[v] for v in self.kernel.definitions if v in missing and v not in done)
         return [s for s in found if isinstance(s, Reduce)]
+
+    def _ride(self, groups: dict[tuple[int, Axes], list[Store | Reduce]]) -> None:
+        """Take sums that can be carried along with a maximum out of their own sweep, where sweeps are loops."""
+        for (_, axes), group in list(groups.items()):
+            points = self._points(axes)
+            if not axes or points is not None and points <= self.schedule.r_block:
+                continue
+            tops = {t.name: t for t in group if isinstance(t, Reduce) and t.op == "max" and self._kind(t).kind == "f"}
+            if not tops or any(self.kernel.domains[q.name] & axes for q in self._reductions(group)):
+                continue
+            for (_, others), later in groups.items():
+                for q in [q for q in later if isinstance(q, Reduce)] if others == axes else []:
+                    top = self._top_of(q)
+                    if top in tops and set(tops[top].axes) == set(q.axes):
+                        self._riders.setdefault(top, []).append(q)
+                        later.remove(q)
+        for key in [k for k, group in groups.items() if not group]:
+            del groups[key]
+
+    def _top_of(self, q: Reduce) -> str:
+        """The maximum m of x, if `q` is the sum of exp(x - m); else nothing."""
+        made = self.kernel.definitions
+        e = made[q.operands[0]]
+        if q.op != "sum" or not isinstance(e, Op) or e.op != "exp":
+            return ""
+        d = made[e.operands[0]]
+        if not isinstance(d, Op) or d.op != "sub":
+            return ""
+        x, top = d.operands
+        m = made[top]
+        return top if isinstance(m, Reduce) and m.op == "max" and m.operands == (x,) else ""
 
     def _delay_stores(self, groups: dict[tuple[int, Axes], list[Store | Reduce]]) -> None:
         """A buffer updated in place is written last of all: a later sweep may read values from it anew. A sweep that would
@@ -223,7 +259,13 @@ class Rows:
             self._finish(q, partial[q.name], bool(along))
 
     def _title(self, group: list[Store | Reduce]) -> None:
-        what = [f"{t.op} over {', '.join(t.axes)}" if isinstance(t, Reduce) else f"store {t.buffer}" for t in group]
+        what = []
+        for t in group:
+            if isinstance(t, Store):
+                what.append(f"store {t.buffer}")
+            else:
+                what.append(f"{t.op} over {', '.join(t.axes)}")
+                what += [f"{q.op} of exp(x - {t.op}) with it" for q in self._riders.get(t.name, ())]
         if any(isinstance(t, Reduce) for t in group) or self._sweeps:
             self.body.comment("; ".join(dict.fromkeys(what)))
         self._sweeps += 1
@@ -291,7 +333,9 @@ class Rows:
         for t in group:
             if isinstance(t, Reduce):
                 terms = self._masked(t, mask)
-                if partial is None:
+                if t.name in self._riders and partial is not None:
+                    self._online(t, partial[t.name], terms[0], mask)
+                elif partial is None:
                     self._reduce(t, [body.spread(text, dims) for text, dims in terms], outside)
                 else:
                     self._accumulate(t, partial[t.name], [text for text, _ in terms])
@@ -371,9 +415,49 @@ class Rows:
             text = f"({text}).to({tl(q.dtype)})"  # the language widens small integers before it folds them
         body.define(q.name, text, dims, q.note, scope=scope)
 
+    def _online(self, m: Reduce, carried: list[str], term: tuple[str, Dims], mask: str) -> None:
+        """One tile of a maximum and of the sums of exp(x - maximum) that ride on it: what was summed so far is scaled to the new
+        maximum. While that is minus infinity, nothing is subtracted: differences of infinities are no numbers."""
+        body, kind = self.body, self._kind(m)
+        axis = len(body.tile) - 1
+        column = "[:, None]" if axis == 1 else ""
+        part, *sums = carried
+        top, shift = body.names.fresh(f"{m.name}_top"), body.names.fresh("shift")
+        f = body.functions.library("_maximum")
+        body.line(f"{top} = {f}({part}, tl.reduce({body.spread(*term)}, {axis}, {f}){column})", m.note)
+        body.line(f'{shift} = tl.where({top} == float("-inf"), 0.0, {top})')
+        x, dims = body.lookup(m.operands[0])
+        for q, total in zip(self._riders[m.name], sums, strict=True):
+            e, rest = body.names.fresh(q.operands[0]), body.names.fresh("rest")
+            body.line(f"{e} = {spell('exp', (Text(f'{x.tensor} - {shift}', kind),), kind, body.functions)}", q.note)
+            body.line(f"{rest} = {spell('exp', (Text(f'{part} - {shift}', kind),), kind, body.functions)}")
+            inside = f"tl.where({mask}, {e}, {literal(0.0, kind)})" if mask else e
+            along = (dims | frozenset((axis,))) if mask else dims
+            body.line(f"{total} = {total} * {rest} + tl.sum({body.spread(inside, along)}, {axis}){column}")
+        body.line(f"{part} = {top}")
+
+    def _start_online(self, m: Reduce) -> list[str]:
+        """One value a row of the maximum, and of each sum."""
+        body, kind = self.body, self._kind(m)
+        rows = ", ".join((*body.tile[:-1], "1")) if len(body.tile) > 1 else ""
+        carried = [body.names.fresh(f"{q.name}_part") for q in (m, *self._riders[m.name])]
+        for name, start in zip(carried, (-math.inf, *[0.0] * (len(carried) - 1)), strict=True):
+            body.line(f"{name} = tl.full([{rows}], {literal(start, kind)}, {tl(kind)})")
+        return carried
+
+    def _finish_online(self, m: Reduce, carried: list[str]) -> None:
+        """Where all was minus infinity, the differences are no numbers, and so is their sum."""
+        body, kind = self.body, self._kind(m)
+        dims: Dims = frozenset(range(len(body.tile) - 1))
+        body.scopes[-1].values[m.name] = (Text(carried[0], kind), dims)
+        for q, total in zip(self._riders[m.name], carried[1:], strict=True):
+            body.define(q.name, f'tl.where({carried[0]} == float("-inf"), float("nan"), {total})', dims, q.note)
+
     def _start(self, q: Reduce, along: list[str]) -> list[str]:
         """Write the accumulators of a reduction that takes several tiles: a tile each, or one value for each row."""
         body, kind = self.body, self._kind(q)
+        if q.name in self._riders:
+            return self._start_online(q)
         tile = (*body.tile[:-1], self._block(frozenset(along), self._points(frozenset(along))) if along else "1")
         shape = "[]" if tile == ("1",) else f"[{', '.join(tile)}]"
         part = body.names.fresh(f"{q.name}_part")
@@ -406,6 +490,9 @@ class Rows:
 
     def _finish(self, q: Reduce, partial: list[str], tiled: bool) -> None:
         """Fold what is left of a reduction over several tiles."""
+        if q.name in self._riders:
+            self._finish_online(q, partial)
+            return
         if tiled:
             self._reduce(q, partial, self.body.scopes[-1])
             return
