@@ -8,6 +8,7 @@
                    costs less than the two (`flame.compiler.cost`)
     batch          small kernels of equal shape that have nothing to do with each other share a launch
     split          reductions with too few rows for the machine are done in two steps
+    together       small pointwise kernels of different sizes share a launch, on GPUs (`flame.compiler.together`)
 
 Neighbours are a group's producers, its consumers, and its siblings: groups that read the same large array. Each pair is
 tried once, and equal pairs are lowered once (`flame.compiler.templates`), so that time is near linear in the graph.
@@ -32,6 +33,7 @@ from flame.compiler.roots import Plan, choose_roots
 from flame.compiler.splitting import split, steps_of
 from flame.compiler.target import Target
 from flame.compiler.templates import Attempt, Templates, places_of
+from flame.compiler.together import together
 from flame.errors import Refused
 
 #: statements, buffers and chained nodes that one kernel may have
@@ -52,7 +54,7 @@ def fuse(graph: Graph, target: Target) -> Fused:
     fusion = _Fusion(plan, target, templates)
     fusion.join()
     fusion.batch()
-    return fusion.fused()
+    return together(fusion.fused(), target)
 
 
 def _settle(graph: Graph, target: Target, templates: Templates) -> Plan:

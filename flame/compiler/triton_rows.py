@@ -22,7 +22,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from flame.compiler.index_math import E
-from flame.compiler.kernel import Kernel, Op, Reduce, Store, domain, reads, stage
+from flame.compiler.kernel import Kernel, Load, Op, Reduce, Store, domain, reads, stage
 from flame.compiler.schedule import GpuSchedule
 from flame.compiler.schedule_tiles import power_of_two
 from flame.compiler.triton_body import NO_DIMS, Body, Dims, Lanes, Scope
@@ -31,6 +31,9 @@ from flame.dtypes import bool_, dtype, int32
 from flame.errors import Refused
 
 Axes = frozenset[str]
+
+#: stores of a pointwise kernel up to which all values are computed first, so that loads are on their way together
+MANY_STORES = 6
 
 
 def identity(op: str, d: dtype) -> bool | int | float:
@@ -218,15 +221,27 @@ class Rows:
 
     def _at_a_point(self, group: list[Store | Reduce]) -> None:
         """Stores that sweep nothing, and reductions over axes of a single point."""
+        stores = [t for t in group if isinstance(t, Store)]
+        if len(stores) == len(group) > MANY_STORES:
+            self._one_after_the_other(stores)
+            return
         self.body.compute(v for t in group for v in reads(t))
         for t in group:
             if isinstance(t, Reduce):
                 value, dims = self.body.lookup(t.operands[0])
                 first = t.op in ("argmax", "argmin")
                 self.body.scopes[-1].values[t.name] = (Text.number(0, t.dtype), NO_DIMS) if first else (value, dims)
-        for t in group:
-            if isinstance(t, Store):
-                self.body.store(t)
+        for t in stores:
+            self.body.store(t)
+
+    def _one_after_the_other(self, stores: list[Store]) -> None:
+        """Each store as soon as its value is there, or registers would hold them all; but what is read from a buffer that is
+        updated in place is read before it is written."""
+        loads = [s for s in self.kernel.definitions.values() if isinstance(s, Load)]
+        for t in stores:
+            needed = self.body.missing(v for u in stores for v in reads(u))
+            self.body.compute([*reads(t), *(s.name for s in loads if s.buffer == t.buffer and s.name in needed)])
+            self.body.store(t)
 
     # ---- one sweep
 

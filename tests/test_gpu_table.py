@@ -1,0 +1,82 @@
+"""Kernels compile for GPUs that are not there, spill nothing, and use no more registers than they did.
+
+CI compiles the operators in float32, the routines and the kernels of real models' rows for sm_90, and a third of the operators for
+each other target; which third goes by name. `scripts/gpu_table.py` compiles everything for every target and writes the table.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+
+import gpu_table_for_tests as table
+import pytest
+
+pytest.importorskip("triton", reason="Triton is installed on Linux only")
+
+import gpu_kernels_for_tests as kernels
+
+from flame.compiler.to_triton import TritonSource
+from flame.runtime.triton_tools import load_triton
+
+#: kinds of kernels that keep what they work on in registers; tiled products may not
+PLAIN = ("operator/", "routine/", "rows/")
+OTHERS = ("sm_80", "sm_100", "gfx942")
+
+
+def chosen(arch: str) -> Iterator[tuple[str, TritonSource]]:
+    if arch == "sm_90":
+        yield from kernels.of_operators(arch, ("float32",))
+        yield from kernels.of_rows(arch)
+        yield from kernels.of_routines(arch, ("float32",))
+        return
+    mine = OTHERS.index(arch)
+    for name, source in kernels.of_operators(arch, ("float32",)):
+        if zlib.crc32(name.encode()) % 3 == mine:
+            yield name, source
+
+
+@pytest.mark.parametrize("arch", table.TARGETS)
+def test_kernels_compile_and_use_what_the_table_says(arch: str) -> None:
+    known = table.read()
+    uses, failed = table.compiled(chosen(arch), arch)
+    assert not failed, "\n".join(failed)
+    assert len(uses) > 20
+    new = sorted(uses.keys() - known.keys())
+    assert not new, f"not in the table, run scripts/gpu_table.py: {new}"
+    same = table.version() == load_triton().__version__
+    for name, use in uses.items():
+        if name.startswith(PLAIN) and not table.is_product(known[name]):
+            assert use.spills == 0, f"{name} for {arch}: {use}"
+        before = known[name].get(arch)
+        if before is not None and same:
+            # room for what neighbouring passes change; a kernel that grows by more has lost something
+            told = f"{name} for {arch}: {use.registers} registers where the table has {before.registers}"
+            assert use.registers <= before.registers * 1.25 + 16, told
+
+
+def test_the_table_has_every_target_and_no_spills() -> None:
+    rows = table.read()
+    assert len(rows) > 500
+    for name, row in rows.items():
+        assert row.keys() == set(table.TARGETS), name
+        if name.startswith(PLAIN) and not table.is_product(row):
+            assert all(u.spills == 0 for u in row.values()), name
+
+
+def test_source_is_the_same_in_every_process() -> None:
+    """Whatever the order of sets is there."""
+    code = (
+        "import gpu_kernels_for_tests as k\n"
+        "for f in (k.of_operators, k.of_routines):\n"
+        "    for name, s in f('sm_90', ('float32', 'int64')): print(name, s.digest)"
+    )
+    said = []
+    for seed in ("1", "77"):
+        env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": seed}
+        done = subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True)
+        said.append(done.stdout)
+    assert said[0] == said[1] and said[0].count("\n") > 100
