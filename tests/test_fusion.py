@@ -20,7 +20,7 @@ from flame.compiler.graph import Builder, Graph, Node, Value
 from flame.compiler.groups import Groups
 from flame.compiler.index_math import divisions
 from flame.compiler.interpret import interpret
-from flame.compiler.kernel import Load, digest, verify
+from flame.compiler.kernel import Load, digest, numel, verify
 from flame.compiler.link import own_results
 from flame.compiler.program import Fused
 from flame.compiler.simplify import simplify
@@ -48,7 +48,7 @@ def run(graph: Graph, fused: Fused, arrays: Sequence[np.ndarray], precise: bool 
         assert list(buffers) == list(kernel.buffers)
         given = {}
         for b, v in buffers.items():
-            assert kernel.buffers[b].dtype is v.dtype and tuple(e.const for e in kernel.buffers[b].shape) == v.shape
+            assert kernel.buffers[b].dtype is v.dtype and numel(kernel.buffers[b]).const == v.spec.numel
             if kernel.buffers[b].role == "out":
                 assert v not in have, f"{v} is written twice"
                 have[v] = np.full(v.shape, 77, v.dtype.numpy)

@@ -7,6 +7,7 @@
     join           neighbours become one kernel where it has a form (`flame.compiler.lower` refuses with a reason) and
                    costs less than the two (`flame.compiler.cost`)
     batch          small kernels of equal shape that have nothing to do with each other share a launch
+    panels         rows and columns of the same arrays in one kernel, on GPUs (`flame.compiler.panels`)
     split          reductions with too few rows for the machine are done in two steps
     together       small pointwise kernels of different sizes share a launch, on GPUs (`flame.compiler.together`)
 
@@ -21,14 +22,14 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-from flame.compiler import attention_kernels
+from flame.compiler import attention_kernels, panels
 from flame.compiler.cost import rates
 from flame.compiler.dims import hint, space_of
 from flame.compiler.graph import Graph, Node, Value
 from flame.compiler.groups import Group, Groups
 from flame.compiler.kernel import Kernel, Load, domain, stage
 from flame.compiler.lower import describe, reduced_operand
-from flame.compiler.program import Decision, Fused
+from flame.compiler.program import Decision, Fused, FusedKernel
 from flame.compiler.roots import Plan, choose_roots
 from flame.compiler.splitting import split, steps_of
 from flame.compiler.target import Target
@@ -345,28 +346,39 @@ class _Fusion:
     # ---- the answer
 
     def fused(self) -> Fused:
-        out = Fused(decisions=self.decisions)
-        halves: dict[Kernel, tuple[Kernel, Kernel] | None] = {}
+        steps: list[FusedKernel | Node] = []
+        attempts: dict[int, tuple[Group, Attempt]] = {}  # by the step's identity: equal layers share their kernels
         for g in self.groups.all():
             if g.call in self.plan.made:
-                out.steps += [(kernel, buffers, None) for kernel, buffers in self.plan.made[g.call]]
+                steps += [(kernel, buffers, None) for kernel, buffers in self.plan.made[g.call]]
                 continue
             if g.call is not None:
-                out.steps.append(g.call)
+                steps.append(g.call)
                 continue
             got = self.attempt(g)
             assert got.template is not None, f"{g} lost its kernel: {got.refusal}"
             library = self.plan.library.get(g.roots[0]) if len(g.roots) == 1 else None
-            kernel = got.template.kernel
+            steps.append((got.template.kernel, got.buffers, library))
+            attempts[id(steps[-1])] = g, got
+        joined, decisions = panels.join(steps, self.target)
+        self.decisions += decisions
+        out = Fused(decisions=self.decisions)
+        halves: dict[Kernel, tuple[Kernel, Kernel] | None] = {}
+        for step in joined:
+            if isinstance(step, Node) or id(step) not in attempts:
+                out.steps.append(step)
+                continue
+            (g, got), (kernel, buffers, library) = attempts[id(step)], step
+            assert got.template is not None
             if kernel not in halves:
                 halves[kernel] = None if library else split(kernel, got.template.cost, self.target)
             cut = halves[kernel]
             if got.symbols:
                 out.symbols[len(out.steps)] = got.symbols
             if cut is None:
-                out.steps.append((kernel, got.buffers, library))
+                out.steps.append(step)
             else:
-                out.steps += steps_of(*cut, got.buffers)
+                out.steps += steps_of(*cut, buffers)
                 reason = f"{kernel.name} has too few results to keep the machine busy"
                 self.decisions.append(Decision("split", repr(g), reason))
         return out

@@ -34,6 +34,8 @@ class GpuSchedule:
     rows: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     y_block: int = 32
+    #: rows: the axis that a program walks down, `x_block` rows at a time, summing columns as it goes (see `panel_of`)
+    panel: str = ""
     #: dot: the tile of the result, how much of the summed axes is taken at a time, rows of tiles that share their columns
     m_block: int = 64
     n_block: int = 64
@@ -231,6 +233,9 @@ def _choose_rows(kernel: Kernel, target: Target, env: Mapping[str, int]) -> GpuS
     points = evaluate(product(kernel.axes[a] for a in parallel), env)
     if not swept:
         return _choose_pointwise(kernel, parallel, points, env)
+    panel = panel_of(kernel)
+    if panel:
+        return _choose_panel(kernel, target, panel, env)
     # the longest sweep decides, and along what most bytes run
     lengths = [
         evaluate(product(kernel.axes[a] for a in swept.intersection(s.axes)), env)
@@ -275,6 +280,48 @@ def _fits_in_registers(kernel: Kernel, target: Target, r: int, swept: set[str]) 
     each = -(-r // threads)
     needed = 16 + each * (held_values(kernel, swept) + 0.5)
     return r <= 1024 or needed <= min(target.thread_registers, target.registers // threads)
+
+
+def panel_of(kernel: Kernel) -> str:
+    """The axis down which a program can walk, where a kernel reduces rows and, last of all, sums columns of what it computed of
+    them: as `flame.compiler.panels` makes them. Empty for other kernels."""
+    sets = {frozenset(s.axes) for s in kernel.statements if isinstance(s, Reduce)}
+    if len(sets) != 2 or not kernel.sizes_known or kernel.contraction is not None:
+        return ""
+    for down in sets:
+        (along,) = sets - {down}
+        if len(down) != 1 or down & along:
+            continue
+        sums = {s.name for s in kernel.statements if isinstance(s, Reduce) and frozenset(s.axes) == down}
+        rows = [s for s in kernel.statements if isinstance(s, Reduce) and frozenset(s.axes) == along]
+        last = all(sums.isdisjoint(reads(s)) for s in kernel.definitions.values())
+        whole = all(along <= kernel.domains[v] for v in sums) and all(down <= kernel.domains[s.name] for s in rows)
+        simple = all(s.op not in ("argmax", "argmin") for s in kernel.statements if isinstance(s, Reduce) and s.name in sums)
+        if last and whole and simple:
+            return next(iter(down))
+    return ""
+
+
+def panel_fits(target: Target, row: int, sums: int, kernel: Kernel) -> bool:
+    """May a row of so many elements stay in registers beside so many columns' sums?"""
+    swept = {a for s in kernel.statements if isinstance(s, Reduce) for a in s.axes}
+    r = power_of_two(row)
+    threads = target.lanes * row_warps(target, max(r, 1024))
+    needed = 16 + -(-max(r, 1024) // threads) * (held_values(kernel, swept) + sums + 1)
+    return needed <= min(target.thread_registers, target.registers // threads)
+
+
+def _panel_size(kernel: Kernel, panel: str, env: Mapping[str, int]) -> tuple[int, int]:
+    """Elements of a row, and sums of columns."""
+    sums = [s for s in kernel.statements if isinstance(s, Reduce)]
+    row = product(kernel.axes[a] for a in kernel.reduce_axes if a != panel)
+    return evaluate(row, env), sum(s.axes == (panel,) for s in sums)
+
+
+def _choose_panel(kernel: Kernel, target: Target, panel: str, env: Mapping[str, int]) -> GpuSchedule:
+    r = power_of_two(_panel_size(kernel, panel, env)[0])
+    x = max(1, min(1024 // r, power_of_two(evaluate(kernel.axes[panel], env))))
+    return GpuSchedule(x_block=x, r_block=r, panel=panel, warps=row_warps(target, x * r))
 
 
 def held_values(kernel: Kernel, swept: set[str]) -> float:

@@ -75,6 +75,12 @@ def _rows(kernel: Kernel, target: Target, first: GpuSchedule, env: Mapping[str, 
     if not swept:
         yield from _pointwise(kernel, target, first, env)
         return
+    if first.panel:
+        for x in (1, 2, 4, 8):
+            if x * first.r_block <= 16384:
+                for warps in (4, 8, 16):
+                    yield replace(first, x_block=x, warps=warps)
+        return
     longest = power_of_two(evaluate(product(kernel.axes[a] for a in swept), env))
     columns = first.x_block >= 32 and first.r_block < longest
     blocks = [first.r_block] if columns else []

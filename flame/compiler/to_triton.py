@@ -5,9 +5,9 @@ it calls, what the kernel's parameters are, the values of its compile-time const
 The text is a function of kernel and schedule alone. Parameters are the buffers' pointers in the kernel's order (aligned to 16
 bytes), then the symbols' values as 32-bit integers (64 where the schedule is wide).
 
-Where it is written: `triton_rows` (pointwise, reductions), `triton_contract` (tiled products) and `triton_chain` (attention)
-decide on tiles and loops,
-`triton_body` writes the statements inside them, `triton_text` spells single operations. Compiling it is `flame.runtime`'s.
+Where it is written: `triton_rows` (pointwise, reductions), `triton_panel` (rows with sums of columns), `triton_contract` (tiled
+products) and `triton_chain` (attention) decide on tiles and loops, `triton_body` writes the statements inside them, `triton_text`
+spells single operations. Compiling it is `flame.runtime`'s.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from flame.compiler.schedule import GpuSchedule, positions
 from flame.compiler.triton_body import Body
 from flame.compiler.triton_chain import Chained
 from flame.compiler.triton_contract import Dot
+from flame.compiler.triton_panel import Panel
 from flame.compiler.triton_rows import Rows
 from flame.compiler.triton_text import LANGUAGE
 from flame.dtypes import dtype, int32, int64
@@ -95,7 +96,8 @@ def to_triton(kernel: Kernel, schedule: GpuSchedule) -> TritonSource:
     if schedule.form == "rows":
         kernel = sums_of_products(kernel)
     body = Body(kernel, schedule.wide)
-    forms: dict[str, type[Rows] | type[Dot] | type[Chained]] = {"rows": Rows, "dot": Dot, "chain": Chained}
+    rows = Panel if Panel.takes(kernel, schedule) else Rows
+    forms: dict[str, type[Rows] | type[Dot] | type[Chained]] = {"rows": rows, "dot": Dot, "chain": Chained}
     form = forms[schedule.form](kernel, schedule, body)
     form.render()
     size = int64 if schedule.wide else int32

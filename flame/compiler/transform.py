@@ -117,6 +117,11 @@ def _without_single_points(kernel: Kernel) -> Kernel:
     return Kernel(kernel.name, kernel.buffers, axes, kernel.symbols, statements, kernel.values)
 
 
+def flatten(kernel: Kernel) -> Kernel:
+    """The kernel with all its buffers as vectors."""
+    return _flatten(kernel, kernel.buffers)
+
+
 def _flatten(kernel: Kernel, buffers: Mapping[str, Buffer]) -> Kernel:
     """The kernel with its buffers as vectors."""
     statements = [

@@ -151,6 +151,9 @@ class Rows:
         tasks = list(tasks)
         here = [q for q in self._reductions(tasks) if not (self.kernel.domains[q.name] & self.swept) - bound]
         groups: dict[tuple[int, Axes], list[Store | Reduce]] = {}
+        again = {a for t in (*here, *tasks) if isinstance(t, Reduce) for a in t.axes if a in bound}
+        if again:
+            raise Refused(f"a reduction over {', '.join(sorted(again))} is needed at each point of them: it wants a panel")
         for t in (*here, *tasks):
             groups.setdefault((self._stage(t), self._axes(t, bound)), []).append(t)
         self._ride(groups)
@@ -204,7 +207,7 @@ class Rows:
         only store is joined with the next one over the same axes."""
         last = 1 + max((g for g, _ in groups), default=0)
         for (_, axes), group in list(groups.items()):
-            in_place = [t for t in group if isinstance(t, Store) and self.kernel.buffers[t.buffer].role == "inout"]
+            in_place = [t for t in group if isinstance(t, Store) and self._is_in_place(t)]
             if in_place:
                 groups.setdefault((last, axes), []).extend(in_place)
                 group[:] = [t for t in group if t not in in_place]
@@ -218,6 +221,9 @@ class Rows:
         swept = [self._points(axes) for g, axes in groups if g == last and axes]
         if len(swept) > 1 and any(n is None or n > self.schedule.r_block for n in swept):
             raise Refused("buffers are updated in place in sweeps over different axes")
+
+    def _is_in_place(self, t: Store) -> bool:
+        return self.kernel.buffers[t.buffer].role == "inout"
 
     def _at_a_point(self, group: list[Store | Reduce]) -> None:
         """Stores that sweep nothing, and reductions over axes of a single point."""
@@ -277,13 +283,20 @@ class Rows:
         what = []
         for t in group:
             if isinstance(t, Store):
-                what.append(f"store {t.buffer}")
+                what.append(self._called(t))
             else:
                 what.append(f"{t.op} over {', '.join(t.axes)}")
                 what += [f"{q.op} of exp(x - {t.op}) with it" for q in self._riders.get(t.name, ())]
         if any(isinstance(t, Reduce) for t in group) or self._sweeps:
             self.body.comment("; ".join(dict.fromkeys(what)))
         self._sweeps += 1
+
+    def _called(self, t: Store) -> str:
+        return f"store {t.buffer}"
+
+    def _put(self, t: Store) -> None:
+        """Do a store: its value is there."""
+        self.body.store(t)
 
     def _block(self, axes: Axes, points: int | None) -> str:
         """The constant that says how many lanes a sweep over these axes has."""
@@ -356,7 +369,7 @@ class Rows:
                     self._accumulate(t, partial[t.name], [text for text, _ in terms])
         for t in group:
             if isinstance(t, Store):
-                body.store(t)
+                self._put(t)
 
     # ---- reductions
 
@@ -400,12 +413,12 @@ class Rows:
         text = " + ".join(reversed(terms))
         return (f"({text})" if len(terms) > 1 else text), dims
 
-    def _reduce(self, q: Reduce, terms: list[str], scope: Scope) -> None:
-        """Fold whole tiles along their last dimension, and define the reduction's value in `scope`."""
+    def _reduce(self, q: Reduce, terms: list[str], scope: Scope, across: int = -1) -> None:
+        """Fold whole tiles along their last dimension, or along `across`, and define the reduction's value in `scope`."""
         body = self.body
-        axis = len(body.tile) - 1
-        column = "[:, None]" if axis == 1 else ""
-        dims: Dims = frozenset(range(axis))
+        axis = across % len(body.tile)
+        column = ("[None, :]", "[:, None]")[axis] if len(body.tile) == 2 else ""
+        dims: Dims = frozenset(range(len(body.tile))) - {axis}
         text = terms[0]
         if q.op in ("argmax", "argmin"):
             f = body.functions.library("_first_greatest" if q.op == "argmax" else "_first_least")
