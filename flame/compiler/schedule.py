@@ -13,11 +13,17 @@ from typing import Literal
 
 from flame.compiler.chain import Chain, chain
 from flame.compiler.copy_engine import describable
+from flame.compiler.cost import operations
 from flame.compiler.index_math import E, evaluate, ex, subst
 from flame.compiler.kernel import Contract, Kernel, Load, Op, Reduce, Store, domain, domain_of, flat, numel, reads, stage
 from flame.compiler.schedule_tiles import ChainShape, Product, chain_tiles, power_of_two, product_tiles
 from flame.compiler.target import Target
 from flame.dtypes import bool_, dtype, float32, float64, int8, int32
+from flame.primitive import REGISTRY
+
+#: basic operations from which on a primitive's own values fill a thread's registers: lgamma and integer powers spill at 8 elements
+#: a thread, and not at 2
+HEAVY = 200.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +284,8 @@ def _fits_in_registers(kernel: Kernel, target: Target, r: int, swept: set[str]) 
     layer norm of 32768 elements take 48 to 64 registers of 1024 threads, and spill nothing."""
     threads = target.lanes * row_warps(target, r)
     each = -(-r // threads)
-    needed = 16 + each * (held_values(kernel, swept) + 0.5)
+    spare = 24 if target.arch.startswith("sm_10") else 16  # for addresses and the like: 8 more where 10 stores spilled
+    needed = spare + each * (held_values(kernel, swept) + 0.5)
     return r <= 1024 or needed <= min(target.thread_registers, target.registers // threads)
 
 
@@ -353,7 +360,21 @@ def _choose_pointwise(kernel: Kernel, parallel: list[str], points: int, env: Map
         return GpuSchedule(x_block=32, y_block=32, rows=rows, columns=(second,), warps=4)
     live = _live_values(kernel)
     block = 1024 if points >= 2**18 and live <= 12 else 512 if points >= 2**16 else 256
+    if _heaviest(kernel) > HEAVY:
+        block = 256
     return GpuSchedule(x_block=max(32, min(block, power_of_two(points))), warps=4 if block > 128 and points > 128 else 1)
+
+
+def _heaviest(kernel: Kernel) -> float:
+    """Basic operations of the elementwise primitive in it that makes most of them."""
+    return max(
+        (
+            operations(REGISTRY[s.op], kernel.definitions[s.operands[-1]].dtype, len(s.operands))
+            for s in kernel.statements
+            if isinstance(s, Op) and s.op in REGISTRY and s.operands
+        ),
+        default=0.0,
+    )
 
 
 def _live_values(kernel: Kernel) -> int:
