@@ -2,8 +2,8 @@
 
     candidates(kernel, target, hints) -> [GpuSchedule]      the heuristics' choice first, each once, at most `limit`
 
-Only what fits is offered: tiles whose operands go into shared memory, rows whose values go into registers. Every one gives the
-same results up to the order of sums.
+Only what fits is offered: tiles whose operands go into shared memory (`flame.compiler.schedule_tiles` knows them), rows whose
+values go into registers. Every one gives the same results up to the order of sums.
 """
 
 from __future__ import annotations
@@ -13,61 +13,20 @@ from dataclasses import replace
 
 from flame.compiler.index_math import evaluate
 from flame.compiler.kernel import Kernel, domain
-from flame.compiler.schedule import GpuSchedule, choose_gpu, held_values, power_of_two, product, row_warps, sides
+from flame.compiler.schedule import GpuSchedule, choose_gpu, held_values, product, row_warps, tiled_candidates
+from flame.compiler.schedule_tiles import power_of_two
 from flame.compiler.target import Target
 
 #: what one kernel may cost to tune: each candidate is compiled and run some times
 LIMIT = 24
-
-#: rows, columns, depth and warps of a tiled product with operands of two bytes; of wider ones the depth shrinks
-_TILES = (
-    (128, 256, 64, 8),
-    (256, 128, 64, 8),
-    (128, 128, 64, 8),
-    (128, 128, 64, 4),
-    (128, 128, 32, 4),
-    (128, 64, 64, 4),
-    (64, 128, 64, 4),
-    (64, 256, 32, 4),
-    (64, 64, 64, 4),
-    (64, 32, 64, 4),
-    (32, 64, 64, 4),
-    (32, 32, 128, 4),
-    (16, 64, 128, 4),
-    (64, 16, 128, 4),
-)
 
 
 def candidates(kernel: Kernel, target: Target, hints: Mapping[str, int] | None = None, limit: int = LIMIT) -> list[GpuSchedule]:
     """Schedules to measure, the most promising first. `hints` are likely values of the symbols, as for `choose_gpu`."""
     first = choose_gpu(kernel, target, hints)
     env = {n: max(low, 512) for n, low in kernel.symbols.items()} | dict(hints or {})
-    others = _dots(kernel, target, first, env) if first.form == "dot" else _rows(kernel, target, first, env)
+    others = _rows(kernel, target, first, env) if first.form == "rows" else tiled_candidates(kernel, target, hints)
     return list(dict.fromkeys((first, *others)))[:limit]
-
-
-def shared_bytes(kernel: Kernel, s: GpuSchedule) -> int:
-    """An estimate of the shared memory of a tiled product: the operands' tiles of the stages in flight."""
-    contraction = kernel.contraction
-    assert contraction is not None
-    widths = [kernel.definitions[v].dtype.itemsize for v in contraction.operands]
-    a, b = s.m_block * s.k_block * widths[0], s.n_block * s.k_block * widths[1]
-    return (a + b) * max(s.stages - 1, 1)
-
-
-def _dots(kernel: Kernel, target: Target, first: GpuSchedule, env: Mapping[str, int]) -> Iterator[GpuSchedule]:
-    found, contraction = sides(kernel), kernel.contraction
-    assert found is not None and contraction is not None
-    m, n = (power_of_two(evaluate(product(kernel.axes[a] for a in side), env)) for side in (found.m, found.n))
-    width = max(kernel.definitions[v].dtype.itemsize for v in contraction.operands)
-    for stages in (3, 4, 5, 2):
-        for rows, columns, depth, warps in _TILES:
-            k = max(32 if width == 1 else 16, depth * 2 // width)
-            s = replace(first, m_block=rows, n_block=columns, k_block=k, warps=warps, stages=stages)
-            accumulators = rows * columns * max(width, 4) // 4 // (warps * target.lanes)
-            fits = rows <= max(16, m) and columns <= max(16, n) and accumulators <= target.thread_registers - 64
-            if fits and shared_bytes(kernel, s) <= target.cache:
-                yield s
 
 
 def _rows(kernel: Kernel, target: Target, first: GpuSchedule, env: Mapping[str, int]) -> Iterator[GpuSchedule]:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from flame.compiler.index_math import var
 from flame.compiler.kernel import Kernel, Reduce, Store, domain
-from flame.compiler.schedule import GpuSchedule, panel_of, power_of_two, product
+from flame.compiler.schedule import GpuSchedule, panel_of, product
+from flame.compiler.schedule_tiles import power_of_two
 from flame.compiler.triton_body import NO_DIMS, Lanes
 from flame.compiler.triton_rows import Rows, identity
 from flame.compiler.triton_text import Text, literal, tl

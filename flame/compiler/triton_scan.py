@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from flame.compiler.gpu_routine import Array, Making, written
 from flame.compiler.index_math import var
-from flame.compiler.schedule import power_of_two
+from flame.compiler.schedule_tiles import power_of_two
 from flame.compiler.to_triton import TritonSource
 from flame.compiler.triton_text import typed
 from flame.dtypes import bool_, dtype, int32, int64

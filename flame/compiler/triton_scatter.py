@@ -22,7 +22,7 @@ from typing import Any
 from flame.compiler import triton_sort
 from flame.compiler.gpu_routine import Array, Making, written
 from flame.compiler.index_math import var
-from flame.compiler.schedule import power_of_two
+from flame.compiler.schedule_tiles import power_of_two
 from flame.dtypes import bool_, dtype, int32, int64
 from flame.ops.create import iota
 from flame.ops.index import gather, index_nd, index_select

@@ -18,7 +18,7 @@ import math
 
 from flame.compiler.gpu_routine import Array, Making, written
 from flame.compiler.index_math import var
-from flame.compiler.schedule import power_of_two
+from flame.compiler.schedule_tiles import power_of_two
 from flame.compiler.to_triton import TritonSource
 from flame.dtypes import bool_, dtype, int32, int64
 from flame.primitive import Spec
