@@ -14,7 +14,7 @@ from flame.compiler.schedule import choose_gpu
 from flame.compiler.target import gpu
 from flame.compiler.to_triton import TritonSource, to_triton
 from flame.errors import CompileError
-from flame.runtime import triton_pool
+from flame.runtime import gpu_kernels, triton_pool
 from flame.runtime.triton_pool import compile_all
 from flame.runtime.triton_tools import Binary, compile_triton
 
@@ -69,3 +69,21 @@ def test_workers_end_with_the_pipe() -> None:
     worker.process.stdin.close()
     assert worker.process.wait(timeout=60) is not None
     assert os.getpid() != worker.process.pid
+
+
+def test_what_was_prepared_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs: list[int] = []
+
+    def counted(given: list, workers: int | None = None) -> list:
+        jobs.append(len(given))
+        return compile_all(given, workers)
+
+    monkeypatch.setattr(gpu_kernels, "compile_all", counted)
+    monkeypatch.setattr(gpu_kernels, "_binaries", {})
+    some = [replace(s, text=s.text + "# prepared\n") for s in sources(3)]
+    gpu_kernels.prepare([*some, some[0]], "sm_90")
+    monkeypatch.setattr(gpu_kernels, "compile_triton", None)  # nothing is left to compile
+    assert all(gpu_kernels.binary_of(s, "sm_90").code for s in some)
+    monkeypatch.setattr(gpu_kernels, "_binaries", {})  # as in another process, which finds them on disk
+    gpu_kernels.prepare(some, "sm_90")
+    assert jobs == [3, 0]

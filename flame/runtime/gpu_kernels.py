@@ -1,7 +1,8 @@
 """Kernels compiled for a GPU, each once: in this process by what it computes, on disk by its text and Triton's version.
 
-prepared(kernels, target)    the binaries of many kernels, compiled side by side where some are new
-loaded(gpu, kernel, hints)   a kernel that the GPU can launch
+source_of(kernel, target, hints)   a kernel's source under the schedule chosen for these sizes
+binary_of(source, arch)            its binary
+prepare(sources, arch)             those of many, compiled side by side where they are new, for `binary_of` to find
 
 payload ::= length of header (8 bytes) | header, JSON | assembly text | machine code
 """
@@ -9,7 +10,7 @@ payload ::= length of header (8 bytes) | header, JSON | assembly text | machine 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from flame.compiler.kernel import Kernel, digest
@@ -18,6 +19,7 @@ from flame.compiler.target import Target
 from flame.compiler.to_triton import TritonSource, to_triton
 from flame.runtime import cache
 from flame.runtime.locks import Lock
+from flame.runtime.triton_pool import compile_all
 from flame.runtime.triton_tools import Binary, compile_triton, load_triton
 
 _FIELDS: Final = (
@@ -49,18 +51,37 @@ def source_of(kernel: Kernel, target: Target, hints: Mapping[str, int]) -> Trito
 
 def binary_of(source: TritonSource, arch: str) -> Binary:
     """The compiled source: known, or read from disk, or compiled now. Raises CompileError."""
-    key = (source.digest, arch)
-    found = _binaries.get(key)
+    return _known(source, arch) or _keep(source, arch, compile_triton(source, arch))
+
+
+def prepare(sources: Iterable[TritonSource], arch: str) -> None:
+    """Have the binaries of these sources ready. Those that Triton refuses are left for `binary_of`, which raises."""
+    new = {s.digest: s for s in sources if _known(s, arch) is None}
+    for source, made in zip(new.values(), compile_all([(s, arch) for s in new.values()]), strict=True):
+        if isinstance(made, Binary):
+            _keep(source, arch, made)
+
+
+def _known(source: TritonSource, arch: str) -> Binary | None:
+    """A binary from this process or from disk."""
+    found = _binaries.get((source.digest, arch))
     if found is None:
-        name = cache.key("triton", load_triton().__version__, source.digest, arch)
-        stored = cache.shared().get(name)
+        stored = cache.shared().get(_name(source, arch))
         found = None if stored is None else _read(stored)
-        if found is None:
-            found = compile_triton(source, arch)
-            cache.shared().put(name, _written(found))
-        with _lock:
-            found = _binaries.setdefault(key, found)
+        if found is not None:
+            with _lock:
+                found = _binaries.setdefault((source.digest, arch), found)
     return found
+
+
+def _keep(source: TritonSource, arch: str, made: Binary) -> Binary:
+    cache.shared().put(_name(source, arch), _written(made))
+    with _lock:
+        return _binaries.setdefault((source.digest, arch), made)
+
+
+def _name(source: TritonSource, arch: str) -> str:
+    return cache.key("triton", load_triton().__version__, source.digest, arch)
 
 
 def _written(b: Binary) -> bytes:
