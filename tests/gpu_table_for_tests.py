@@ -73,4 +73,4 @@ def version() -> str:
 
 def is_product(row: dict[str, Use]) -> bool:
     """Whether it is a tiled product, by the shared memory that its operands' tiles take on NVIDIA's GPUs."""
-    return max(row[a].shared for a in row if a.startswith("sm_")) > 4096
+    return max((row[a].shared for a in row if a.startswith("sm_")), default=0) > 4096
