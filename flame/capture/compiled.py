@@ -42,6 +42,8 @@ GRAPH_MODES = frozenset({"reduce-overhead", "max-autotune"})
 NO_SIZES: Mapping[str, int] = {}
 #: sets of sizes for which a program is kept ready to run
 MOST_SIZES = 64
+#: modes in which schedules are measured
+TUNED_MODES = frozenset({"max-autotune", "max-autotune-no-cudagraphs"})
 #: sets of sizes that one program is kept on disk for by one process
 KEPT_SIZES = 16
 
@@ -75,6 +77,7 @@ class Compiled:
         self._at: dict[tuple[int, ...], Callable] = {}  #: by the values of the symbols
         self._graphs = capture.options.mode in GRAPH_MODES
         self._backend: Backend = "interpret" if capture.options.backend == "interpret" else "llvm"
+        self._tune = self._backend == "llvm" and capture.options.mode in TUNED_MODES
         self._target = None
         self.space: Space | None = None
         self.symbols: tuple[str, ...] = ()
@@ -124,7 +127,7 @@ class Compiled:
 
     def _executable(self, program: Program) -> Any:
         if self._gpu is None:
-            return Executable(program, backend=self._backend)
+            return Executable(program, backend=self._backend, tune=self._tune)
         return GpuExecutable(program, self._gpu, self._graphs)
 
     @functools.cached_property
@@ -247,7 +250,7 @@ def compile_segment(
     capture: Any, graph: Graph, updates: Sequence[tuple[int, int]] = (), guards: Sequence[int] = (), device: device = CPU
 ) -> Compiled:
     space = space_of(graph)
-    about = Identity.of(graph, f"{updates} {guards}", (), device)
+    about = Identity.of(graph, f"{updates} {guards}{_how(capture)}", (), device)
     if space is not None:
         return _of_sizes(capture, graph, space, about, updates, guards, device)
     key = (about.name, about.lines) if about.name else (str(graph), tuple(updates), tuple(guards), device)
@@ -339,7 +342,7 @@ def compile_pair(
         return made
 
     names = graph.name, f"{graph.name}_backward"
-    about, space = Identity.of(graph, f"{list(wrt)} {list(of)}", blocked, device), space_of(graph)
+    about, space = Identity.of(graph, f"{list(wrt)} {list(of)}{_how(capture)}", blocked, device), space_of(graph)
     found = (about if space is None else about.at(space.values)).look_up(capture, names)
     ready = found.executables if found is not None else (None, None)
     forward = Compiled(capture, lambda: joint().forward, "forward", ready=ready[0], device=device, space=space)
@@ -355,6 +358,11 @@ def compile_pair(
     else:
         _keep_each(capture, about, facts, [forward, backward])
     return forward, backward, joint().residuals, joint().gradients
+
+
+def _how(capture: Any) -> str:
+    """What of a function's options decides what its graphs become on disk."""
+    return " tuned" if capture.options.mode in TUNED_MODES else ""
 
 
 @dataclass(frozen=True, slots=True)

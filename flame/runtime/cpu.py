@@ -139,7 +139,7 @@ class NativeKernel:
 _names: Final[WeakKeyDictionary[Kernel, tuple[Kernel, str]]] = WeakKeyDictionary()
 
 
-def _named(kernel: Kernel) -> tuple[Kernel, str]:
+def named(kernel: Kernel) -> tuple[Kernel, str]:
     """A kernel under canonical names, and its digest; made once, as equal layers are one kernel in many steps."""
     got = _names.get(kernel)
     if got is None:
@@ -161,7 +161,7 @@ def load(
     is made of nothing that is not proved to stay in its buffers, because what it wrote beyond them would be anybody's memory.
     """
     cpu = cpu or host()
-    plain, what = _named(kernel)
+    plain, what = named(kernel)
     schedule = schedule or choose_cpu(plain, cpu)
     known = (what, schedule, cpu)
     with _lock:
@@ -222,7 +222,7 @@ def prepare(kernels: Iterable[Kernel], cpu: CpuTarget | None = None) -> None:
     store = cache.shared()
     with _lock:
         for kernel in dict.fromkeys(kernels):
-            plain, what = _named(kernel)
+            plain, what = named(kernel)
             schedule = choose_cpu(plain, cpu)
             name = _stored_name(what, schedule, cpu)
             if (what, schedule, cpu) in _loaded or name in wanted or name in _fresh or store.holds(name):

@@ -25,7 +25,7 @@ from flame.compiler.program import Argument, CallStep, Decision, KernelStep, Pro
 from flame.compiler.target_cpu import CpuTarget
 from flame.errors import CompileError, Refused
 from flame.primitive import Number, Spec
-from flame.runtime import cpu, llvm_jit, memory, threads
+from flame.runtime import autotune, cpu, llvm_jit, memory, threads
 from flame.runtime.cpu import PARALLEL_MICROSECONDS, NativeKernel
 from flame.runtime.entry import NativeStep, Plan, entry
 from flame.runtime.memory import ALIGNMENT, Block
@@ -42,21 +42,30 @@ class Executable:
     """`program`, ready to run on this machine's CPU.
 
     `backend` "llvm" compiles kernels, "interpret" evaluates them in NumPy and needs nothing installed. `library` says whether
-    kernel steps that a library may run instead are run so. `decisions` are what was decided here and why; `kernels` the
-    compiled kernels, by step; `recipe` says it all as data, from which `Executable.of` makes the same again, in another process
-    as well. Raises CompileError, naming the kernel and the user's line, where one cannot be compiled.
+    kernel steps that a library may run instead are run so, `tune` whether schedules are measured. `decisions` are what was
+    decided here and why; `kernels` the compiled kernels, by step; `recipe` says it all as data, from which `Executable.of` makes
+    the same again, in another process as well. Raises CompileError, naming the kernel and the user's line, where one cannot be
+    compiled.
     """
 
     __slots__ = (
         "_arena_bytes", "_enter", "_inputs", "_makers", "_only", "_parallel", "_results", "_simple", "__dict__", "__weakref__",
     )  # fmt: skip
 
-    def __init__(self, program: Program, *, backend: Backend = "llvm", library: bool = True, target: CpuTarget | None = None):
+    def __init__(
+        self,
+        program: Program,
+        *,
+        backend: Backend = "llvm",
+        library: bool = True,
+        target: CpuTarget | None = None,
+        tune: bool = False,
+    ):
         if backend not in BACKENDS:
             raise ValueError(f"backend {backend!r}: expected one of {', '.join(BACKENDS)}")
         if backend == "llvm":
             llvm_jit.require()
-        writer = _Writer(program, backend, library, target)
+        writer = _Writer(program, backend, library, target, tune)
         self._set_up(writer.recipe(), backend, writer.kernels)
 
     @classmethod
@@ -252,8 +261,8 @@ def interpreted_stage(use: InterpretedUse) -> Stage:
 class _Writer:
     """Writes the recipe of a program, and compiles its kernels on the way."""
 
-    def __init__(self, program: Program, backend: Backend, library: bool, target: CpuTarget | None):
-        self.program, self.backend, self.library, self.target = program, backend, library, target
+    def __init__(self, program: Program, backend: Backend, library: bool, target: CpuTarget | None, tune: bool):
+        self.program, self.backend, self.library, self.target, self.tune = program, backend, library, target, tune
         self.kernels: dict[int, NativeKernel] = {}
         slots = program.slots
         owned = [s for s in program.output_slots if slots[s].kind == "output"]
@@ -300,7 +309,8 @@ class _Writer:
             self._runs.append("interpreted")
             return [self._interpreted(step)]
         try:
-            kernel = self.kernels[index] = cpu.load(step.kernel, self.target)
+            schedule = autotune.tuned(step.kernel, step.symbols) if self.tune else None
+            kernel = self.kernels[index] = cpu.load(step.kernel, self.target, schedule)
         except Refused as reason:
             self._decide("interpreted", step, f"it was refused by the native backend: {reason}")
             self._runs.append("interpreted")
