@@ -42,6 +42,9 @@ def chosen(arch: str) -> Iterator[tuple[str, TritonSource]]:
 
 
 def is_plain(name: str, row: dict[str, table.Use]) -> bool:
+    kind, which, *_ = name.split("/")
+    if kind == "operator" and REGISTRY[which].kind == "contract":
+        return False
     return name.startswith(PLAIN) and name not in ON_THE_STACK and not table.is_product(row)
 
 
