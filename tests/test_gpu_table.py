@@ -20,6 +20,7 @@ pytest.importorskip("triton", reason="Triton is installed on Linux only")
 import gpu_kernels_for_tests as kernels
 
 from flame.compiler.to_triton import TritonSource
+from flame.primitive import REGISTRY
 from flame.runtime.triton_tools import load_triton
 
 #: kinds of kernels that keep what they work on in registers; tiled products may not
