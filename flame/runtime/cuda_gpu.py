@@ -25,6 +25,7 @@ from flame.compiler.target import gpu as described
 from flame.compiler.to_triton import TritonSource
 from flame.errors import CompileError, CudaError
 from flame.knobs import knobs
+from flame.runtime import gpu_kernels
 from flame.runtime.cuda_driver import Attribute, Driver
 from flame.runtime.cuda_graph import GraphPlan, Graphs
 from flame.runtime.cuda_host import PinnedAllocator, plain_bytes
@@ -436,6 +437,11 @@ class Gpu:
                     raise
             found = self._functions[key] = Function(self, handle, binary, source, note)
             return found
+
+    def prepare(self, sources: Sequence[TritonSource]) -> None:
+        """Have sources that `compile` will be asked for compiled side by side."""
+        if self._process.compiler is gpu_kernels.binary_of:
+            gpu_kernels.prepare(sources, self.target.arch)
 
     def compile(self, source: TritonSource, note: str = "") -> Function:
         """A source compiled for this device and loaded. Raises CompileError."""

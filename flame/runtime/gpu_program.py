@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import numpy as np
@@ -31,8 +32,9 @@ from flame.knobs import knobs
 from flame.primitive import Number, Primitive, Spec
 from flame.runtime import gpu_kernels
 from flame.runtime.cuda_plan import ARENA, CONSTANT, FIRST, LaunchPlan, LaunchStep
-from flame.runtime.device_array import DeviceArray, empty, to_device
+from flame.runtime.device_array import LARGE, DeviceArray, empty, to_device
 from flame.runtime.gpu_copy import contiguous, duplicate, host, overwrite, scalars, view
+from flame.runtime.lines import user_source
 
 Arrays = list[Any]
 
@@ -86,7 +88,8 @@ class GpuExecutable:
         gpu = self.gpu
         given = self._fitted(arrays)
         held: Arrays = [*given, *[empty(gpu, s.shape, s.dtype.numpy) for s in map(self._spec, self._owned)]]
-        arena = gpu.allocate(self._arena_bytes) if self._arena_bytes else None
+        size = self._arena_bytes
+        arena = gpu.allocate(size, f"{self.name} at {user_source()}" if size >= LARGE else "") if size else None
         for stage in self._stages:
             if stage(held, arena):
                 break
@@ -139,6 +142,11 @@ class GpuExecutable:
                 stages.append(self._launches(launches))
                 launches.clear()
 
+        steps = [s for s in program.steps if isinstance(s, KernelStep)]
+        with suppress(Refused):  # (which is told of where the step's turn comes)
+            self.gpu.prepare(
+                [gpu_kernels.source_of(s.kernel, target, {n: s.symbols[n] for n in s.kernel.symbols}) for s in steps]
+            )
         for step in program.steps:
             looks = [s for s in step.writes if s in program.guards]
             if isinstance(step, KernelStep):
