@@ -9,6 +9,7 @@ It is made once a process, when compiled functions turn out to be called often, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 from flame.capture import gradients, segment
@@ -145,6 +146,8 @@ def _made() -> Native:
 class _State:
     native: Native | None = None
     on = False
+    paused = 0  #: by how many it is kept out of force
+    wanted = False  #: whether it is put in force when they are done
     job: Job | None = None
     lock: Final = Lock()
 
@@ -166,9 +169,31 @@ def switch(to: str) -> None:
             raise RuntimeError(f"capture can't be native here: {reason}")
         if _State.native is None:
             _State.native = _made()
-        if not _State.on:
+        if _State.paused:
+            _State.wanted = True
+        elif not _State.on:
             _State.native.put()
             _State.on = True
+
+
+def pause() -> Callable[[], None]:
+    """Keep native code out of force, so that its functions can be listened to, until what is returned is called."""
+    with _State.lock:
+        _State.paused += 1
+        on = _State.on
+    if on:
+        switch("off")
+        _State.wanted = True
+
+    def resume() -> None:
+        with _State.lock:
+            _State.paused -= 1
+            again = _State.wanted and not _State.paused
+            _State.wanted = _State.wanted and not again
+        if again:
+            switch("on")
+
+    return resume
 
 
 def begin() -> None:

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from flame.autograd import watch
+from flame.capture import native
 from flame.primitive import Primitive
 from flame.profiler.events import size
 from flame.profiler.taps import user_stack
@@ -206,6 +207,7 @@ def watching() -> Iterator[Snapshot]:
     for x in gc.get_objects():
         if isinstance(x, Tensor):
             w.note(x._array, BEFORE, "tensor")
+    resume = native.pause()
     run = Executable.__call__
 
     def tapped(self: Executable, arrays: Any) -> Any:
@@ -218,6 +220,7 @@ def watching() -> Iterator[Snapshot]:
     finally:
         watch.unwatch(w.operation)
         Executable.__call__ = run  # type: ignore[method-assign]
+        resume()
         w.end()
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from flame.autograd import watch
 from flame.autograd.function import FunctionNode
 from flame.autograd.tape import Node
+from flame.capture import native
 from flame.capture.segment import Plan
 from flame.capture.segment_node import SegmentNode
 from flame.compiler.pipeline import Passes
@@ -58,6 +59,7 @@ class Listener:
         self.unnamed: list[tuple[Event, Executable, int]] = []
 
     def start(self) -> None:
+        self._undo.append(native.pause())
         watch.watch(self._operation)
         self._undo.append(lambda: watch.unwatch(self._operation))
         self._tap(Node, "apply", lambda node, *_: ("backward", node.name()))
