@@ -100,7 +100,8 @@ def graphs() -> dict[str, str]:
     for _ in range(3):
         f(x, w).backward()
     forward, backward = f.compiled_graphs()[:2]
-    return {"forward": flame.drawing.draw(forward.graph), "backward": flame.drawing.draw(backward.graph)}
+    drawn = {"forward": flame.drawing.draw(forward.graph), "backward": flame.drawing.draw(backward.graph)}
+    return {name: text.replace(f"{FOLDER.parent.parent}/", "") for name, text in drawn.items()}
 
 
 def pictures() -> dict[str, str]:
