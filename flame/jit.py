@@ -33,6 +33,7 @@ from flame.kernels import DEFAULT_GPU, Inventory, KernelHandle
 from flame.knobs import knobs
 from flame.primitive import force
 from flame.reasons import DISABLED, FASTER_AGAIN, GENERATOR, OTHER_THREAD, RECOMPILE_FORBIDDEN, SLOWER
+from flame.runtime import cuda
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs", "replay")
 BACKENDS = ("auto", "triton", "llvm", "interpret", "eager")
@@ -329,10 +330,10 @@ def _options(fullgraph: bool, dynamic: bool | None, backend: str, mode: str | No
         raise ValueError(f"Unrecognized mode={mode}, should be one of: {', '.join(MODES)}")
     if backend not in BACKENDS:
         raise ValueError(f"Unrecognized backend={backend}, should be one of: {', '.join(BACKENDS)}")
-    if backend == "triton":
+    if backend == "triton" and not cuda.available():
         raise MissingTargetError(
-            "backend='triton' launches kernels on a GPU, for which this version of flame has no runtime: use 'auto' or 'llvm'. The "
-            "Triton source of every kernel is there all the same, as compiled.kernels[i].triton"
+            "backend='triton' launches kernels on a GPU, and none is here: use 'auto' or 'llvm'. The Triton source of every kernel "
+            "is there all the same, as compiled.kernels[i].triton"
         )
     given = dict(options or {})
     limit = given.pop("recompile_limit", RECOMPILE_LIMIT)

@@ -11,8 +11,8 @@ from flame import dtypes
 from flame.dtypes import dtype
 from flame.functions import PUBLIC
 from flame.functions.creation import tensor
+from flame.functions.placing import resolved
 from flame.functions.promotion import tensor_operand, to_dtype
-from flame.runtime.device import require
 from flame.tensor import Size, Tensor
 
 
@@ -102,7 +102,10 @@ class _Legacy(type):
 def _legacy(name: str, d: dtype, on_gpu: bool = False) -> Any:
     def __new__(cls: Any, *args: Any, device: Any = None) -> Tensor:
         if on_gpu:
-            require("cuda")
+            return make(*args).to(resolved(device or "cuda"))
+        return make(*args)
+
+    def make(*args: Any) -> Tensor:
         if len(args) == 1 and isinstance(args[0], Tensor):
             return to_dtype(args[0], d)
         if args and all(isinstance(a, int) and not isinstance(a, bool) for a in args) or not args:

@@ -370,3 +370,31 @@ def test_the_cuda_array_interface_both_ways() -> None:
     close(x.cpu()[:, 0], np.array([1, 5, 9], np.float32))
     assert flame.tensor(Array(x)).data_ptr() != x.data_ptr()
     assert not hasattr(x.cpu(), "__cuda_array_interface__")
+
+
+# ---- files
+
+
+def test_tensors_come_back_to_where_they_were_saved(tmp_path: Any) -> None:
+    x = flame.arange(6, device="cuda").float()
+    p = nn.Parameter(flame.ones(2, device="cuda"))
+    state = {"x": x, "again": [x, p], "here": flame.ones(3)}
+    path = tmp_path / "state.safetensors"
+    flame.save(state, path)
+    got = flame.load(path)
+    assert got["x"].is_cuda and got["again"][0].data_ptr() == got["x"].data_ptr() and not got["here"].is_cuda
+    assert type(got["again"][1]) is nn.Parameter and got["again"][1].is_cuda and got["again"][1].requires_grad
+    close(got["x"].cpu(), x.cpu())
+    assert not flame.load(path, map_location="cpu")["x"].is_cuda
+    assert flame.load(path, "cuda")["here"].is_cuda
+    assert not flame.load(path, {"cuda:0": "cpu"})["again"][1].is_cuda
+    seen = []
+    loaded = flame.load(path, lambda t, saved: seen.append(saved) or (t * 2 if saved == "cpu" else None))
+    assert sorted(seen) == ["cpu", "cuda:0", "cuda:0"] and loaded["here"].tolist() == [2.0] * 3 and loaded["x"].is_cuda
+
+
+def test_the_backend_triton_is_for_gpus() -> None:
+    f = flame.compile(lambda x: x * 2 + 1, backend="triton")
+    for t in (flame.ones(3, device="cuda"),) * 3 + (flame.ones(3),) * 3:
+        assert f(t).tolist() == [3.0] * 3
+    assert "cuda" in str(f(flame.ones(3, device="cuda")).device)

@@ -6,8 +6,9 @@ from typing import Any
 
 from flame import dtypes
 from flame.array_api.data_types import isdtype
+from flame.functions.placing import resolved
+from flame.runtime.cuda import device_count
 from flame.runtime.device import device as Device
-from flame.runtime.device import require
 
 DTYPES = {
     d.name: d
@@ -40,12 +41,12 @@ class ArrayNamespaceInfo:
         return {n: d for n, d in DTYPES.items() if kind is None or isdtype(d, kind)}
 
     def devices(self) -> list[Device]:
-        return [Device("cpu")]
+        return [Device("cpu"), *(Device("cuda", i) for i in range(device_count()))]
 
 
 def _known(device: Any) -> None:
     if device is not None:
-        require(Device(device))
+        resolved(device)
 
 
 def __array_namespace_info__() -> ArrayNamespaceInfo:

@@ -103,6 +103,8 @@ class Compiled:
         if knobs.log:
             say("graph", f"captured, {self.role}:\n{graph}")
         try:
+            if capture.options.backend == "triton" and self._gpu is None:
+                raise _Unwanted("backend='triton' was asked for, and the tensors are on the CPU")
             if capture.options.backend == "eager":
                 raise _Unwanted("backend='eager' was asked for")
             program = self._made

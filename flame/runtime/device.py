@@ -2,15 +2,13 @@
 
     device ::= "cpu" | "cuda" [":" index]
 
-A device is only a name: naming one asks nothing of the machine. Whoever is about to use it calls `require`, which raises
-MissingTargetError where the machine or the installation lacks what it needs.
+A device is only a name: naming one asks nothing of the machine. Whoever is about to use one asks `flame.runtime.cuda.gpu` for it,
+which raises MissingTargetError where the machine or the installation lacks what it needs.
 """
 
 from __future__ import annotations
 
 from typing import Final
-
-from flame.errors import MissingTargetError
 
 TYPES: Final = ("cpu", "cuda")
 
@@ -86,14 +84,3 @@ def as_device(d: device | str | int | None) -> device:
     if d is None:
         return CPU
     return d if isinstance(d, device) else device(d)
-
-
-def require(d: device | str | int | None) -> device:
-    """The device, where programs can run on it now. Raises MissingTargetError where they cannot."""
-    d = as_device(d)
-    if d.type == "cuda":
-        raise MissingTargetError(
-            f"device {str(d)!r}: this version of flame has no CUDA runtime, so tensors cannot be placed on a GPU and kernels "
-            "cannot be launched there. GPU kernels can still be generated and compiled for reading; run on device 'cpu'."
-        )
-    return d

@@ -6,8 +6,8 @@ import json
 import os
 from typing import Any
 
-from flame.runtime.device import require
 from flame.serialization.format import FileFormatError, Source, map_arrays, parsed, read_array, read_header, replacing, write
+from flame.serialization.places import mover
 from flame.serialization.structure import Decoder, Encoder
 
 STRUCTURE, VERSION = "flame.structure", "flame.version"
@@ -37,29 +37,21 @@ def save(obj: Any, f: str | os.PathLike | Any, **refused: Any) -> None:
         raise TypeError(f"save: expected a path or a file opened for writing in binary mode, got {type(f).__name__}")
 
 
-def check_location(map_location: Any) -> None:
-    """`map_location` of `load`: every tensor comes to the CPU. Raises where another place is asked for."""
-    if isinstance(map_location, dict):
-        for place in map_location.values():
-            require(place)
-    elif map_location is not None and not callable(map_location):
-        require(map_location)
-
-
 def load(
     f: str | os.PathLike | Any, map_location: Any = None, *, weights_only: bool = True, mmap: bool | None = None,
     verify: bool | None = None, **refused: Any,
 ) -> Any:  # fmt: skip
     """What `save` wrote to the path or binary file `f`; of any other safetensors file, a dict of its tensors by name.
 
-    With `mmap` tensors stand over the file and are read when they are used; what is written to them stays in this process. Every
-    tensor is held to its checksum (with `mmap` only if `verify` is True). `weights_only` changes nothing: nothing in a file is
-    ever executed. Damaged or hostile files raise FileFormatError (a RuntimeError), and so do PyTorch's own files, which
-    `flame.serialization.load_pytorch` reads.
+    Tensors come to the device that they were saved from, or where `map_location` says: a device for all, a dict from devices to
+    devices, or a callable (`flame.serialization.places`). With `mmap` tensors stand over the file and are read when they are used;
+    what is written to them stays in this process. Every tensor is held to its checksum (with `mmap` only if `verify` is True).
+    `weights_only` changes nothing: nothing in a file is ever executed. Damaged or hostile files raise FileFormatError (a
+    RuntimeError), and so do PyTorch's own files, which `flame.serialization.load_pytorch` reads.
     """
     if refused:
         raise TypeError(f"load() got {sorted(refused)}: files are safetensors files, and there is no pickling to choose from")
-    check_location(map_location)
+    move = mover(map_location)
     with Source(f) as source:
         try:
             header = read_header(source)
@@ -75,7 +67,7 @@ def load(
             array = mapped.__getitem__
         else:
             array = lambda name: read_array(source, header, name, verify is not False)
-        decoder = Decoder(array, header.entries, source.name)
+        decoder = Decoder(array, header.entries, source.name, move)
         if STRUCTURE not in header.metadata:
             return {name: decoder.tensor(name) for name in header.entries}
         if header.metadata.get(VERSION) != "1":

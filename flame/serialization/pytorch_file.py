@@ -22,8 +22,8 @@ import numpy as np
 from flame import dtypes
 from flame.nn.parameter import Parameter
 from flame.runtime.device import device
-from flame.serialization.files import check_location
 from flame.serialization.format import FileFormatError
+from flame.serialization.places import Mover, mover
 from flame.serialization.structure import remade, safe_class
 from flame.tensor import Size, Tensor, wrap
 
@@ -317,11 +317,11 @@ def load_pytorch(f: str | os.PathLike | Any, map_location: Any = None) -> Any:
     Tensors that shared memory share it again, those of the same shape and strides at least. Raises FileFormatError (a
     RuntimeError) for files that are damaged, of the older format, or hold anything else, as whole modules: save a state_dict.
     """
-    check_location(map_location)
+    move = mover("cpu" if map_location is None else map_location, "load_pytorch")
     name = str(f) if isinstance(f, str | os.PathLike) else str(getattr(f, "name", type(f).__name__))
     try:
         with zipfile.ZipFile(f) as archive:
-            return _contents(archive, name)
+            return _placed(_contents(archive, name), move, {})
     except FileFormatError:
         raise
     except OSError as e:
@@ -333,6 +333,21 @@ def load_pytorch(f: str | os.PathLike | Any, map_location: Any = None) -> Any:
     raise FileFormatError(
         f"{name}: not a file that PyTorch 1.6 or later wrote, or damaged ({damage}); PyTorch can save an older one anew"
     )
+
+
+def _placed(x: Any, move: Mover, known: dict[int, Tensor]) -> Any:
+    """What was read, with its tensors where they are to be. (The file names devices of another machine: all count as the CPU.)"""
+    if isinstance(x, Tensor):
+        if id(x) not in known:
+            got = move(x.detach(), "cpu") if isinstance(x, Parameter) else move(x, "cpu")
+            known[id(x)] = x if not got.is_cuda else Parameter(got, x.requires_grad) if isinstance(x, Parameter) else got
+        return known[id(x)]
+    if isinstance(x, dict):
+        for k, v in x.items():
+            x[k] = _placed(v, move, known)
+    elif isinstance(x, list):
+        x[:] = [_placed(v, move, known) for v in x]
+    return tuple([_placed(v, move, known) for v in x]) if type(x) is tuple else x
 
 
 def _contents(archive: zipfile.ZipFile, name: str) -> Any:

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flame.serialization.files import check_location
 from flame.serialization.format import (
     DIGEST,
     FileFormatError,
@@ -27,6 +26,7 @@ from flame.serialization.format import (
     replacing,
     write,
 )
+from flame.serialization.places import Mover, mover
 from flame.serialization.structure import Decoder
 from flame.tensor import Tensor
 
@@ -112,13 +112,13 @@ def load_sharded(
     `mmap` and `verify` are those of `flame.load`. Raises FileNotFoundError where there is no checkpoint, FileFormatError where
     files and index do not agree.
     """
-    check_location(map_location)
+    move = mover(map_location, "load_sharded")
     place = Path(folder)
     index, single = place / f"{name}.safetensors.index.json", place / f"{name}.safetensors"
     if not index.exists():
         if not single.exists():
             raise FileNotFoundError(f"load_sharded: neither {index.name} nor {single.name} is in {place}")
-        return _tensors(single, None, None, mmap, verify)
+        return _tensors(single, None, None, mmap, verify, move)
     table = parsed(index.read_bytes(), str(index), "the index")
     where = table.get("weight_map") if isinstance(table, dict) else None
     if not isinstance(where, dict) or not all(isinstance(v, str) for v in where.values()):
@@ -131,11 +131,13 @@ def load_sharded(
             raise FileFormatError(f"{index}: {file_name!r} does not name a file beside the index")
         expected = {key for key, v in where.items() if v == file_name}
         digest = contents.get(file_name) if isinstance(contents, dict) else None
-        found.update(_tensors(place / file_name, expected, digest, mmap, verify))
+        found.update(_tensors(place / file_name, expected, digest, mmap, verify, move))
     return {key: found[key] for key in where}
 
 
-def _tensors(path: Path, expected: set[str] | None, digest: Any, mmap: bool, verify: bool | None) -> dict[str, Tensor]:
+def _tensors(
+    path: Path, expected: set[str] | None, digest: Any, mmap: bool, verify: bool | None, move: Mover
+) -> dict[str, Tensor]:
     """The tensors of one file, which are those that the index expects."""
     if not path.exists():
         raise FileFormatError(f"{path}: the index names this file, but it is not there")
@@ -150,5 +152,5 @@ def _tensors(path: Path, expected: set[str] | None, digest: Any, mmap: bool, ver
             array: Any = map_arrays(source, header, bool(verify)).__getitem__
         else:
             array = lambda key: read_array(source, header, key, verify is not False)
-        decoder = Decoder(array, header.entries, str(path))
+        decoder = Decoder(array, header.entries, str(path), move)
         return {key: decoder.tensor(key) for key in header.entries}

@@ -22,9 +22,14 @@ from typing import Any
 import numpy as np
 
 from flame import dtypes
+from flame.errors import MissingTargetError
 from flame.nn.parameter import Buffer, Parameter
+from flame.primitive import force
 from flame.runtime.device import device
+from flame.runtime.device_array import address_of, device_of
+from flame.runtime.gpu_copy import host
 from flame.serialization.format import FileFormatError
+from flame.serialization.places import Mover
 from flame.tensor import Size, Tensor, wrap
 
 _FACTORIES: dict[str, Any] = {"None": None, "list": list, "dict": dict, "set": set, "int": int, "float": float}
@@ -93,6 +98,13 @@ def remade(cls: type, state: Any) -> Any:
 # -------------------------------------------------------------------- saving
 
 
+def _settled(t: Tensor) -> Any:
+    """A tensor's array, wherever it is; a captured segment that owes it ends."""
+    if force.interpreter is not None:
+        force.interpreter.read(t)
+    return t._data()
+
+
 class Encoder:
     """Makes nodes, and collects `arrays` by name. Names are paths, so that other readers of the file see what belongs where."""
 
@@ -102,9 +114,9 @@ class Encoder:
         self._kept: list[Any] = []  # what `_known` speaks of lives as long as this
         self._open: set[int] = set()
 
-    def _array(self, a: np.ndarray, path: str) -> str:
+    def _array(self, a: Any, path: str) -> str:
         """The name under which an array is stored."""
-        where = (a.__array_interface__["data"][0], a.shape, a.strides, a.dtype) if a.size else (path,)
+        where = (address_of(a), a.shape, a.strides, a.dtype, device_of(a)) if a.size else (path,)
         if where in self._known:
             return self._known[where]
         base = name = path or "tensor"
@@ -112,15 +124,17 @@ class Encoder:
         while name in self.arrays or name == "__metadata__":
             n += 1
             name = f"{base}~{n}"
-        self._known[where], self.arrays[name] = name, a
+        self._known[where], self.arrays[name] = name, host(a)
         self._kept.append(a)
         return name
 
     def _tensor(self, t: Tensor, path: str) -> dict:
         kind = "parameter" if isinstance(t, Parameter) else "buffer" if isinstance(t, Buffer) else "tensor"
-        node: dict[str, Any] = {"$": kind, "v": self._array(t._read(), path)}
+        node: dict[str, Any] = {"$": kind, "v": self._array(_settled(t), path)}
         if t.requires_grad:
             node["grad"] = True
+        if t.is_cuda:
+            node["device"] = str(t.device)
         if isinstance(t, Buffer):
             node["persistent"] = bool(t.persistent)
         return node
@@ -207,10 +221,11 @@ class Encoder:
 
 
 class Decoder:
-    """Makes objects from nodes. `array(name)` gives a stored array; `fail(what)` makes the error for a node that is damaged."""
+    """Makes objects from nodes. `array(name)` gives a stored array; `move` takes tensors to their device; `fail(what)` makes the
+    error for a node that is damaged."""
 
-    def __init__(self, array: Callable[[str], np.ndarray], names: Any, file: str) -> None:
-        self._array, self._names, self._file = array, frozenset(names), file
+    def __init__(self, array: Callable[[str], np.ndarray], names: Any, file: str, move: Mover) -> None:
+        self._array, self._names, self._file, self._move = array, frozenset(names), file, move
         self._tensors: dict[str, Tensor] = {}
 
     def fail(self, what: str) -> FileFormatError:
@@ -222,20 +237,20 @@ class Decoder:
             raise self.fail(f"no array of the name {name!r}")
         return self._array(name)
 
-    def tensor(self, name: str) -> Tensor:
-        """The tensor over a stored array: another one over the same memory at each call."""
+    def tensor(self, name: str, saved: str = "cpu") -> Tensor:
+        """The tensor over a stored array, which was `saved` from a device: another one over the same memory at each call."""
         if name not in self._names:
             raise self.fail(f"no array of the name {name!r}")
         if name in self._tensors:
             return self._tensors[name].detach()
-        t = self._tensors[name] = wrap(self._array(name))
+        t = self._tensors[name] = self._move(wrap(self._array(name)), saved)
         return t
 
     def object(self, node: Any) -> Any:
         """What a node stands for. Raises FileFormatError."""
         try:
             return self._object(node)
-        except FileFormatError:
+        except (FileFormatError, MissingTargetError):
             raise
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, OverflowError, MemoryError) as e:
             raise self.fail(f"{type(e).__name__}: {e}") from e
@@ -302,7 +317,7 @@ class Decoder:
         raise self.fail(f"a node of the unknown kind {kind!r}")
 
     def _tensor_of(self, kind: str, node: dict) -> Tensor:
-        t = self.tensor(node["v"])
+        t = self.tensor(node["v"], str(device(node["device"])) if "device" in node else "cpu")
         grad = bool(node.get("grad", False))
         if kind == "parameter":
             return Parameter(t, requires_grad=grad)
