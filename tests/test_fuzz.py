@@ -12,6 +12,13 @@ from tests.fuzz_capture import EVERYTHING, FORMS, Program, check, generate
 #: Programs that once differed. An operation that is chosen by value (a, b, c) keeps its numbers.
 PAST: list[tuple[str, Program]] = [
     (
+        "what was a copy is one where written memory lies otherwise",
+        [
+            ("out_of", 0.951, 0.412, 0.819), ("flag", 0.138, 0.187, 0.076), ("transposed_write", 0.909, 0.3, 0.783),
+            ("custom_pair", 0.817, 0.875, 0.301), ("weak", 0.253, 0.034, 0.603),
+        ],
+    ),
+    (
         "which refusal of the tape comes first",
         [
             ("view_of_view", 0.05, 0.4, 0.71), ("transpose", 0.1, 0.68, 0.52), ("clamp", 0.82, 0.95, 0.55),

@@ -77,6 +77,9 @@ def run_path(
         got = eager.process(step.primitive, operands, params)  # type: ignore[arg-type]
         outs = got if type(got) is tuple else (got,)
         node = next((t._node[0] for t in outs if t._node is not None), None)
+        if step.primitive.view:  # type: ignore[union-attr]
+            # Written memory may lie otherwise here than it did: what was a copy is one, what was a view counts as one.
+            outs[0]._storage = operands[0].storage_of() if step.view else None
         for r, t in zip(step.outs, outs, strict=True):
             t._view = None
             values[r.value] = t
