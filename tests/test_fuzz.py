@@ -12,6 +12,14 @@ from tests.fuzz_capture import EVERYTHING, FORMS, Program, check, generate
 #: Programs that once differed. An operation that is chosen by value (a, b, c) keeps its numbers.
 PAST: list[tuple[str, Program]] = [
     (
+        "a view from outside is asked for its history while its base has pending writes",
+        [
+            ("shape_text", 0.253, 0.418, 0.404), ("tensor_hook", 0.889, 0.6, 0.686), ("add_", 0.26, 0.996, 0.266),
+            ("outer_window", 0.165, 0.335, 0.157), ("sum_into", 0.386, 0.609, 0.337), ("given_cotangent", 0.846, 0.289, 0.799),
+            ("given_cotangent", 0.66, 0.286, 0.689),
+        ],
+    ),
+    (
         "what was a copy is one where written memory lies otherwise",
         [
             ("out_of", 0.951, 0.412, 0.819), ("flag", 0.138, 0.187, 0.076), ("transposed_write", 0.909, 0.3, 0.783),

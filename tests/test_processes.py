@@ -123,7 +123,7 @@ def trained(workers, loop_inside):
     run = flame.compile(epoch) if loop_inside else None
     step = step if loop_inside else flame.compile(step)
     losses = []
-    for _ in range(2):
+    for _ in range(5 if loop_inside else 2):
         loader = batches(workers)
         losses += [loss.item() for loss in (run(loader) if loop_inside else epoch(loader))]
     f = run if loop_inside else step
@@ -136,7 +136,8 @@ if __name__ == "__main__":
     want = trained(0, False)
     for inside in (False, True)[sys.argv[1] == "spawn" :]:  # workers begin between two calls, or in the midst of one
         got = trained(1, inside)
-        assert all(abs(a - b) < 1e-4 * max(1, abs(a)) for a, b in zip(want, got, strict=True)), (want, got)
+        assert len(got) >= len(want), (want, got)
+        assert all(abs(a - b) < 1e-4 * max(1, abs(a)) for a, b in zip(want, got)), (want, got)
     print("ok")
 """
 

@@ -233,6 +233,7 @@ def _renew_view(t: Tensor, v: View) -> None:
     if not requires_grad(v.base):
         t._node = None
         return
+    v.base._data()  # (a captured segment that owes its values ends here, while its run is in force, and not below)
     before = force.grad, force.interpreter
     force.grad, force.interpreter = True, v.base._batching
     try:

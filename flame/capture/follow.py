@@ -223,6 +223,8 @@ class Follower(RunState):
             if self.is_elsewhere(there):
                 raise SegmentEnded
         e = t._node if t._view is None and t._node is not None else edge(t)
+        if not self.alive:  # a view of memory with pending writes: its history was made anew, for which these were made
+            raise SegmentEnded
         leaf = e is None or type(e[0]) is AccumulateGrad
         alias = None if window is None else window.current
         step = None
