@@ -17,8 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import gpu_table_for_tests as table  # noqa: E402
-from gpu_kernels_for_tests import everything  # noqa: E402
+import gpu_table_for_tests as table  # type: ignore[import-not-found]  # noqa: E402
+from gpu_kernels_for_tests import everything  # type: ignore[import-not-found]  # noqa: E402
 
 from flame.runtime.triton_tools import load_triton  # noqa: E402
 

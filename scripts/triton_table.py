@@ -12,6 +12,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import flame  # noqa: F401  (fills the registry)
 from flame import dtypes as dt
@@ -60,22 +61,23 @@ def graphs() -> Iterator[tuple[str, Builder]]:
     for d, width in ((dt.float16, 64), (dt.float16, 128)):
         b = Builder()
         shape = (4, 16, 2048, width)
-        q, k, v, g = (b.input(Spec(shape, d)) for _ in range(4))
+        q, keys, v, g = (b.input(Spec(shape, d)) for _ in range(4))
         with b:
-            y, lse = op("attention")(q, k, v, scale=0.1, causal=True)
+            y, lse = op("attention")(q, keys, v, scale=0.1, causal=True)
             delta = b.input(Spec(shape[:-1], dt.float32))
-            b.graph.outputs = [y, *op("attention_grad")(q, k, v, lse, delta, g, scale=0.1, causal=True)]
+            b.graph.outputs = [y, *op("attention_grad")(q, keys, v, lse, delta, g, scale=0.1, causal=True)]
         yield f"causal attention, heads of {width}, {d.name}", b
     how = {"padding": ((1, 1), (1, 1)), "dilation": (1, 1), "groups": 1}
     for which, stride in (("conv", 1), ("conv_input_grad", 2), ("conv_weight_grad", 1)):
         b = Builder()
-        x, w = (32, 64, 56, 56), (128, 64, 3, 3)
-        y = (32, 128, 56 // stride, 56 // stride)
-        shapes = {"conv": (x, w), "conv_input_grad": (y, w), "conv_weight_grad": (x, y)}[which]
-        more = {"conv": {}, "conv_input_grad": {"input_shape": x}, "conv_weight_grad": {"weight_shape": w}}[which]
+        image, filters, made = (32, 64, 56, 56), (128, 64, 3, 3), (32, 128, 56 // stride, 56 // stride)
+        pairs = {"conv": (image, filters), "conv_input_grad": (made, filters), "conv_weight_grad": (image, made)}
+        more: dict[str, Any] = {"conv_input_grad": {"input_shape": image}, "conv_weight_grad": {"weight_shape": filters}}
         with b:
             b.graph.outputs = [
-                op(which)(*(b.input(Spec(s, dt.float16)) for s in shapes), stride=(stride, stride), **more, **how)
+                op(which)(
+                    *(b.input(Spec(s, dt.float16)) for s in pairs[which]), stride=(stride, stride), **more.get(which, {}), **how
+                )
             ]
         yield f"{which} 3x3, stride {stride}, float16", b
 

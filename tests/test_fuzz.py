@@ -139,7 +139,7 @@ PAST: list[tuple[str, Program]] = [
     ),
 ]  # fmt: skip
 
-SECONDS = 60
+SECONDS = 30
 SEEDS = range(9000, 9900)
 
 

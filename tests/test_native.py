@@ -305,7 +305,7 @@ def test_the_knob_decides(knob: str, said: str) -> None:
     assert said in run(PROGRAM, FLAME_NATIVE=knob)
 
 
-def test_where_there_can_be_no_native_code_python_goes_on(monkeypatch: pytest.MonkeyPatch, switched: Any) -> None:
+def test_where_there_can_be_no_native_code_python_goes_on(switched: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     switched("off")
     monkeypatch.setattr(layout, "usable", lambda: "the interpreter is another one")
     monkeypatch.setattr(knobs, "native", "auto")

@@ -3,37 +3,21 @@
 source_of(kernel, target, hints)   a kernel's source under the schedule chosen for these sizes
 binary_of(source, arch)            its binary
 prepare(sources, arch)             those of many, compiled side by side where they are new, for `binary_of` to find
-
-payload ::= length of header (8 bytes) | header, JSON | assembly text | machine code
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
 
 from flame.compiler.kernel import Kernel, digest
 from flame.compiler.schedule import choose_gpu
 from flame.compiler.target import Target
 from flame.compiler.to_triton import TritonSource, to_triton
 from flame.runtime import cache
+from flame.runtime.gpu_binary import read, written
 from flame.runtime.locks import Lock
 from flame.runtime.triton_pool import compile_all
 from flame.runtime.triton_tools import Binary, compile_triton, load_triton
-
-_FIELDS: Final = (
-    "entry",
-    "arch",
-    "shared",
-    "threads",
-    "registers",
-    "stack",
-    "spills",
-    "scratch_pointers",
-    "scratch",
-    "scratch_align",
-)
 
 _binaries: dict[tuple[str, str], Binary] = {}
 _sources: dict[tuple, TritonSource] = {}
@@ -67,7 +51,7 @@ def _known(source: TritonSource, arch: str) -> Binary | None:
     found = _binaries.get((source.digest, arch))
     if found is None:
         stored = cache.shared().get(_name(source, arch))
-        found = None if stored is None else _read(stored)
+        found = None if stored is None else read(stored)
         if found is not None:
             with _lock:
                 found = _binaries.setdefault((source.digest, arch), found)
@@ -75,31 +59,10 @@ def _known(source: TritonSource, arch: str) -> Binary | None:
 
 
 def _keep(source: TritonSource, arch: str, made: Binary) -> Binary:
-    cache.shared().put(_name(source, arch), _written(made))
+    cache.shared().put(_name(source, arch), written(made))
     with _lock:
         return _binaries.setdefault((source.digest, arch), made)
 
 
 def _name(source: TritonSource, arch: str) -> str:
     return cache.key("triton", load_triton().__version__, source.digest, arch)
-
-
-def _written(b: Binary) -> bytes:
-    about: dict[str, Any] = {name: getattr(b, name) for name in _FIELDS}
-    about["warnings"] = list(b.warnings)
-    text = b.asm.encode()
-    about["text"] = len(text)
-    header = json.dumps(about).encode()
-    return len(header).to_bytes(8, "little") + header + text + b.code
-
-
-def _read(payload: bytes) -> Binary | None:
-    """The binary of an entry, or None where another version wrote something else."""
-    try:
-        size = int.from_bytes(payload[:8], "little")
-        about = json.loads(payload[8 : 8 + size])
-        end = 8 + size + about["text"]
-        text = payload[8 + size : end].decode()
-        return Binary(code=payload[end:], asm=text, warnings=tuple(about["warnings"]), **{n: about[n] for n in _FIELDS})
-    except (ValueError, KeyError, TypeError):
-        return None

@@ -2,16 +2,19 @@
 
     binaries = compile_all([(source, "sm_90"), ...])            one answer for each: a Binary, or the CompileError it raised
 
-Workers are plain child processes that run `python -c` with a loop of this module and talk pickle over pipes: nothing of the
-parent's main module is imported or run again (as `multiprocessing` would), no thread or lock is inherited (as by `fork`). They
-are started when there is enough to do, wait for more, and end when the parent's end of the pipe closes, also if it is killed.
+Workers are plain child processes that run `python -c` with a loop of this module and talk over pipes in the words of
+`flame.runtime.gpu_binary`: nothing of the parent's main module is imported or run again (as `multiprocessing` would), no thread or
+lock is inherited (as by `fork`). They are started when there is enough to do, wait for more, and end when the parent's end of the
+pipe closes, also if it is killed.
+
+    question ::= length | JSON: [architecture, source]        answer ::= length | "b" binary | "e" the error's text
 """
 
 from __future__ import annotations
 
 import atexit
+import json
 import os
-import pickle
 import queue
 import subprocess
 import sys
@@ -21,6 +24,7 @@ from typing import Any, BinaryIO
 
 from flame.compiler.to_triton import TritonSource
 from flame.errors import CompileError
+from flame.runtime.gpu_binary import read, source_read, source_written, written
 from flame.runtime.locks import Lock
 from flame.runtime.triton_tools import Binary, compile_triton
 
@@ -80,10 +84,12 @@ class _Worker:
     """A child process that compiles, one kernel at a time."""
 
     def __init__(self) -> None:
-        env = os.environ | {"PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
-        code = "from flame.runtime.triton_pool import serve; serve()"
+        code = "import sys; sys.path[:] = sys.argv[1:]; from flame.runtime.triton_pool import serve; serve()"
         self.process = subprocess.Popen(
-            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, start_new_session=True
+            [sys.executable, "-c", code, *(p or os.getcwd() for p in sys.path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
         )
         self.busy = threading.Lock()
         self.alive = True
@@ -92,11 +98,13 @@ class _Worker:
         """Its answer; None where it died on the way, after which it is not alive."""
         assert self.process.stdin is not None and self.process.stdout is not None
         try:
-            _send(self.process.stdin, job)
-            return _receive(self.process.stdout)
-        except (OSError, EOFError, pickle.UnpicklingError):
+            source, arch = job
+            _send(self.process.stdin, json.dumps([arch, source_written(source).decode()]).encode())
+            answer = _receive(self.process.stdout)
+        except (OSError, EOFError):
             self.end()
             return None
+        return read(answer[1:]) if answer[:1] == b"b" else CompileError(answer[1:].decode())
 
     def end(self) -> None:
         self.alive = False
@@ -157,19 +165,19 @@ def serve() -> None:
     os.dup2(2, 1)
     while True:
         try:
-            job = _receive(sys.stdin.buffer)
+            arch, source = json.loads(_receive(sys.stdin.buffer))
         except EOFError:
             return
-        _send(out, _compiled(job))
+        made = _compiled((source_read(source.encode()), arch))
+        _send(out, b"b" + written(made) if isinstance(made, Binary) else b"e" + str(made).encode())
 
 
-def _send(pipe: BinaryIO | Any, what: Any) -> None:
-    data = pickle.dumps(what)
+def _send(pipe: BinaryIO | Any, data: bytes) -> None:
     pipe.write(len(data).to_bytes(8, "little") + data)
     pipe.flush()
 
 
-def _receive(pipe: BinaryIO | Any) -> Any:
+def _receive(pipe: BinaryIO | Any) -> bytes:
     """Raises EOFError where the other side is gone."""
     size = pipe.read(8)
     if len(size) < 8:
@@ -178,4 +186,4 @@ def _receive(pipe: BinaryIO | Any) -> Any:
     data = pipe.read(n)
     if len(data) < n:
         raise EOFError("the pipe closed within an answer")
-    return pickle.loads(data)
+    return data
