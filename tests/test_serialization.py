@@ -420,7 +420,7 @@ def test_pytorchs_files_with_programs_are_refused(torch: Any, tmp_path: Path) ->
             load_pytorch(tmp_path / "x.pt")
     assert not (tmp_path / "made").exists()
     torch.save([1], tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    with pytest.raises(FileFormatError, match="older file"):
+    with pytest.raises(FileFormatError, match="older one"):
         load_pytorch(tmp_path / "old.pt")
 
 
