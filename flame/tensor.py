@@ -336,7 +336,7 @@ class Tensor(_Slots):
         if self._array is not None:
             return self._array
         trace, itemsize = self._trace, self.dtype.itemsize
-        if trace is None or not trace.chain:
+        if trace is None or not (trace.chain or (trace.window is not None and trace.window.external is not None)):
             return _phantom(self.shape, self.dtype, _contiguous_strides(self.shape, itemsize))
         w = trace.window
         if w is None:  # a view that capture has not linked to its window yet
@@ -347,6 +347,7 @@ class Tensor(_Slots):
             return base
         if w.external is not None:
             base = w.external._array
+            base = base.layout if type(base) is DeviceArray else base
         else:
             base = _phantom(w.spec.shape, w.spec.dtype, _contiguous_strides(w.spec.shape, itemsize))
         for p, params in trace.chain:

@@ -12,6 +12,13 @@ from tests.fuzz_capture import EVERYTHING, FORMS, Program, check, generate
 #: Programs that once differed. An operation that is chosen by value (a, b, c) keeps its numbers.
 PAST: list[tuple[str, Program]] = [
     (
+        "what is detached lies as it did",
+        [
+            ("expanded_write", 0.367, 0.198, 0.118), ("custom", 0.784, 0.115, 0.604), ("detach", 0.545, 0.01, 0.1),
+            ("flags", 0.997, 0.787, 0.908),
+        ],
+    ),
+    (
         "a view from outside is asked for its history while its base has pending writes",
         [
             ("shape_text", 0.253, 0.418, 0.404), ("tensor_hook", 0.889, 0.6, 0.686), ("add_", 0.26, 0.996, 0.266),

@@ -262,6 +262,21 @@ def test_a_region_is_a_segment_a_device() -> None:
     assert all("FL1019" in text for _, text in f._capture.stats.breaks)
 
 
+def test_views_of_what_is_pending_say_how_they_lie() -> None:
+    seen = []
+
+    @flame.compile
+    def f(x: Any) -> Any:
+        y = x.t()[1:]
+        seen.append((y.stride(), y.is_contiguous(), y.detach().stride(), y.device.type))
+        return y * 2
+
+    x = flame.ones(3, 4, device="cuda")
+    for _ in range(4):
+        f(x)
+    assert set(seen) == {((1, 4), False, (1, 4), "cuda")}
+
+
 def test_one_function_serves_two_devices() -> None:
     f = flame.compile(lambda x: (x.softmax(-1) @ x.t()).relu().sum(0) + flame.full((5,), 2.0, device=x.device))
     for i in range(8):
