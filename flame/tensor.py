@@ -342,6 +342,7 @@ class Tensor(_Slots):
         if w is None:  # a view that capture has not linked to its window yet
             x = trace.root
             base = x._layout()
+            base = base.layout if type(base) is DeviceArray else base
             for p, params in trace.chain[0 if x._trace is None else len(x._trace.chain) :]:
                 base = p.eager(base, **dict(params))
             return base
