@@ -435,7 +435,7 @@ def is_exporting() -> bool:
 
 def list_backends() -> list[str]:
     """What `backend=` may be on this machine."""
-    return [b for b in BACKENDS if b != "triton"]
+    return [b for b in BACKENDS if b != "triton" or cuda.available()]
 
 
 class set_stance:
