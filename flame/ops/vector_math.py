@@ -19,8 +19,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from flame.dtypes import by_name, dtype, float32, float64, int32, uint32
+from flame.dtypes import float32, float64, int32, uint32
 from flame.ops.machine import LIBM, Machine
+from flame.ops.vector_bits import SHIFTER, copysign, is_negative, leading_bits, times_power_of_2, whole
 from flame.ops.vector_math64 import WIDE, polynomial
 
 Define = Callable[..., Any]
@@ -39,50 +40,6 @@ def _library_in_float64(define: Define) -> Define:
         return m.libm(name, *x) if wide or name in m.native else define(m, *x)
 
     return either
-
-
-# -------------------------------------------------------------------------------------------------------------- the pieces
-
-
-def _integers(d: dtype) -> dtype:
-    return by_name(f"int{8 * d.itemsize}")
-
-
-def is_negative(m: Machine, x: Any) -> Any:
-    """Whether the sign bit is set (also of -0.0)."""
-    return m.lt(m.bitcast(x, _integers(m.dtype(x))), 0)
-
-
-def copysign(m: Machine, x: Any, y: Any) -> Any:
-    """The magnitude of x with the sign of y."""
-    d = m.dtype(x)
-    i = _integers(d)
-    sign = -(1 << (8 * d.itemsize - 1))
-    bits = m.bitwise_or(m.bitwise_and(m.bitcast(x, i), ~sign), m.bitwise_and(m.bitcast(y, i), sign))
-    return m.bitcast(bits, d)
-
-
-def _leading_bits(m: Machine, x: Any) -> Any:
-    """x cut to its 12 leading bits, so that products of two such are exact."""
-    return m.bitcast(m.bitwise_and(m.bitcast(x, int32), -4096), float32)
-
-
-_SHIFTER = 1.5 * 2.0**23  # adding it leaves a float32's nearest whole number in its low bits
-_SHIFTER_BITS = 0x4B400000
-
-
-def _whole(m: Machine, x: Any) -> tuple[Any, Any]:
-    """The nearest whole number of |x| < 2^22, as float32 and as int32. (A float-to-int cast of NaN would be undefined.)"""
-    t = m.add(x, _SHIFTER)
-    return m.sub(t, _SHIFTER), m.sub(m.bitcast(t, int32), _SHIFTER_BITS)
-
-
-def _times_power_of_2(m: Machine, x: Any, n: Any) -> Any:
-    """x * 2^n for -252 <= n <= 254, in two steps of which the first is exact: subnormal results are rounded once."""
-    half = m.shift_right(n, 1)
-    for k in (half, m.sub(n, half)):
-        x = m.mul(x, m.bitcast(m.shift_left(m.add(k, 127), 23), float32))
-    return x
 
 
 # ------------------------------------------------------------------------------------------------------------ exponentials
@@ -104,7 +61,7 @@ _EXP2 = (
 
 def _reduced(m: Machine, x: Any) -> tuple[Any, Any, Any, Any]:
     """x = n ln(2) + r: n as int32, r, and r in two parts of which the first is exact."""
-    n, i = _whole(m, m.mul(x, _LOG2_E))
+    n, i = whole(m, m.mul(x, _LOG2_E))
     high, low = m.fma(n, -_LN2_HIGH, x), m.mul(n, -_LN2_LOW)
     return i, m.add(high, low), high, low
 
@@ -114,13 +71,13 @@ def _exp(m: Machine, x: Any, *, halvings: int = 0) -> Any:
     x = m.maximum(m.minimum(x, 90.0), -105.0)  # beyond, results are infinite and 0 already; NaN passes
     i, r, high, low = _reduced(m, x)
     less_1 = m.add(high, m.fma(m.mul(r, r), polynomial(m, r, _EXP), low))
-    return _times_power_of_2(m, m.add(less_1, 1.0), m.sub(i, halvings) if halvings else i)
+    return times_power_of_2(m, m.add(less_1, 1.0), m.sub(i, halvings) if halvings else i)
 
 
 def _exp_normal(m: Machine, x: Any) -> Any:
     """e^x for float32 -87 <= x <= 88, where it is a normal number."""
-    t = m.add(m.mul(x, _LOG2_E), _SHIFTER)
-    n = m.sub(t, _SHIFTER)
+    t = m.add(m.mul(x, _LOG2_E), SHIFTER)
+    n = m.sub(t, SHIFTER)
     high, low = m.fma(n, -_LN2_HIGH, x), m.mul(n, -_LN2_LOW)
     r = m.add(high, low)
     y = m.add(m.add(high, m.fma(m.mul(r, r), polynomial(m, r, _EXP), low)), 1.0)
@@ -128,7 +85,7 @@ def _exp_normal(m: Machine, x: Any) -> Any:
 
 
 def _with_exponent(m: Machine, y: Any, t: Any) -> Any:
-    """y times 2^n, a normal number, by t = n + _SHIFTER: what stands above n in its bits is shifted out. NaN stays NaN."""
+    """y times 2^n, a normal number, by t = n + SHIFTER: what stands above n in its bits is shifted out. NaN stays NaN."""
     return m.mul(y, m.bitcast(m.add(m.shift_left(m.bitcast(t, int32), 23), 127 << 23), float32))
 
 
@@ -144,9 +101,9 @@ def exp2(m: Machine, x: Any) -> Any:
 
 def _exp2(m: Machine, x: Any) -> Any:
     x = m.maximum(m.minimum(x, 129.0), -151.0)
-    n, i = _whole(m, x)
+    n, i = whole(m, x)
     r = m.sub(x, n)
-    return _times_power_of_2(m, m.fma(r, polynomial(m, r, _EXP2), 1.0), i)
+    return times_power_of_2(m, m.fma(r, polynomial(m, r, _EXP2), 1.0), i)
 
 
 @_library_in_float64
@@ -236,7 +193,7 @@ def log(m: Machine, x: Any) -> Any:
 def _log_in_base(m: Machine, x: Any, factor: tuple[float, float], of_2: tuple[float, float]) -> Any:
     """log(x) * factor; the factor and the logarithm of 2 are given in two parts."""
     e, f = _split(m, x)
-    high = _leading_bits(m, f)
+    high = leading_bits(m, f)
     low = m.fma(m.sub(f, high), factor[0], m.fma(f, factor[1], m.mul(_log_tail(m, f), factor[0] + factor[1])))
     y = m.fma(e, of_2[0], m.mul(high, factor[0]))
     return _at_the_ends(m, x, m.add(y, m.fma(e, of_2[1], low) if of_2[1] else low))
@@ -333,7 +290,7 @@ def _quadrant(m: Machine, a: Any) -> tuple[Any, Any]:
     taken = m.bitwise_or(m.shift_left(m.bitwise_and(m.bitcast(rest, uint32), 63), 18), m.shift_right(middle, 14))
     second = m.cast(m.bitcast(taken, int32), float32)
     third = m.cast(m.bitcast(m.bitwise_and(middle, 0x3FFF), int32), float32)
-    lead = _leading_bits(m, first)
+    lead = leading_bits(m, first)
     tail = m.fma(second, 2.0**-24, m.add(m.sub(first, lead), m.mul(third, 2.0**-38)))
     r = m.fma(lead, _HALF_PI_HIGH * 2.0**-24, m.fma(tail, _HALF_PI * 2.0**-24, m.mul(lead, _HALF_PI_LOW * 2.0**-24)))
     return m.where(small, m.const(0, int32), m.bitcast(q, int32)), m.where(small, a, r)
@@ -433,7 +390,7 @@ def _half_angle(m: Machine, x: Any) -> tuple[Any, Any, Any]:
 @_library_in_float64
 def asin(m: Machine, x: Any) -> Any:
     large, s, rest = _half_angle(m, x)
-    lead = _leading_bits(m, s)  # pi / 2 - 2 lead is exact, or much larger than its rounding
+    lead = leading_bits(m, s)  # pi / 2 - 2 lead is exact, or much larger than its rounding
     tail = m.add(m.sub(s, lead), rest)
     far = m.sub(m.sub(_RIGHT[0], m.add(lead, lead)), m.sub(m.add(tail, tail), _RIGHT[1]))
     return copysign(m, m.where(large, far, m.add(s, rest)), x)
@@ -472,8 +429,8 @@ def erf(m: Machine, x: Any) -> Any:
     z = m.mul(x, x)
     small = m.fma(x, polynomial(m, z, _ERF), x)
     q = polynomial(m, m.minimum(a, 4.0), _ERF_TAIL)
-    t = m.add(q, _SHIFTER)
-    r = m.sub(q, m.sub(t, _SHIFTER))
+    t = m.add(q, SHIFTER)
+    r = m.sub(q, m.sub(t, SHIFTER))
     large = m.sub(1.0, _with_exponent(m, m.fma(r, polynomial(m, r, _EXP2), 1.0), t))
     return m.where(m.lt(a, 0.92), small, copysign(m, large, x))
 
@@ -489,8 +446,8 @@ def erfc(m: Machine, x: Any) -> Any:
     less_1 = m.fma(m.mul(r, r), polynomial(m, r, _EXP), r)
     t = m.div(m.sub(a, 2.0), m.add(a, 2.0))
     scaled = m.div(polynomial(m, t, _ERFC), m.fma(a, 2.0, 1.0))
-    _, i = _whole(m, m.cast(n, float32))
-    tail = _times_power_of_2(m, m.cast(m.fma(scaled, m.cast(less_1, float64), scaled), float32), i)
+    _, i = whole(m, m.cast(n, float32))
+    tail = times_power_of_2(m, m.cast(m.fma(scaled, m.cast(less_1, float64), scaled), float32), i)
     return m.where(m.lt(m.abs(x), 0.5), small, m.where(m.lt(x, 0.0), m.sub(2.0, tail), tail))
 
 
@@ -545,19 +502,19 @@ def _float_pow(m: Machine, x: Any, y: Any) -> Any:
     # x^0 and 1^y are 1 whatever the other is, and so is (-1)^inf
     one = m.logical_or(m.eq(y, 0.0), m.logical_or(m.eq(x, 1.0), m.logical_and(m.eq(a, 1.0), m.eq(size, math.inf))))
     nan = m.logical_or(m.ne(x, x), m.ne(y, y))
-    whole = m.eq(m.trunc(y), y)
+    integral = m.eq(m.trunc(y), y)
     half = m.mul(y, 0.5)
-    odd = m.logical_and(whole, m.ne(m.trunc(half), half))
+    odd = m.logical_and(integral, m.ne(m.trunc(half), half))
     magnitude = m.where(m.logical_and(odd, is_negative(m, x)), m.neg(magnitude), magnitude)
-    rooted = m.logical_and(m.logical_and(m.lt(x, 0.0), m.lt(a, math.inf)), m.logical_not(whole))
+    rooted = m.logical_and(m.logical_and(m.lt(x, 0.0), m.lt(a, math.inf)), m.logical_not(integral))
     y = m.where(m.logical_or(nan, rooted), m.const(math.nan, float32), magnitude)
     return m.where(one, m.const(1.0, float32), y)
 
 
 def _power_of_2(m: Machine, n: Any, r: Any) -> Any:
     """2^(n + r) for whole n (float64) and |r| <= 1/2."""
-    _, i = _whole(m, m.cast(n, float32))
-    return _times_power_of_2(m, m.fma(r, polynomial(m, r, _EXP2), 1.0), i)
+    _, i = whole(m, m.cast(n, float32))
+    return times_power_of_2(m, m.fma(r, polynomial(m, r, _EXP2), 1.0), i)
 
 
 #: sin(pi r) / (pi r) - 1 in z = r^2 <= 1/4, from the Taylor series
