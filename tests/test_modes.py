@@ -565,7 +565,7 @@ class Suspended:
         (Suspended(), "generator"),
         (Suspended, "generator"),
     ],
-    ids=str,
+    ids=["function", "partial", "coroutine", "stream", "object", "class"],
 )
 def test_what_is_suspended_in_the_middle_is_refused(bad: Any, kind: str) -> None:
     with pytest.raises(TypeError, match=f"FL4001.*{kind}.*[Cc]ompile the function"):

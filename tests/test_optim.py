@@ -111,6 +111,21 @@ def test_a_state_of_pytorchs_goes_on_here(torch: Any, name: str, settings: dict)
     agree(train(ours, a, flame.tensor, steps=5), train(theirs, b, torch.tensor, steps=5))
 
 
+@pytest.mark.oracle
+@pytest.mark.parametrize(("name", "settings"), CASES, ids=ids)
+def test_a_state_of_ours_goes_on_in_pytorch(torch: Any, name: str, settings: dict) -> None:
+    ours = model(nn, weights(), flame.tensor)
+    a = getattr(flame.optim, name)(ours, **settings)
+    train(ours, a, flame.tensor, steps=5)
+    theirs = model(torch.nn, [p.detach().numpy() for p in ours], torch.tensor)
+    b = getattr(torch.optim, name)(theirs)
+    state = a.state_dict()
+    convert = lambda v: torch.tensor(v.numpy().copy()) if isinstance(v, flame.Tensor) else v
+    state["state"] = {k: {n: convert(v) for n, v in s.items()} for k, s in state["state"].items()}
+    b.load_state_dict(state)
+    agree(train(ours, a, flame.tensor, steps=5), train(theirs, b, torch.tensor, steps=5))
+
+
 @pytest.mark.parametrize(("name", "settings"), CASES, ids=ids)
 def test_compiled_training_is_the_eager_one(name: str, settings: dict) -> None:
     both = []

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 from flame.autograd.tape import assign, update
 from flame.functions.elementwise import PUBLIC
-from flame.optim.optimizer import Optimizer, check, check_rate, filled, moving
+from flame.optim.optimizer import Optimizer, Rule, check, check_rate, each, filled, moving
 from flame.tensor import Tensor
 
 
@@ -20,20 +20,38 @@ def check_settings(lr: Any, betas: tuple, eps: float, weight_decay: float) -> No
     check(weight_decay >= 0.0, "weight_decay value", weight_decay)
 
 
-def first_moment(state: dict[str, Any], g: Any, beta: float) -> Any:
-    """The running mean of gradients, updated."""
-    m = state["exp_avg"]
-    new = m + (g - m) * (1 - beta)
-    assign(m, new)
+def mean_moved(mean: Any, towards: Any, share: float) -> Any:
+    """A running mean, gone its share of the way, where it lies and as a value."""
+    new = mean + (towards - mean) * share
+    assign(mean, new)
     return new
 
 
-def second_moment(state: dict[str, Any], g: Any, beta: float) -> Any:
-    """The running mean of squared gradients, updated."""
-    v = state["exp_avg_sq"]
-    new = v * beta + g * g * (1 - beta)
-    assign(v, new)
+def square_moved(mean: Any, g: Any, kept: float, share: float) -> Any:
+    """A running mean of squares, likewise."""
+    new = mean * kept + g * g * share
+    assign(mean, new)
     return new
+
+
+def decay_of(group: dict[str, Any]) -> tuple[str, Any]:
+    """How weights decay, and the number for it: "decoupled" (they are multiplied by it), "added" (that much of them goes to the
+    gradient), or "" (not at all)."""
+    decay = group["weight_decay"]
+    if group["decoupled_weight_decay"]:
+        return "decoupled" if decay else "", 1 - group["lr"] * decay
+    return "added" if decay else "", decay
+
+
+def decayed(kind: str, p: Any, g: Any, number: Any) -> tuple[Any, Any]:
+    """The parameter and the gradient with which a step goes on."""
+    match kind:
+        case "decoupled":
+            return p * number, g
+        case "added":
+            return p, g + p * number
+        case _:
+            return p, g
 
 
 class Adam(Optimizer):
@@ -60,7 +78,7 @@ class Adam(Optimizer):
         )  # fmt: skip
 
     def _step(self, group: dict[str, Any]) -> None:
-        amsgrad, decay, lr = group["amsgrad"], group["weight_decay"], group["lr"]
+        amsgrad, lr = group["amsgrad"], group["lr"]
         by_step: dict[float, list[Tensor]] = {}
         for p, g in moving(group):
             state = self.state[p]
@@ -73,40 +91,25 @@ class Adam(Optimizer):
             batch += (p, g, state["exp_avg"], state["exp_avg_sq"])
             if amsgrad:
                 batch.append(state["max_exp_avg_sq"])
-        (beta1, beta2), decoupled = group["betas"], group["decoupled_weight_decay"]
-        rule = _RULES[amsgrad, ("decoupled" if decoupled else "added") if decay else ""]
-        shrink = 1 - lr * decay if decoupled else decay
+        (beta1, beta2), (kind, shrink) = group["betas"], decay_of(group)
+        rule = _adam(bool(amsgrad), kind)
         for step, batch in by_step.items():
             root, rate = math.sqrt(1 - beta2**step), lr / (1 - beta1**step)
             update(rule, batch, (1 - beta1, beta2, 1 - beta2, shrink, root, group["eps"], rate))
 
 
-def _rule(amsgrad: bool, decay: str) -> Callable[[Sequence[Any], tuple], None]:
-    """Parameters, gradients and moments in turn, all moved by the same numbers. `decay` is "decoupled", "added" or none."""
-    width = 5 if amsgrad else 4
+@cache
+def _adam(amsgrad: bool, decay: str) -> Rule:
+    def move(p: Any, g: Any, m: Any, v: Any, *rest: Any) -> None:
+        *most, towards_g, kept, towards_gg, shrink, root, eps, rate = rest
+        x, g = decayed(decay, p, g, shrink)
+        mean, square = mean_moved(m, g, towards_g), square_moved(v, g, kept, towards_gg)
+        if amsgrad:
+            square = PUBLIC["maximum"](most[0], square)
+            assign(most[0], square)
+        assign(p, x - mean / (square.sqrt() / root + eps) * rate)
 
-    def rule(tensors: Sequence[Any], numbers: tuple) -> None:
-        towards_g, beta2, towards_gg, shrink, root, eps, rate = numbers
-        for i in range(0, len(tensors), width):
-            p, g, m, v = tensors[i : i + 4]
-            x = p
-            if decay == "decoupled":
-                x = x * shrink
-            elif decay:
-                g = g + p * shrink
-            m_new = m + (g - m) * towards_g
-            assign(m, m_new)
-            v_new = v * beta2 + g * g * towards_gg
-            assign(v, v_new)
-            if amsgrad:
-                v_new = PUBLIC["maximum"](tensors[i + 4], v_new)
-                assign(tensors[i + 4], v_new)
-            assign(p, x - m_new / (v_new.sqrt() / root + eps) * rate)
-
-    return rule
-
-
-_RULES = {(a, d): _rule(a, d) for a in (False, True) for d in ("", "added", "decoupled")}
+    return each(5 if amsgrad else 4, move)
 
 
 class AdamW(Adam):
@@ -132,17 +135,26 @@ class Adamax(Optimizer):
             ),
         )  # fmt: skip
 
-    def _update(self, p: Tensor, g: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
+    def _update(self, p: Tensor, g: Any, state: dict[str, Any], group: dict[str, Any]) -> tuple[Rule, tuple, tuple]:
         if not state:
             state.update(step=0.0, exp_avg=filled(p), exp_inf=filled(p))
         state["step"] = step = state["step"] + 1.0
-        beta1, beta2 = group["betas"]
-        if group["weight_decay"]:
-            g = g + p * group["weight_decay"]  # type: ignore[operator]
-        m = first_moment(state, g, beta1)
-        u = PUBLIC["maximum"](state["exp_inf"] * beta2, g.abs() + group["eps"])
-        assign(state["exp_inf"], u)
-        assign(p, p - m / u * (group["lr"] / (1 - beta1**step)))  # type: ignore[operator]
+        (beta1, beta2), decay = group["betas"], group["weight_decay"]
+        numbers = (1 - beta1, beta2, group["eps"], decay, group["lr"] / (1 - beta1**step))
+        return _adamax(bool(decay)), (p, g, state["exp_avg"], state["exp_inf"]), numbers
+
+
+@cache
+def _adamax(decay: bool) -> Rule:
+    def move(p: Any, g: Any, m: Any, u: Any, share: float, kept: float, eps: float, shrink: float, rate: Any) -> None:
+        if decay:
+            g = g + p * shrink
+        mean = mean_moved(m, g, share)
+        most = PUBLIC["maximum"](u * kept, g.abs() + eps)
+        assign(u, most)
+        assign(p, p - mean / most * rate)
+
+    return each(4, move)
 
 
 class NAdam(Optimizer):
@@ -164,23 +176,32 @@ class NAdam(Optimizer):
             ),
         )  # fmt: skip
 
-    def _update(self, p: Tensor, g: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
+    def _update(self, p: Tensor, g: Any, state: dict[str, Any], group: dict[str, Any]) -> tuple[Rule, tuple, tuple]:
         if not state:
             state.update(step=0.0, mu_product=1.0, exp_avg=filled(p), exp_avg_sq=filled(p))
         state["step"] = step = state["step"] + 1.0
-        lr, (beta1, beta2), decay, x = group["lr"], group["betas"], group["momentum_decay"], p
-        if group["weight_decay"]:
-            if group["decoupled_weight_decay"]:
-                x = x * (1 - lr * group["weight_decay"])  # type: ignore[operator]
-            else:
-                g = g + p * group["weight_decay"]  # type: ignore[operator]
+        lr, (beta1, beta2), decay = group["lr"], group["betas"], group["momentum_decay"]
         mu = beta1 * (1.0 - 0.5 * 0.96 ** (step * decay))
         mu_next = beta1 * (1.0 - 0.5 * 0.96 ** ((step + 1) * decay))
         state["mu_product"] = product = state["mu_product"] * mu
-        m, v = first_moment(state, g, beta1), second_moment(state, g, beta2)
-        scale = (v / (1 - beta2**step)).sqrt() + group["eps"]
-        moved = g / scale * (lr * (1 - mu) / (1 - product)) + m / scale * (lr * mu_next / (1 - product * mu_next))
-        assign(p, x - moved)  # type: ignore[operator]
+        by_g, by_mean = lr * (1 - mu) / (1 - product), lr * mu_next / (1 - product * mu_next)
+        kind, shrink = decay_of(group)
+        numbers = (1 - beta1, beta2, 1 - beta2, shrink, 1 - beta2**step, group["eps"], by_g, by_mean)
+        return _nadam(kind), (p, g, state["exp_avg"], state["exp_avg_sq"]), numbers
+
+
+@cache
+def _nadam(decay: str) -> Rule:
+    def move(
+        p: Any, g: Any, m: Any, v: Any,
+        towards_g: float, kept: float, towards_gg: float, shrink: Any, bias: float, eps: float, by_g: Any, by_mean: Any,
+    ) -> None:  # fmt: skip
+        x, g = decayed(decay, p, g, shrink)
+        mean, square = mean_moved(m, g, towards_g), square_moved(v, g, kept, towards_gg)
+        scale = (square / bias).sqrt() + eps
+        assign(p, x - (g / scale * by_g + mean / scale * by_mean))
+
+    return each(4, move)
 
 
 class RAdam(Optimizer):
@@ -200,24 +221,38 @@ class RAdam(Optimizer):
             ),
         )  # fmt: skip
 
-    def _update(self, p: Tensor, g: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
+    def _update(self, p: Tensor, g: Any, state: dict[str, Any], group: dict[str, Any]) -> tuple[Rule, tuple, tuple]:
         if not state:
             state.update(step=0.0, exp_avg=filled(p), exp_avg_sq=filled(p))
         state["step"] = step = state["step"] + 1.0
-        lr, (beta1, beta2), x = group["lr"], group["betas"], p
-        if group["weight_decay"]:
-            if group["decoupled_weight_decay"]:
-                x = x * (1 - lr * group["weight_decay"])  # type: ignore[operator]
-            else:
-                g = g + p * group["weight_decay"]  # type: ignore[operator]
-        m, v = first_moment(state, g, beta1), second_moment(state, g, beta2)
+        lr, (beta1, beta2) = group["lr"], group["betas"]
         bias1, bias2 = 1 - beta1**step, 1 - beta2**step
         longest = 2 / (1 - beta2) - 1
         length = longest - 2 * step * beta2**step / bias2
-        if length > 5.0:
-            rect = math.sqrt((length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length))
-            m = m / (v.sqrt() + group["eps"]) * (math.sqrt(bias2) * rect)
-        assign(p, x - m * (lr / bias1))  # type: ignore[operator]
+        known = length > 5.0
+        rectified = 1.0
+        if known:
+            rectified = math.sqrt((length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)) * math.sqrt(
+                bias2
+            )
+        kind, shrink = decay_of(group)
+        numbers = (1 - beta1, beta2, 1 - beta2, shrink, rectified, group["eps"], lr / bias1)
+        return _radam(kind, known), (p, g, state["exp_avg"], state["exp_avg_sq"]), numbers
+
+
+@cache
+def _radam(decay: str, known: bool) -> Rule:
+    """`known`: is the second moment's variance?"""
+
+    def move(
+        p: Any, g: Any, m: Any, v: Any,
+        towards_g: float, kept: float, towards_gg: float, shrink: Any, rectified: float, eps: float, rate: Any,
+    ) -> None:  # fmt: skip
+        x, g = decayed(decay, p, g, shrink)
+        mean, square = mean_moved(m, g, towards_g), square_moved(v, g, kept, towards_gg)
+        assign(p, x - (mean / (square.sqrt() + eps) * rectified if known else mean) * rate)
+
+    return each(4, move)
 
 
 class SparseAdam(Optimizer):

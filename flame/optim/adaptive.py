@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from flame.autograd.tape import assign
 from flame.functions.elementwise import PUBLIC
-from flame.optim.optimizer import Optimizer, check, check_rate, filled
+from flame.optim.adam import mean_moved, square_moved
+from flame.optim.optimizer import Optimizer, Rule, check, check_rate, each, filled
 from flame.tensor import Tensor
 
 
@@ -31,29 +33,37 @@ class RMSprop(Optimizer):
             ),
         )  # fmt: skip
 
-    def _update(self, p: Tensor, g: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
+    def _update(self, p: Tensor, g: Any, state: dict[str, Any], group: dict[str, Any]) -> tuple[Rule, tuple, tuple]:
+        momentum, centered, decay, alpha = group["momentum"], group["centered"], group["weight_decay"], group["alpha"]
         if not state:
             state.update(step=0.0, square_avg=filled(p))
-            if group["momentum"]:
+            if momentum:
                 state["momentum_buffer"] = filled(p)
-            if group["centered"]:
+            if centered:
                 state["grad_avg"] = filled(p)
         state["step"] += 1.0
-        alpha = group["alpha"]
-        if group["weight_decay"]:
-            g = g + p * group["weight_decay"]  # type: ignore[operator]
-        v = state["square_avg"] * alpha + g * g * (1 - alpha)
-        assign(state["square_avg"], v)
-        if group["centered"]:
-            mean = state["grad_avg"]
-            new = mean + (g - mean) * (1 - alpha)
-            assign(mean, new)
-            v = v - new * new
-        move = g / (v.sqrt() + group["eps"])
-        if group["momentum"]:
-            move = state["momentum_buffer"] * group["momentum"] + move
-            assign(state["momentum_buffer"], move)
-        assign(p, p - move * group["lr"])  # type: ignore[operator]
+        kept = [state[k] for k in ("grad_avg", "momentum_buffer") if k in state]
+        numbers = (alpha, 1 - alpha, group["eps"], decay, momentum, group["lr"])
+        return _rmsprop(bool(centered), bool(momentum), bool(decay)), (p, g, state["square_avg"], *kept), numbers
+
+
+@cache
+def _rmsprop(centered: bool, momentum: bool, decay: bool) -> Rule:
+    def move(p: Any, g: Any, v: Any, *rest: Any) -> None:
+        *buffers, kept, share, eps, shrink, inertia, lr = rest
+        if decay:
+            g = g + p * shrink
+        square = square_moved(v, g, kept, share)
+        if centered:
+            mean = mean_moved(buffers[0], g, share)
+            square = square - mean * mean
+        step = g / (square.sqrt() + eps)
+        if momentum:
+            step = buffers[-1] * inertia + step
+            assign(buffers[-1], step)
+        assign(p, p - step * lr)
+
+    return each(3 + centered + momentum, move)
 
 
 class Adagrad(Optimizer):
@@ -80,16 +90,24 @@ class Adagrad(Optimizer):
             for p in group["params"]:
                 self.state[p].update(step=0.0, sum=filled(p, float(initial_accumulator_value)))
 
-    def _update(self, p: Tensor, g: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
+    def _update(self, p: Tensor, g: Any, state: dict[str, Any], group: dict[str, Any]) -> tuple[Rule, tuple, tuple]:
         if not state:
             state.update(step=0.0, sum=filled(p, float(group["initial_accumulator_value"])))
         state["step"] = step = state["step"] + 1.0
-        if group["weight_decay"]:
-            g = g + p * group["weight_decay"]  # type: ignore[operator]
-        total = state["sum"] + g * g
-        assign(state["sum"], total)
-        rate = group["lr"] / (1 + (step - 1) * group["lr_decay"])
-        assign(p, p - g / (total.sqrt() + group["eps"]) * rate)  # type: ignore[operator]
+        rate, decay = group["lr"] / (1 + (step - 1) * group["lr_decay"]), group["weight_decay"]
+        return _adagrad(bool(decay)), (p, g, state["sum"]), (group["eps"], decay, rate)
+
+
+@cache
+def _adagrad(decay: bool) -> Rule:
+    def move(p: Any, g: Any, total: Any, eps: float, shrink: float, rate: Any) -> None:
+        if decay:
+            g = g + p * shrink
+        new = total + g * g
+        assign(total, new)
+        assign(p, p - g / (new.sqrt() + eps) * rate)
+
+    return each(3, move)
 
 
 class Adadelta(Optimizer):
@@ -111,19 +129,26 @@ class Adadelta(Optimizer):
             ),
         )  # fmt: skip
 
-    def _update(self, p: Tensor, g: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
+    def _update(self, p: Tensor, g: Any, state: dict[str, Any], group: dict[str, Any]) -> tuple[Rule, tuple, tuple]:
         if not state:
             state.update(step=0.0, square_avg=filled(p), acc_delta=filled(p))
         state["step"] += 1.0
-        rho, eps = group["rho"], group["eps"]
-        if group["weight_decay"]:
-            g = g + p * group["weight_decay"]  # type: ignore[operator]
-        v = state["square_avg"] * rho + g * g * (1 - rho)
-        assign(state["square_avg"], v)
-        moved = state["acc_delta"]
-        delta = (moved + eps).sqrt() / (v + eps).sqrt() * g
-        assign(moved, moved * rho + delta * delta * (1 - rho))
-        assign(p, p - delta * group["lr"])  # type: ignore[operator]
+        rho, decay = group["rho"], group["weight_decay"]
+        numbers = (rho, 1 - rho, group["eps"], decay, group["lr"])
+        return _adadelta(bool(decay)), (p, g, state["square_avg"], state["acc_delta"]), numbers
+
+
+@cache
+def _adadelta(decay: bool) -> Rule:
+    def move(p: Any, g: Any, v: Any, moved: Any, kept: float, share: float, eps: float, shrink: float, lr: Any) -> None:
+        if decay:
+            g = g + p * shrink
+        square = square_moved(v, g, kept, share)
+        step = (moved + eps).sqrt() / (square + eps).sqrt() * g
+        square_moved(moved, step, kept, share)
+        assign(p, p - step * lr)
+
+    return each(4, move)
 
 
 class Rprop(Optimizer):
@@ -143,18 +168,24 @@ class Rprop(Optimizer):
             ),
         )  # fmt: skip
 
-    def _update(self, p: Tensor, g: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
+    def _update(self, p: Tensor, g: Any, state: dict[str, Any], group: dict[str, Any]) -> tuple[Rule, tuple, tuple]:
         if not state:
             state.update(step=0.0, prev=filled(p), step_size=filled(p, float(group["lr"])))
         state["step"] += 1.0
-        (shrink, grow), (least, most) = group["etas"], group["step_sizes"]
-        where = PUBLIC["where"]
-        turn = g * state["prev"]
-        size = (state["step_size"] * where(turn > 0, grow, where(turn < 0, shrink, 1.0))).clamp(least, most)
-        assign(state["step_size"], size)
-        g = where(turn < 0, 0.0, g)
-        assign(state["prev"], g)
-        assign(p, p - g.sign() * size)  # type: ignore[operator]
+        return _RPROP, (p, g, state["prev"], state["step_size"]), (*group["etas"], *group["step_sizes"])
+
+
+def _rprop(p: Any, g: Any, before: Any, size: Any, shrink: float, grow: float, least: float, most: float) -> None:
+    where = PUBLIC["where"]
+    turn = g * before
+    new = (size * where(turn > 0, grow, where(turn < 0, shrink, 1.0))).clamp(least, most)
+    assign(size, new)
+    g = where(turn < 0, 0.0, g)
+    assign(before, g)
+    assign(p, p - g.sign() * new)
+
+
+_RPROP = each(4, _rprop)
 
 
 class ASGD(Optimizer):
@@ -174,15 +205,26 @@ class ASGD(Optimizer):
             ),
         )  # fmt: skip
 
-    def _update(self, p: Tensor, g: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
-        lr, lambd = float(group["lr"]), group["lambd"]
+    def _update(self, p: Tensor, g: Any, state: dict[str, Any], group: dict[str, Any]) -> tuple[Rule, tuple, tuple]:
+        lr, lambd, decay = float(group["lr"]), group["lambd"], group["weight_decay"]
         if not state:
             state.update(step=0.0, eta=lr, mu=1.0, ax=filled(p))
         state["step"] = step = state["step"] + 1.0
-        if group["weight_decay"]:
-            g = g + p * group["weight_decay"]  # type: ignore[operator]
-        new = p * (1 - lambd * state["eta"]) - g * state["eta"]  # type: ignore[operator]
-        assign(state["ax"], new if state["mu"] == 1 else state["ax"] + (new - state["ax"]) * state["mu"])
-        assign(p, new)
+        eta, mu = state["eta"], state["mu"]
         state["eta"] = lr / (1 + lambd * lr * step) ** group["alpha"]
         state["mu"] = 1 / max(1.0, step - group["t0"])
+        return _asgd(mu == 1, bool(decay)), (p, g, state["ax"]), (decay, 1 - lambd * eta, eta, mu)
+
+
+@cache
+def _asgd(begins: bool, decay: bool) -> Rule:
+    """`begins`: the average is still where the path is."""
+
+    def move(p: Any, g: Any, mean: Any, shrink: float, kept: float, rate: float, share: float) -> None:
+        if decay:
+            g = g + p * shrink
+        new = p * kept - g * rate
+        assign(mean, new if begins else mean + (new - mean) * share)
+        assign(p, new)
+
+    return each(3, move)

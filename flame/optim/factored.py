@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 from flame import dtypes
 from flame.autograd.tape import assign
 from flame.functions.promotion import to_dtype
-from flame.optim.optimizer import Optimizer, check_rate, filled
+from flame.optim.adam import mean_moved
+from flame.optim.optimizer import Optimizer, Rule, check_rate, each, filled
 from flame.primitive import registered
 from flame.tensor import Tensor
 
@@ -41,7 +43,7 @@ class Adafactor(Optimizer):
             dict(lr=lr, beta2_decay=beta2_decay, eps=eps, d=d, weight_decay=weight_decay, foreach=foreach, maximize=maximize),
         )
 
-    def _update(self, p: Tensor, g: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
+    def _update(self, p: Tensor, g: Any, state: dict[str, Any], group: dict[str, Any]) -> tuple[Rule, tuple, tuple]:
         matrix = p.ndim > 1
         if not state:
             state["step"] = 0.0
@@ -51,23 +53,39 @@ class Adafactor(Optimizer):
             else:
                 state["variance"] = filled(p)
         state["step"] = step = state["step"] + 1.0
-        lr, share = float(group["lr"]), step ** group["beta2_decay"]
-        eps1 = _EPSILON[p.dtype.name] if group["eps"][0] is None else group["eps"][0]
+        lr, decay, (eps1, eps2) = float(group["lr"]), group["weight_decay"], group["eps"]
+        eps1 = _EPSILON[p.dtype.name] if eps1 is None else eps1
+        numbers = (
+            step ** group["beta2_decay"],
+            eps1,
+            eps1 * eps1,
+            eps2,
+            min(lr, 1 / math.sqrt(step)),
+            1 - lr * decay,
+            group["d"],
+        )
+        moments = (state["row_var"], state["col_var"]) if matrix else (state["variance"],)
+        return _adafactor(matrix, bool(decay)), (p, g, *moments), numbers
+
+
+@cache
+def _adafactor(matrix: bool, decay: bool) -> Rule:
+    def move(p: Any, g: Any, *rest: Any) -> None:
+        *moments, share, eps1, eps1_squared, eps2, rate, kept, most = rest
         size = math.sqrt(max(p.numel(), 1))
-        alpha = MAXIMUM((p * p).sum().sqrt() / size, group["eps"][1]) * min(lr, 1 / math.sqrt(step))
-        x = p * (1 - lr * group["weight_decay"]) if group["weight_decay"] else p
+        alpha = MAXIMUM((p * p).sum().sqrt() / size, eps2) * rate
+        x = p * kept if decay else p
         if matrix:
-            row = state["row_var"] + ((g * g).mean(-1, True) - state["row_var"]) * share
-            assign(state["row_var"], row)
-            column = state["col_var"] + ((g * g).mean(-2, True) - state["col_var"]) * share
-            assign(state["col_var"], column)
+            row = mean_moved(moments[0], (g * g).mean(-1, True), share)
+            column = mean_moved(moments[1], (g * g).mean(-2, True), share)
             v = row * column / row.mean(-2, True).clamp(min=eps1)
         else:
-            v = state["variance"] + (g * g - state["variance"]) * share
-            assign(state["variance"], v)
-        update = v.clamp(min=eps1 * eps1).rsqrt() * g
-        rms = (update * update).sum().sqrt() / (size * group["d"])
+            v = mean_moved(moments[0], g * g, share)
+        update = v.clamp(min=eps1_squared).rsqrt() * g
+        rms = (update * update).sum().sqrt() / size / most
         assign(p, x - update * (alpha / MAXIMUM(rms, 1.0)))
+
+    return each(4 if matrix else 3, move)
 
 
 class Muon(Optimizer):
@@ -106,23 +124,28 @@ class Muon(Optimizer):
                 self.param_groups.pop()
                 raise ValueError(f"Muon only supports 2D parameters whereas we found a parameter with size: {p.shape!r}")
 
-    def _update(self, p: Tensor, g: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
+    def _update(self, p: Tensor, g: Any, state: dict[str, Any], group: dict[str, Any]) -> tuple[Rule, tuple, tuple]:
         if not state:
             state["momentum_buffer"] = filled(p)
-        m = group["momentum"]
-        mean = state["momentum_buffer"] + (g - state["momentum_buffer"]) * (1 - m)
-        assign(state["momentum_buffer"], mean)
-        update = orthogonalised(
-            g + (mean - g) * m if group["nesterov"] else mean, group["ns_coefficients"], group["ns_steps"], group["eps"]
-        )
-        rows, columns = p.shape
+        m, lr, (rows, columns) = group["momentum"], group["lr"], p.shape
         match group["adjust_lr_fn"]:
             case "match_rms_adamw":
                 ratio = 0.2 * math.sqrt(max(rows, columns))
             case _:
                 ratio = math.sqrt(max(1.0, rows / columns))
-        lr = group["lr"]
-        assign(p, p * (1 - lr * group["weight_decay"]) - to_dtype(update, p.dtype) * (lr * ratio))
+        rule = _muon(bool(group["nesterov"]), tuple(group["ns_coefficients"]), group["ns_steps"])
+        numbers = (1 - m, m, group["eps"], 1 - lr * group["weight_decay"], lr * ratio)
+        return rule, (p, g, state["momentum_buffer"]), numbers
+
+
+@cache
+def _muon(nesterov: bool, coefficients: tuple[float, float, float], steps: int) -> Rule:
+    def move(p: Any, g: Any, buffer: Any, share: float, m: float, eps: float, kept: Any, rate: Any) -> None:
+        mean = mean_moved(buffer, g, share)
+        update = orthogonalised(g + (mean - g) * m if nesterov else mean, coefficients, steps, eps)
+        assign(p, p * kept - to_dtype(update, p.dtype) * rate)
+
+    return each(3, move)
 
 
 def orthogonalised(g: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:

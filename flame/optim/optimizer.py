@@ -1,22 +1,25 @@
 """`Optimizer`: groups of parameters with settings, state for each parameter, and one step over all of them.
 
-A subclass gives `_update(p, g, state, group)`: how one parameter moves by its gradient; or `_step(group)`, which moves many by one
-`flame.autograd.tape.update`, so that capture follows all of them in one check. Counts of steps are Python floats while
-in use, so that no captured step has to read them; `state_dict` shows them as PyTorch does, as float32 tensors. What changes from
-step to step (bias corrections, the learning rate) enters operations as numbers, which capture turns into run-time scalars.
+A subclass gives `_update(p, g, state, group)`: by which rule one parameter moves, and what the rule is given. Parameters that move
+by one rule and the same numbers are moved together, by one `flame.autograd.tape.update`, so that capture follows all of them in one
+check and the compiler sees them side by side: this is PyTorch's `foreach`, always. A subclass may also give `_step(group)`, which
+moves a whole group. Counts of steps are Python floats while in use, so that no captured step has to read them; `state_dict` shows
+them as PyTorch does, as float32 tensors. What changes from step to step (bias corrections, the learning rate) enters operations as
+numbers, which capture turns into run-time scalars.
 """
 
 from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
 from flame import dtypes
 from flame.autograd import enable_grad, no_grad
 from flame.autograd.engine import RemovableHandle
+from flame.autograd.tape import update
 from flame.functions.elementwise import PUBLIC
 from flame.functions.promotion import to_dtype
 from flame.primitive import interpreting
@@ -39,6 +42,21 @@ def check_rate(lr: Any) -> None:
 
 #: numbers in a parameter's state that PyTorch keeps as tensors. All but counts are shown in float64, so that nothing is lost.
 COUNTS = frozenset({"step", "mu_product", "eta", "mu"})
+
+
+#: overwrites some of the tensors that it is given, whole, by what it makes of them and of the numbers
+Rule = Callable[[Sequence[Any], tuple], None]
+
+
+def each(width: int, move: Callable[..., None]) -> Rule:
+    """The rule that does `move(*tensors, *numbers)` for each `width` tensors in turn. Capture knows rules by identity: a rule is
+    made once, and what it is made for (is there momentum?) is all that `move` knows besides its arguments."""
+
+    def rule(tensors: Sequence[Any], numbers: tuple) -> None:
+        for i in range(0, len(tensors), width):
+            move(*tensors[i : i + width], *numbers)
+
+    return rule
 
 
 class Optimizer:
@@ -128,10 +146,15 @@ class Optimizer:
 
     def _step(self, group: dict[str, Any]) -> None:
         """Move the parameters of one group that have a gradient."""
+        together: dict[tuple[Rule, tuple], list[Tensor]] = {}
         for p, g in moving(group):
-            self._update(p, g, self.state[p], group)
+            rule, given, numbers = self._update(p, g, self.state[p], group)
+            together.setdefault((rule, numbers), []).extend(given)
+        for (rule, numbers), tensors in together.items():
+            update(rule, tensors, numbers)
 
-    def _update(self, p: Tensor, g: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
+    def _update(self, p: Tensor, g: Any, state: dict[str, Any], group: dict[str, Any]) -> tuple[Rule, tuple, tuple]:
+        """What moves a parameter by its gradient: a rule (see `each`), its tensors, its numbers. Begins and counts the state."""
         raise NotImplementedError(f"{type(self).__name__} does not say how a parameter moves")
 
     def register_step_pre_hook(self, hook: Callable) -> RemovableHandle:

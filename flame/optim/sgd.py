@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 from flame.autograd.tape import assign, update
-from flame.optim.optimizer import Optimizer, check, check_rate, filled, moving
+from flame.optim.optimizer import Optimizer, Rule, check, check_rate, each, filled, moving
 from flame.tensor import Tensor
 
 
@@ -46,30 +46,23 @@ class SGD(Optimizer):
                 begun += (p, g, state["momentum_buffer"])
             else:
                 plain += (p, g, state["momentum_buffer"])
-        rule = _RULES[bool(momentum), bool(group["nesterov"]), bool(decay)]
+        rule = _sgd(bool(momentum), bool(group["nesterov"]), bool(decay))
         if begun:  # a buffer begins as the gradient, without dampening
             update(rule, begun, (*numbers[:3], 1.0))
         if plain:
             update(rule, plain, numbers)
 
 
-def _rule(momentum: bool, nesterov: bool, decay: bool) -> Callable[[Sequence[Any], tuple], None]:
-    """Parameters, gradients and (with momentum) buffers in turn."""
-    width = 3 if momentum else 2
+@cache
+def _sgd(momentum: bool, nesterov: bool, decay: bool) -> Rule:
+    def move(p: Any, g: Any, *rest: Any) -> None:
+        *buffer, lr, shrink, kept, share = rest
+        if decay:
+            g = g + p * shrink
+        if momentum:
+            velocity = buffer[0] * kept + g * share
+            assign(buffer[0], velocity)
+            g = g + velocity * kept if nesterov else velocity
+        assign(p, p - g * lr)
 
-    def rule(tensors: Sequence[Any], numbers: tuple) -> None:
-        lr, shrink, kept, share = numbers
-        for i in range(0, len(tensors), width):
-            p, g = tensors[i : i + 2]
-            if decay:
-                g = g + p * shrink
-            if momentum:
-                velocity = tensors[i + 2] * kept + g * share
-                assign(tensors[i + 2], velocity)
-                g = g + velocity * kept if nesterov else velocity
-            assign(p, p - g * lr)
-
-    return rule
-
-
-_RULES = {(m, n, d): _rule(m, n, d) for m in (False, True) for n in (False, True) for d in (False, True)}
+    return each(3 if momentum else 2, move)
