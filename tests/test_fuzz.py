@@ -144,6 +144,13 @@ PAST: list[tuple[str, Program]] = [
         "a custom function saves an argument that was written before it",
         [("copy_", 0.078, 0.325, 0.275), ("custom", 0.064, 0.24, 0.309)],
     ),
+    (
+        "NumPy writes what the tape saved of a path that was left",
+        [
+            ("outer_numpy", 0.66, 0.578, 0.685), ("mul", 0.544, 0.337, 0.514), ("new_data", 0.645, 0.924, 0.424),
+            ("exp", 0.57, 0.346, 0.664),
+        ],
+    ),
 ]  # fmt: skip
 
 SECONDS = 30

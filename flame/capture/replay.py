@@ -12,6 +12,7 @@ from typing import Any
 
 from flame.autograd.engine import let_go, walk
 from flame.autograd.tape import about_to_write, eager, eager_assign
+from flame.capture.shared import show_to_tape
 from flame.capture.sizes import params_at
 from flame.capture.trace import Expr, Ref, Slot, Step
 from flame.primitive import force
@@ -126,6 +127,7 @@ def materialise(run: Any) -> None:
         keep.append(t)
         if node is not None:
             node.segment = run.token
+            nodes.append(node)
             for y in node.results:
                 if y._array is t._array:
                     y._ref = r
@@ -133,7 +135,9 @@ def materialise(run: Any) -> None:
 
     alive = run.live()
     keep: list = []
-    values, tape = run_path(run.path, run.externals, run.outside_edges(), run.bindings, made)
+    nodes: list = []
+    path = run.path
+    values, tape = run_path(path, run.externals, run.outside_edges(), run.bindings, made)
     for t in alive:  # what the tape saved and what the user holds is one memory: a write to one is seen at the other
         if t._array is not None:
             continue
@@ -141,7 +145,10 @@ def materialise(run: Any) -> None:
             t._storage = values[t._ref.value].storage_of()
         elif t._trace.window.external is None:
             t._trace.window.storage = values[t._trace.window.current].storage_of()
+    pending = [t for t in alive if t._array is None]
     fill(run, alive, lambda v: duplicate(values[v]._data()), lambda e: tape[e], counted=True)
+    if nodes:
+        show_to_tape(run, path, pending, values, nodes)
 
 
 def fill(

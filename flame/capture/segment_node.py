@@ -17,13 +17,14 @@ import numpy as np
 from flame.autograd.engine import let_go, run_engine, walk
 from flame.autograd.tape import edge
 from flame.capture import replay
+from flame.capture.shared import seen_in, written_parts
 from flame.capture.state import same_bits
 from flame.capture.tape_model import FREED, TapeModel
-from flame.capture.trace import Step
+from flame.capture.trace import Step, Window
 from flame.compiler.concrete import spec_at
 from flame.primitive import Spec, force
 from flame.runtime.cuda import gpu
-from flame.runtime.device_array import DeviceArray, empty, share_memory, to_device
+from flame.runtime.device_array import DeviceArray, empty, to_device
 from flame.runtime.gpu_copy import duplicate, host
 from flame.tensor import Storage, Tensor, wrap
 
@@ -103,6 +104,7 @@ class SegmentNode:
         self._shown: list[tuple[Storage, np.ndarray, int]] = []
         self._unsafe: list[tuple[np.ndarray, np.ndarray, int]] = []
         self._originals: list[tuple[Tensor, Tensor]] = []  #: what stands for a tensor from outside in it, and that tensor
+        self._overwritten: list[tuple[Window, Any]] = []  #: memory from outside that the segment writes
         self._new: list[Tensor] = []  #: results that guarded memory is shown by, until they have it
         self._held: set[int] = set()
         self._shared: list[tuple[Storage, int]] = []  #: memory of others that backward reads, and as which of the saved arrays
@@ -148,8 +150,7 @@ class SegmentNode:
         for w in run.written:
             if w.external is not None and home(w.current) in self.guarded:
                 self.versions.append((None, w.storage, -1, w.spec, home(w.current)))
-                self._shown.append((w.storage, w.external._array, w.current))
-                self._watch(w.storage)
+                self._overwritten.append((w, w.external._array))
         for t in alive:
             m = home(t._ref.value)
             if m in self.guarded and t._array is None and (t._trace is None or t._trace.window.external is None):
@@ -201,8 +202,17 @@ class SegmentNode:
             if w is None:
                 self._shown.append((t.storage_of(), t._array, t._ref.value))
             else:
-                self._shown.append((w.storage, w.base, w.current))
-        self._new = []
+                self._show(w, w.base)
+        for w, whole in self._overwritten:  # (only now: who watched before was told of the segment's own write)
+            self._show(w, whole)
+            self._watch(w.storage)
+        self._new, self._overwritten = [], []
+
+    def _show(self, w: Window, whole: Any) -> None:
+        """Memory that the user sees, and what of it was written as a part."""
+        self._shown.append((w.storage, whole, w.current))
+        if w.mutations:
+            self._shown += [(w.storage, part, value) for part, value in written_parts(self.path, w, whole)]
 
     def handed_out(self, storage: Storage) -> None:
         """This memory may be written from now on without a word: what it holds is kept, to run again on and to compare with."""
@@ -318,7 +328,7 @@ class SegmentNode:
             intact = st.version == version and (t is None or t._storage is st)
             stands[id(ours)] = st, ours.version, intact and stands.get(id(ours), (st, 0, True))[2]
         shown = [(a, values[v]._data()) for a, v in [(a, v) for _, a, v in self._shown] + [(a, v) for a, _, v in self._unsafe]]
-        shown = [(now, ours) for now, ours in shown if now is not ours and now.strides == ours.strides]
+        shown = [(now, ours) for now, ours in shown if now is not ours]
         for node in {node for e, (node, _) in tape.items() if e not in self.external_edges}:
             versions = []
             for x, version, reassigned in node.versions:
@@ -326,9 +336,7 @@ class SegmentNode:
                 if stand is not None and version == stand[1]:
                     x._storage = stand[0]
                     version = stand[0].version if stand[2] else -1
-                    for now, ours in shown:
-                        if share_memory(ours, x._array):
-                            x._array = counterpart(x._array, ours, now)
+                    x._array = seen_in(shown, x._array)
                 versions.append((x, version, reassigned))
             node.versions = versions
         return tape
@@ -390,22 +398,3 @@ def unread(t: Tensor) -> Tensor:
     if type(a) is DeviceArray:
         return wrap(empty(a.gpu, (), a.dtype).seen(np.broadcast_to, shape=a.shape))
     return wrap(np.broadcast_to(np.zeros((), a.dtype), a.shape))
-
-
-def counterpart(part: Any, whole: Any, other: Any) -> Any:
-    """What lies in `other`, an array laid out like `whole`, where `part` lies in `whole`."""
-    if type(other) is DeviceArray:
-        return other.at(other.address + part.address - whole.address, part.shape, part.strides)
-    here, there = whole.__array_interface__["data"][0], other.__array_interface__["data"][0]
-    described = part.__array_interface__
-    address = described["data"][0] - here + there
-    seen = np.asarray(_Memory(other, {**described, "data": (address, True), "strides": part.strides}))
-    return seen.view(part.dtype)  # (which the description names only for NumPy's own)
-
-
-class _Memory:
-    """Memory of an array, described."""
-
-    def __init__(self, owner: np.ndarray, description: dict):
-        self.owner = owner
-        self.__array_interface__ = description
