@@ -386,6 +386,20 @@ def _inout() -> Case:
     return m.case()
 
 
+def summed_update(rows: int, columns: int, axis: str) -> Case:
+    """What a gradient is summed from, and an optimizer's update by the sum, in one kernel: state and parameter in place."""
+    m = Make(f"summed_update_{axis}_{rows}x{columns}", i=rows, j=columns)
+    kept = (j,) if axis == "columns" else (i,)
+    g = m.reduce("sum", m.load("x", (i, j)), "i" if axis == "columns" else "j")
+    v, p = m.load("v", kept, role="inout"), m.load("p", kept, role="inout")
+    moved = m.op("add", m.op("mul", v, m.const(0.9, F32)), m.op("mul", g, g))
+    m.store("g", kept, g)
+    m.store("v", kept, moved)
+    scale = m.op("add", m.op("sqrt", m.op("abs", moved)), m.const(0.5, F32))
+    m.store("p", kept, m.op("sub", p, m.op("div", m.op("exp", m.op("neg", m.op("abs", g))), scale)))
+    return m.case()
+
+
 def _matmul(
     d: dtype = F32, a: str = "n", t: str = "n", size: tuple[int, int, int] = (33, 45, 29), epilogue: bool = False
 ) -> Case:

@@ -308,6 +308,16 @@ def test_what_is_read_and_written_in_place_is_read_first() -> None:
     agree(case[0], fresh, want)
 
 
+@pytest.mark.parametrize("axis", ["rows", "columns"])
+@pytest.mark.parametrize("size", [(1, 1), (5, 67), (300, 3), (64, 257)])
+def test_an_update_by_a_sum_happens_where_state_and_parameter_lie(size: tuple[int, int], axis: str) -> None:
+    case = given.summed_update(*size, axis)
+    want = given.expected(case)
+    fresh = {b: a.copy() for b, a in case[1].items()}
+    Runner(case[0]).bind(fresh, {})()
+    agree(case[0], fresh, want)
+
+
 # ---- primitives that a kernel calls
 
 

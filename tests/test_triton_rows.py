@@ -75,6 +75,16 @@ def test_a_sum_of_something_else_is_swept_by_itself() -> None:
     assert "with it" not in to_triton(kernel, GpuSchedule(x_block=1, r_block=32)).text  # a row that is one tile is read once
 
 
+@pytest.mark.parametrize("axis", ["rows", "columns"])
+@pytest.mark.parametrize("size", [(1, 1), (5, 67), (64, 257)])
+def test_an_update_by_a_sum_happens_where_state_and_parameter_lie(size: tuple[int, int], axis: str) -> None:
+    kernel, arrays, _ = case = made.summed_update(*size, axis)
+    want = made.expected(case)
+    run_interpreted(to_triton(kernel, choose_gpu(kernel, GPU)), arrays)
+    for b in "gvp":
+        np.testing.assert_allclose(arrays[b], want[b], rtol=1e-4, atol=1e-4, err_msg=b)
+
+
 def long_rows(name: str, rows: int, n: int) -> Kernel:
     """A kernel of the cases, on rows of another length."""
     kernel = CASES[name][0]

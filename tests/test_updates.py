@@ -74,6 +74,14 @@ def test_a_kernel_may_write_over_what_it_reads_at_the_same_place_alone() -> None
     assert not may_be_one(kernel(Load("a", "x", (j, i), (), 0, f), Op("c", "add", ("a", "a"), f), store), "x", "y"), "turned"
     row = (old, Reduce("s", "sum", ("a",), ("j",), f), Op("c", "sub", ("a", "s"), f), store)
     assert not may_be_one(kernel(*row), "x", "y"), "a row that is read twice"
+    total = (Load("b", "w", (i, j), (), 0, f), Reduce("s", "sum", ("b",), ("j",), f), old, Op("c", "sub", ("a", "s"), f))
+    assert may_be_one(kernel(*total, store), "x", "y"), "the sum is of another array"
+    waits = (*total, Op("d", "exp", ("c",), f), Reduce("t", "sum", ("d",), ("j",), f), store)
+    assert not may_be_one(kernel(*waits), "x", "y"), "summed again after the update"
+    other = Buffer("z", f, square, "out")
+    later = (*total, Reduce("t", "max", ("b",), ("j",), f), Op("e", "mul", ("a", "t"), f), store, Store("z", (i, j), "e"))
+    two = Kernel("k", {b.name: b for b in (x, w, y, other)}, {"i": ex(4), "j": ex(4)}, {}, later)
+    assert not may_be_one(two, "x", "y"), "read again for what waits for another reduction"
 
 
 def trained(compile: Callable, make: Callable, steps: int = 4, **options: Any) -> tuple[Any, Any, list[float], Any]:

@@ -219,15 +219,19 @@ def may_be_one(kernel: Kernel, old: str, new: str) -> bool:
     """May a kernel write the buffer `new` over the buffer `old` that it reads: does every element's only load precede its store?
 
     A contraction's epilogue loads at the point where it stores; what a contraction is computed from varies with its summed axes
-    and so never has the index of a store.
+    and so never has the index of a store. Beside reductions (an optimizer's update in the kernel that sums its gradient), `old`
+    must be read by none of them, and only where all that is made of it is stored in the sweep in which `new` is: a second sweep
+    would load it again.
     """
     stores = [s for s in kernel.stores if s.buffer == new]
     a, b = kernel.buffers[old], kernel.buffers[new]
     if len(stores) != 1 or (a.role, b.role) != ("in", "out") or (a.dtype, a.shape) != (b.dtype, b.shape):
         return False
-    if any(isinstance(s, Reduce) for s in kernel.statements) or len({domain(kernel, s) for s in kernel.stores}) != 1:
+    if len({domain(kernel, s) for s in kernel.stores}) != 1:
         return False
     (s,) = stores
+    if any(isinstance(r, Reduce) for r in kernel.statements) and not _read_in_one_sweep(kernel, old, s):
+        return False
     if s.mask or any(n[0] == "%" for e in s.index for n in names(e)):
         return False
     contractions = [c for c in kernel.statements if isinstance(c, Contract)]
@@ -236,14 +240,31 @@ def may_be_one(kernel: Kernel, old: str, new: str) -> bool:
     return {t.index for t in kernel.statements if isinstance(t, Load) and t.buffer == old} == {s.index}
 
 
+def _read_in_one_sweep(kernel: Kernel, old: str, writer: Store) -> bool:
+    """Is a buffer of a kernel with reductions read by none of them, and only for stores that wait for what `writer` waits for?"""
+    sums = [s for s in kernel.statements if isinstance(s, Reduce | Contract)]
+    if any(isinstance(s, Contract) or old in {t.buffer for t in _loads_under(kernel, s)} for s in sums):
+        return False
+
+    def awaited(s: Store) -> set[str]:
+        return {r.name for r in _under(kernel, s) if isinstance(r, Reduce)}
+
+    reading = [s for s in kernel.stores if old in {t.buffer for t in _loads_under(kernel, s)}]
+    return all(awaited(s) == awaited(writer) for s in reading)
+
+
 def _loads_under(kernel: Kernel, s: Statement) -> list[Load]:
     """Every load that a statement's value is made from."""
-    found: list[Load] = []
+    return [t for t in _under(kernel, s) if isinstance(t, Load)]
+
+
+def _under(kernel: Kernel, s: Statement) -> list[Statement]:
+    """Every statement that a statement's value is made from."""
+    found: list[Statement] = []
     todo, seen = list(reads(s)), set(reads(s))
     while todo:
         t = kernel.definitions[todo.pop()]
-        if isinstance(t, Load):
-            found.append(t)
+        found.append(t)
         new = [r for r in reads(t) if r not in seen]
         seen.update(new)
         todo += new

@@ -19,7 +19,7 @@ from flame.compiler.llvm_dot import DotWriter, dot_axis
 from flame.compiler.llvm_rows import PARTS, RowWriter, begin
 from flame.compiler.llvm_text import Function, module
 from flame.compiler.llvm_turn import TurnWriter, turned_loads
-from flame.compiler.nests import PART, Nest, Sink, Sweep, in_stages, needed, part_of, plan, points
+from flame.compiler.nests import PART, Nest, Sink, Sweep, in_stages, loads_of, needed, part_of, plan, points, sinks_of
 from flame.compiler.schedule_cpu import CpuSchedule
 from flame.compiler.target_cpu import CpuTarget, LlvmSource, Phase
 
@@ -69,8 +69,7 @@ def to_llvm(kernel: Kernel, schedule: CpuSchedule, cpu: CpuTarget) -> LlvmSource
 
 def apart(kernel: Kernel, nests: list[Nest], cpu: CpuTarget) -> list[Nest]:
     """Dear work at the end of short rows gets a nest of its own: there it runs in vectors, at the row's end one by one."""
-    if any(b.role == "inout" for b in kernel.buffers.values()):
-        return nests
+    in_place = {b.name for b in kernel.buffers.values() if b.role == "inout"}
     out: list[Nest] = []
     for nest in nests:
         out.append(nest)
@@ -81,6 +80,9 @@ def apart(kernel: Kernel, nests: list[Nest], cpu: CpuTarget) -> list[Nest]:
             continue
         row = sum(points(kernel, frozenset(r.axes)) * (2 + _work(kernel, r)) for r in nest.reduces) / cpu.lanes_f32
         stores = [t for s in ends for t in s.stores]
+        others = [t for n in nests for s in n.sweeps for t in sinks_of(s) if not any(t is m for m in stores)]
+        if any(in_place & _touched(kernel, t) for t in others):  # (what is updated stays in one sweep with all that reads it)
+            continue
         if SCALAR_WORK * max(_work(kernel, t) for t in stores) < row or points(kernel, frozenset(nest.outer)) < cpu.lanes_f32:
             continue
         nest.sweeps = [s for s in nest.sweeps if s not in ends]
@@ -91,6 +93,11 @@ def apart(kernel: Kernel, nests: list[Nest], cpu: CpuTarget) -> list[Nest]:
 
 
 SCALAR_WORK = 20  #: what an instruction at a row's end weighs against one in its loop: it waits for the one before it
+
+
+def _touched(kernel: Kernel, s: Sink) -> set[str]:
+    """The buffers that a sink reads and writes."""
+    return {t.buffer for t in [*loads_of(kernel, s), s] if isinstance(t, Load | Store)}
 
 
 def _work(kernel: Kernel, s: Sink) -> int:
