@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.fuzz_capture import EVERYTHING, FORMS, Program, check, generate
+from tests.fuzz_capture import EVERYTHING, FORMS, Program, check, difference, generate
 
 #: Programs that once differed. An operation that is chosen by value (a, b, c) keeps its numbers.
 PAST: list[tuple[str, Program]] = [
@@ -184,3 +184,12 @@ def test_random_programs_compiled() -> None:
     for seed in range(25):
         found = check(generate(random.Random(seed)), "llvm", stats)
         assert not found, f"seed {seed}: {found}  (python -m tests.fuzz_capture {seed} {seed + 1} --backend llvm minimises it)"
+
+
+def test_rounding_is_told_by_eager_itself() -> None:
+    """A sum that is rounding alone is no finding; a number that is not what eager gives from inputs alike is one."""
+    near = [[1.0, 5e-4], [1.0, -3e-4], [1.0, 2e-4]]
+    assert not difference([1.0, -2e-4], [1.0, -6e-4], "", near)
+    assert difference([1.0, -2e-4], [1.0, -6e-4]) == "[1]: -0.0002 / -0.0006"
+    assert difference([1.0, -2e-4], [1.0, -6e-2], "", near)
+    assert difference([1.0, -2e-4], [1.1, -2e-4], "", near)
