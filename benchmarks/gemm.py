@@ -2,7 +2,8 @@
 
 Forty shapes: squares, odd sizes, every transposition, few rows, vectors, deep and flat ones, batches, float64. Both sides make a
 fresh result, in one process and in turn; a figure is the least of all rounds, of a whole call (for flame that is a compiled
-function's, Python included). Nothing is asserted. `--out` writes gemm-DATE-THREADS.md and .json.
+function's in replay mode, Python included; short ones are timed several at once). The last column is the native code alone,
+beside NumPy's product into memory that is there. Nothing is asserted. `--out` writes gemm-DATE-THREADS.md and .json.
 """
 
 from __future__ import annotations
@@ -59,11 +60,12 @@ SHAPES = [
 ]
 
 
-def sides(shape: Shape) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """A call of flame's, and one of NumPy's."""
+def sides(shape: Shape) -> tuple[Callable[[], Any], Callable[[], Any], Callable[[], float], Callable[[], Any]]:
+    """A call of flame's and one of NumPy's; the seconds of the one's native code, and the other into memory that is there."""
     import numpy as np
 
     import flame
+    from flame.runtime import autotune, cpu
 
     r = np.random.default_rng(0)
     lead = (shape.batch,) if shape.batch else ()
@@ -79,28 +81,45 @@ def sides(shape: Shape) -> tuple[Callable[[], Any], Callable[[], Any]]:
     def product(x: Any, y: Any) -> Any:
         return (x.mT if turn[0] else x) @ (y.mT if turn[1] else y)
 
-    compiled = flame.compile(product)
+    compiled = flame.compile(product, mode="replay")
+    for _ in range(2):
+        compiled(x, y)
     u, v = (z.swapaxes(-1, -2) if t else z for z, t in zip((a, b), turn, strict=True))
-    return lambda: compiled(x, y), lambda: np.matmul(u, v)
+    out = np.matmul(u, v)
+    native = [cpu.load(k.kernel) for k in compiled.kernels]
+
+    def alone() -> float:
+        return sum(autotune.seconds(k, {}) for k in native)
+
+    return lambda: compiled(x, y), lambda: np.matmul(u, v), alone, lambda: np.matmul(u, v, out=out)
+
+
+def least(call: Callable[[], Any], now: Callable[[], float]) -> float:
+    """The least seconds of a call, in a thirtieth of a second."""
+    begin = now()
+    call()
+    times = max(1, int(5e-5 / max(now() - begin, 1e-7)))
+    best, end = math.inf, now() + 0.03
+    while True:
+        begin = now()
+        for _ in range(times):
+            call()
+        after = now()
+        best = min(best, (after - begin) / times)
+        if after > end:
+            return best
 
 
 def measure(shape: Shape, rounds: int, now: Callable[[], float]) -> list[float]:
-    """The least seconds of a call, of flame and of NumPy, taken in turn."""
-    best = [math.inf, math.inf]
-    calls = sides(shape)
-    for call in calls:
+    """The least seconds of flame's call, NumPy's call, flame's native code and NumPy's product, taken in turn."""
+    own, other, alone, product = sides(shape)
+    best = [math.inf] * 4
+    for call in (own, other):
         for _ in range(3):
             call()
     for _ in range(rounds):
-        for i, call in enumerate(calls):
-            end = now() + 0.03
-            while True:
-                begin = now()
-                call()
-                after = now()
-                best[i] = min(best[i], after - begin)
-                if after > end:
-                    break
+        here = [least(own, now), least(other, now), alone(), least(product, now)]
+        best = [min(x, y) for x, y in zip(best, here, strict=True)]
     return best
 
 
@@ -120,22 +139,26 @@ def main() -> None:
     from benchmarks.capture import duration, machine
 
     now = time.process_time if given.threads == 1 else time.perf_counter
-    lines = ["| m x k x n | flame | NumPy | flame, GFLOP/s | ratio |", "|---|---:|---:|---:|---:|"]
-    ratios, figures = [], []
+    lines = ["| m x k x n | flame | NumPy | flame, GFLOP/s | ratio | native code alone |", "|---|---:|---:|---:|---:|---:|"]
+    ratios, alone, figures = [], [], []
     for shape in SHAPES:
         if given.only and not any(text in str(shape) for text in given.only):
             continue
-        own, other = measure(shape, given.rounds, now)
+        own, other, native, product = measure(shape, given.rounds, now)
         ratios.append(other / own)
-        figures.append({"shape": str(shape), "flame": own, "numpy": other})
-        speed = shape.flops / own / 1e9
-        lines.append(f"| {shape} | {duration(own)} | {duration(other)} | {speed:.1f} | {other / own:.2f} |")
+        alone.append(product / native)
+        figures.append({"shape": str(shape), "flame": own, "numpy": other, "flame alone": native, "numpy alone": product})
+        speed, ratio = shape.flops / own / 1e9, f"{other / own:.2f} | {product / native:.2f}"
+        lines.append(f"| {shape} | {duration(own)} | {duration(other)} | {speed:.1f} | {ratio} |")
         print(lines[-1], file=sys.stderr, flush=True)
-    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-    behind = f"{sum(r < 0.95 for r in ratios)} of {len(ratios)} shapes below 0.95"
+
+    def said(ratios: list[float]) -> str:
+        mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+        return f"{mean:.2f} times as fast by geometric mean, {sum(r < 0.95 for r in ratios)} of {len(ratios)} shapes below 0.95"
+
     about = [f"- {what}: {found}" for what, found in machine().items()]
     about.append(f"- {given.threads} thread{'s' * (given.threads > 1)} each, the least of {given.rounds} rounds")
-    total = f"Against NumPy: {mean:.2f} times as fast by geometric mean, {behind}."
+    total = f"Against NumPy: {said(ratios)}. Native code alone: {said(alone)}."
     text = "\n".join(["# Matrix products on a CPU", "", *about, "", *lines, "", total, ""])
     print(text)
     if given.out is not None:

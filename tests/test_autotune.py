@@ -46,7 +46,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         say["runs"] += 1
         return say["seconds"](native.schedule)
 
-    monkeypatch.setattr(autotune, "_seconds", seconds)
+    monkeypatch.setattr(autotune, "seconds", seconds)
     return say
 
 

@@ -251,7 +251,7 @@ def test_the_upper_half_of_a_product() -> None:
 
 
 @pytest.mark.parametrize(
-    "m,n,k", [(4, 8, 64), (6, 16, 1030), (7, 17, 65), (13, 33, 2), (50, 100, 37), (97, 41, 129), (5, 300, 1100)]
+    "m,n,k", [(4, 8, 64), (6, 16, 1030), (7, 17, 65), (13, 33, 2), (50, 100, 37), (97, 41, 129), (5, 300, 1100), (12, 90, 261)]
 )
 @pytest.mark.parametrize("turned", ["nn", "nt", "tn", "tt"])
 def test_products_of_every_shape_and_orientation(m: int, n: int, k: int, turned: str) -> None:
@@ -268,6 +268,28 @@ def test_products_of_every_shape_and_orientation(m: int, n: int, k: int, turned:
             fresh = {b: a.copy() for b, a in arrays.items()}
             runner.bind(fresh, symbols, split)()
             scale = 1e-5 * np.sqrt(k) if d is not dtypes.float64 else 1e-13 * k
+            np.testing.assert_allclose(fresh["o"], want["o"], rtol=scale, atol=scale)
+
+
+@pytest.mark.parametrize("d", [dtypes.float32, dtypes.float64, dtypes.bfloat16], ids=str)
+@pytest.mark.parametrize("n,k", [(1000, 300), (1030, 67), (2500, 64), (257, 2100), (64, 517), (3, 130)])
+def test_products_with_a_vector(n: int, k: int, d: dtypes.dtype) -> None:
+    """A matrix in rows along k, or along n; what is stored reads the sum and something else."""
+    j, q = var("j"), var("k")
+    for form in ("rows", "columns", "sum"):
+        make = given.Make(f"vector_{form}", j=n, k=k)
+        y = make.load("y", (j, q) if form == "rows" else (q, j), d, wide=False)
+        x = make.load("x", (q,), d, wide=False)
+        total = make.reduce("sum", make.op("cast", y, d=dtypes.float32) if d.is_narrow_float else y, "k")
+        total = total if form == "sum" else make.contract(x, y, "k")
+        make.store("o", (j,), total)
+        case = make.case()
+        want = given.expected(case)
+        runner = Runner(case[0])
+        for split in (False, True):
+            fresh = {b: a.copy() for b, a in case[1].items()}
+            runner.bind(fresh, case[2], split)()
+            scale = 1e-13 * k if d is dtypes.float64 else 1e-5 * np.sqrt(k)
             np.testing.assert_allclose(fresh["o"], want["o"], rtol=scale, atol=scale)
 
 

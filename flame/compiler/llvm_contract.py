@@ -22,7 +22,7 @@ from flame.compiler.contract_groups import BATCH, REST, TAP, Groups, K, M, N, by
 from flame.compiler.index_math import E, ex
 from flame.compiler.kernel import Kernel, Store
 from flame.compiler.llvm_axes import size, unit_axes
-from flame.compiler.llvm_in_place import left_in_place, right_in_place
+from flame.compiler.llvm_in_place import InPlace, in_lines, left_in_place, right_in_place
 from flame.compiler.llvm_machine import LlvmMachine, Value
 from flame.compiler.llvm_point import Linear, Point
 from flame.compiler.llvm_rows import begin
@@ -54,6 +54,7 @@ class ContractWriter:
         self.t = element(self.dtype)
         self.left = left_in_place(self.kernel, g.left, self.dtype, target)
         self.right = right_in_place(self.kernel, g.right, self.dtype, target)
+        self.lines = in_lines(self.kernel, g.right, self.dtype) if self.right is None else None
         k, t = self.kernel, self.tiling
         lanes, item = t.lanes, self.dtype.itemsize
         self.left_panels = (k.axes[M] + (t.rows - 1)) // t.rows
@@ -229,6 +230,10 @@ class ContractWriter:
         if self.right is None or self._right_has_tail:
             with p.scope():
                 first = b.first_right if self.right is None else f.most(b.first_right, full_panels)
+                if self.lines is not None:
+                    whole_until = f.least(b.last_right, full_panels)
+                    self._pack_lines(p, self.lines, first, whole_until, right_at_first=packed_at(first), k0=k0, kc=kc)
+                    first = f.most(first, whole_until)
                 f.loop(first, b.last_right, 1, [], pack)
         last = True if whole else f.emit(f"icmp sge i64 {f.add(k0, kc)}, {p.integer_of(self.kernel.axes[K])}")
         goes_on: Int = 0
@@ -472,6 +477,30 @@ class ContractWriter:
         fits = f.emit(f"icmp sle i64 {f.add(start, reach)}, {n}")
         with p.scope():
             f.choose(fits, lambda: lines(False), lambda: lines(True))
+
+    def _pack_lines(self, p: Point, where: InPlace, first: Int, last: Int, right_at_first: str, k0: Int, kc: Int) -> None:
+        """Whole panels [first, last) of a right factor in rows, line by line across all of them: memory is read in long runs."""
+        f, t = p.function, self.tiling
+        v, item = wide(self.t, t.lanes), self.dtype.itemsize
+        source = p.place(where.load, {N: f.mul(first, t.columns), K: k0})
+        panels, length = f.sub(last, first), p.integer_of(self.right_panel)
+
+        def line(k: str, _: list[str]) -> list[str]:
+            here = f.address(source, f.mul(k, where.depth), self.t)
+            there = f.address(right_at_first, f.mul(k, t.columns), self.t)
+
+            def panel(j: str, _: list[str]) -> list[str]:
+                read = f.address(here, f.mul(j, t.columns), self.t)
+                write = f.address(there, f.mul(j, length), self.t)
+                for i in range(t.vectors):
+                    x = f.load(v, f.address(read, i * t.lanes, self.t), item)
+                    f.store(v, x, f.address(write, i * t.lanes, self.t), item)
+                return []
+
+            f.loop(0, panels, 1, [], panel)
+            return []
+
+        f.loop(0, kc, 1, [], line)
 
     def _pack_turned(self, p: Point, name: str, group: str, start: Int, width: int, target: str, k0: Int, kc: Int) -> None:
         """Lanes along k: as many rows as lanes, turned in registers. Rows past the end repeat the last one."""

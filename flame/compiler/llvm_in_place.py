@@ -61,3 +61,9 @@ def right_in_place(kernel: Kernel, name: str, d: dtype, target: CpuTarget) -> In
     # a panel is a line of the cache for each k: they must not fall into few of its sets
     sets = 64 // math.gcd(64, max(1, got.depth * d.itemsize // 64))
     return got if depth * columns * d.itemsize <= 2 * target.l1 and depth <= 4 * sets else None
+
+
+def in_lines(kernel: Kernel, name: str, d: dtype) -> InPlace | None:
+    """A factor in rows along its own group, which is packed line by line."""
+    got = _plain(kernel, name, N, d)
+    return got if got is not None and got.along == 1 and got.depth > 1 else None

@@ -14,8 +14,9 @@ from flame.compiler.graph import identifier
 from flame.compiler.index_math import E, ex, var
 from flame.compiler.kernel import Buffer, Contract, Kernel, Load, Reduce, Statement, Store
 from flame.compiler.llvm_axes import lanes_for, vector_axis
+from flame.compiler.llvm_columns import ColumnWriter, column_sums
 from flame.compiler.llvm_contract import ContractWriter
-from flame.compiler.llvm_dot import DotWriter, dot_axis
+from flame.compiler.llvm_dot import DotWriter, dot_tile
 from flame.compiler.llvm_rows import PARTS, RowWriter, begin
 from flame.compiler.llvm_text import Function, module
 from flame.compiler.llvm_turn import TurnWriter, turned_loads
@@ -37,8 +38,8 @@ def to_llvm(kernel: Kernel, schedule: CpuSchedule, cpu: CpuTarget) -> LlvmSource
     for i, (part, nest) in enumerate(parts):
         entry_name = name if len(parts) == 1 else f"{name}_{i}"
         groups = groups_of(part, nest, cpu)
-        dots = bool(dot_axis(part, nest)[0])
-        if groups is not None and not dots:
+        tile = dot_tile(part, nest, cpu)
+        if groups is not None and tile is None:
             tiles = ContractWriter(part, nest, groups, schedule, cpu, entry_name, workspace)
             made, its_phases, its_constants = tiles.write(places, len(kernel.buffers))
             functions += made
@@ -50,8 +51,12 @@ def to_llvm(kernel: Kernel, schedule: CpuSchedule, cpu: CpuTarget) -> LlvmSource
         entry = begin(entry_name, part, places, cpu, len(kernel.buffers))
         lane = schedule.vector_axis or vector_axis(part, nest, lanes_for(part, nest, cpu))
         turned = lane in nest.outer and turned_loads(part, nest, lane)[1]
-        kind = DotWriter if dots else TurnWriter if turned else RowWriter
-        writer = kind(part, nest, schedule, cpu, entry)
+        writer: RowWriter
+        if tile is not None:
+            writer = DotWriter(part, nest, schedule, cpu, entry, tile)
+        else:
+            kind = TurnWriter if turned else ColumnWriter if column_sums(part, nest, lane) else RowWriter
+            writer = kind(part, nest, schedule, cpu, entry)
         phases.append(writer.write(entry_name))
         functions.append(entry.function)
         constants += writer.point.globals()
@@ -73,10 +78,11 @@ def apart(kernel: Kernel, nests: list[Nest], cpu: CpuTarget) -> list[Nest]:
     out: list[Nest] = []
     for nest in nests:
         out.append(nest)
+        dots = dot_tile(kernel, nest, cpu) is not None
         ends = [s for s in nest.sweeps if not s.axes and s.stores and not s.reduces and not s.across]
-        if not ends or not nest.reduces or nest.joins or groups_of(kernel, nest, cpu) and not dot_axis(kernel, nest)[0]:
+        if not ends or not nest.reduces or nest.joins or groups_of(kernel, nest, cpu) and not dots:
             continue
-        if vector_axis(kernel, nest, lanes_for(kernel, nest, cpu)) in nest.outer and not dot_axis(kernel, nest)[0]:
+        if not dots and vector_axis(kernel, nest, lanes_for(kernel, nest, cpu)) in nest.outer:
             continue
         row = sum(points(kernel, frozenset(r.axes)) * (2 + _work(kernel, r)) for r in nest.reduces) / cpu.lanes_f32
         stores = [t for s in ends for t in s.stores]

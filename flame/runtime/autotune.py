@@ -110,7 +110,7 @@ def _measure(name: str, kernel: Kernel, symbols: dict[str, int]) -> CpuSchedule:
     def compare(some: list[CpuSchedule]) -> CpuSchedule:
         for _ in range(ROUNDS):
             for s in some:
-                took[s] = min(took.get(s, math.inf), _seconds(ready[s], symbols))
+                took[s] = min(took.get(s, math.inf), seconds(ready[s], symbols))
         return min(some, key=took.__getitem__)
 
     first = tried[0]
@@ -121,7 +121,7 @@ def _measure(name: str, kernel: Kernel, symbols: dict[str, int]) -> CpuSchedule:
     return best if took[best] < (1 - GAIN) * took[first] else first
 
 
-def _seconds(native: NativeKernel, symbols: dict[str, int]) -> float:
+def seconds(native: NativeKernel, symbols: dict[str, int]) -> float:
     """The least seconds of a run, on arrays of zeros (positions are then in range) and ones."""
     kernel = native.kernel
     arrays: list[np.ndarray] = []
