@@ -79,6 +79,8 @@ class Knobs:
     #: FLAME_NATIVE: "0" keeps capture's hot paths in Python, "1" has them as native code from the first compiled function on; by
     #: default they become native, on a thread of its own, once a compiled function was called some times
     native: str = field(default_factory=lambda: _choice("FLAME_NATIVE", ("auto", "0", "1")))
+    #: FLAME_EAGER_KERNELS: "0" has NumPy run all eager operations, one by one; else native kernels run what they are faster at
+    eager_kernels: bool = field(default_factory=lambda: os.environ.get("FLAME_EAGER_KERNELS", "1") != "0")
     #: FLAME_VERIFY: check every graph and kernel after every pass, always and not only where it is cheap
     verify: bool = field(default_factory=lambda: _flag("FLAME_VERIFY"))
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from flame import dtypes
 from flame.autograd.tape import assign
+from flame.functions import fused
 from flame.functions.elementwise import MAXIMUM, MINIMUM, PUBLIC, WHERE, public
 from flame.functions.promotion import (
     as_floating,
@@ -55,6 +56,9 @@ def _where_method(self: Tensor, condition: Tensor, other: Any) -> Tensor:
 Tensor.where = _where_method  # type: ignore[attr-defined]
 
 
+_PLAIN = (int, float)
+
+
 @public("clamp", "clip")
 @followed
 def clamp(input: Tensor, min: Any = None, max: Any = None, *, out: Tensor | None = None) -> Tensor:
@@ -62,6 +66,8 @@ def clamp(input: Tensor, min: Any = None, max: Any = None, *, out: Tensor | None
     x = tensor_operand(input, "clamp")
     if min is None and max is None:
         raise RuntimeError("torch.clamp: At least one of 'min' or 'max' must not be None".replace("torch.", ""))
+    if type(min) in _PLAIN and type(max) in _PLAIN and x.dtype.kind == "f":
+        return deliver(fused.limited(x, min, max), out, "clamp")
     if min is not None:
         xs = promoted(x, operand(min, "clamp", "min"))
         x = of_booleans(MAXIMUM, *xs)(*xs)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from flame import dtypes
 from flame.dtypes import dtype as DType
+from flame.functions import fused
 from flame.functions.elementwise import PUBLIC, public
 from flame.functions.promotion import cast, deliver, tensor_operand, to_dtype
 from flame.functions.shape import RESHAPE, take_slice, wrap_dim, wrap_dims
@@ -229,8 +230,10 @@ def var(
     dims = wrap_dims(dim, x.ndim, "var")
     c = (1 if unbiased in (None, True) else 0) if correction is None else correction
     n = math.prod(x.shape[d] for d in dims)
-    d = x - mean(x, dims, True)
     free = n - c
+    if n and free > 0 and dims:
+        return fused.var(x, float(n), float(free), dims=dims, keepdim=keepdim)
+    d = x - mean(x, dims, True)
     total = sum(d * d, dims, keepdim)
     return total / float(free) if free > 0 else total * float("nan") if n == 0 or c == n else total / 0.0
 
@@ -272,10 +275,7 @@ def logsumexp(input: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
     dims = wrap_dims(dim, x.ndim, "logsumexp")
     if not dims:
         return registered("copy")(x)
-    top = AMAX(x.detach(), dim=dims, keepdim=True)  # type: ignore[attr-defined]
-    top = registered("where")(registered("isinf")(top), 0.0, top)
-    out = PUBLIC["log"](SUM(PUBLIC["exp"](x - top), dim=dims, keepdim=True)) + top
-    return out if keepdim else RESHAPE(out, shape=tuple(d for i, d in enumerate(x.shape) if i not in dims))
+    return fused.logsumexp(x, dims=dims, keepdim=keepdim)
 
 
 @public()
@@ -302,6 +302,8 @@ def norm(input: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False, 
     if x.dtype.is_narrow_float:  # powers leave the range of float16
         return to_dtype(norm(to_dtype(x, dtypes.float32), p, dim, keepdim), x.dtype)
     if p == 2:
+        if dims:
+            return fused.root_of_squares(x, dims=dims, keepdim=keepdim, smooth=force.grad and x.requires_grad)
         return _root(_reduce(SUM, x * x, dims, keepdim), 0.5)
     a = PUBLIC["abs"](x)
     if p == math.inf:

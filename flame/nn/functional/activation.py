@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -10,9 +9,12 @@ import numpy as np
 from flame import dtypes
 from flame.functions.creation import one_hot  # noqa: F401
 from flame.functions.elementwise import PUBLIC
-from flame.functions.promotion import promoted, tensor_operand, to_dtype
+from flame.functions.fused import log_softmax as fused_log_softmax
+from flame.functions.fused import softmax as fused_softmax
+from flame.functions.promotion import as_floating, promoted, tensor_operand, to_dtype
 from flame.functions.random import uniform
 from flame.functions.shape import wrap_dim
+from flame.nn.functional import fused
 from flame.primitive import composite, force, registered
 from flame.tensor import Tensor
 
@@ -49,13 +51,13 @@ def relu6(input: Tensor, inplace: bool = False) -> Tensor:
 @composite
 def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor:
     x = _kept(input, inplace)
-    return _into(input, MINIMUM(MAXIMUM(x, min_val), max_val), inplace)
+    return _into(input, fused.hardtanh(x, low=min_val, high=max_val), inplace)
 
 
 @composite
 def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
     x = _kept(input, inplace)
-    return _into(input, WHERE(x > 0, x, x * negative_slope), inplace)
+    return _into(input, fused.leaky_relu(x, slope=negative_slope), inplace)
 
 
 @composite
@@ -79,56 +81,51 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
 @composite
 def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     x = _kept(input, inplace)
-    return _into(input, WHERE(x > 0, x, PUBLIC["expm1"](x) * alpha), inplace)
+    return _into(input, fused.elu(x, alpha=alpha), inplace)
 
 
 @composite
 def selu(input: Tensor, inplace: bool = False) -> Tensor:
-    alpha, scale = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946
     x = _kept(input, inplace)
-    return _into(input, WHERE(x > 0, x, PUBLIC["expm1"](x) * alpha) * scale, inplace)
+    return _into(input, fused.selu(x), inplace)
 
 
 @composite
 def celu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     x = _kept(input, inplace)
-    return _into(input, WHERE(x > 0, x, PUBLIC["expm1"](x / alpha) * alpha), inplace)
+    return _into(input, fused.celu(x, alpha=alpha), inplace)
 
 
 @composite
 def gelu(input: Tensor, approximate: str = "none") -> Tensor:
     """x times the normal distribution function (Hendrycks and Gimpel, 2016); "tanh" for the approximation."""
     x = tensor_operand(input, "gelu")
-    if approximate == "none":
-        return x * 0.5 * (ERF(x * math.sqrt(0.5)) + 1.0)
-    if approximate == "tanh":
-        return x * 0.5 * (TANH((x + x * x * x * 0.044715) * math.sqrt(2.0 / math.pi)) + 1.0)
+    if approximate in ("none", "tanh"):
+        return fused.gelu(as_floating(x)[0], tanh=approximate == "tanh")
     raise RuntimeError(f"approximate argument must be either none or tanh, got {approximate!r}")
 
 
 @composite
 def silu(input: Tensor, inplace: bool = False) -> Tensor:
     x = _kept(input, inplace)
-    return _into(input, x * SIGMOID(x), inplace)
+    return _into(input, fused.silu(x), inplace)
 
 
 @composite
 def mish(input: Tensor, inplace: bool = False) -> Tensor:
     x = _kept(input, inplace)
-    return _into(input, x * TANH(softplus(x)), inplace)
+    return _into(input, fused.mish(x), inplace)
 
 
 @composite
 def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
     """log(1 + exp(beta x)) / beta; x itself where beta x > threshold."""
-    z = input * beta if beta != 1.0 else input
-    smooth = LOG1P(EXP(-ABS(z))) + RELU(z)
-    return WHERE(z > threshold, input, smooth / beta if beta != 1.0 else smooth)
+    return fused.softplus(tensor_operand(input, "softplus"), beta=beta, threshold=threshold)
 
 
 @composite
 def logsigmoid(input: Tensor) -> Tensor:
-    return MINIMUM(input, 0.0) - LOG1P(EXP(-ABS(input)))
+    return fused.logsigmoid(tensor_operand(input, "logsigmoid"))
 
 
 @composite
@@ -144,13 +141,13 @@ def tanhshrink(input: Tensor) -> Tensor:
 @composite
 def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     x = _kept(input, inplace)
-    return _into(input, MINIMUM(MAXIMUM(x + 3.0, 0.0), 6.0) / 6.0, inplace)
+    return _into(input, fused.hardsigmoid(x), inplace)
 
 
 @composite
 def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
     x = _kept(input, inplace)
-    return _into(input, x * MINIMUM(MAXIMUM(x + 3.0, 0.0), 6.0) / 6.0, inplace)
+    return _into(input, fused.hardswish(x), inplace)
 
 
 @composite
@@ -192,9 +189,7 @@ def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: 
     x = _soft_operand(input, dim, dtype, "softmax")
     if x.ndim == 0:
         return x * 0.0 + 1.0
-    d, given, x = wrap_dim(dim, x.ndim, "softmax"), x, wide(x)
-    e = EXP(x - AMAX(x.detach(), dim=(d,), keepdim=True)) if x.shape[d] else x  # type: ignore[attr-defined]
-    return to_dtype(e / SUM(e, dim=(d,), keepdim=True), given.dtype)
+    return fused_softmax(x, dim=wrap_dim(dim, x.ndim, "softmax"))
 
 
 def _soft_operand(input: Tensor, dim: Any, dtype: Any, op: str) -> Tensor:
@@ -205,11 +200,6 @@ def _soft_operand(input: Tensor, dim: Any, dtype: Any, op: str) -> Tensor:
     if x.dtype.kind != "f":
         raise RuntimeError(f'"{op}" not implemented for {x.dtype!r}')
     return x
-
-
-def wide(x: Tensor) -> Tensor:
-    """What sums over it are computed in: float32 for narrower floating dtypes, so that a result is rounded once."""
-    return to_dtype(x, dtypes.float32) if x.dtype.kind == "f" and x.dtype.itemsize < 4 else x
 
 
 def gumbel_softmax(logits: Tensor, tau: float = 1, hard: bool = False, eps: float = 1e-10, dim: int = -1) -> Tensor:
@@ -230,9 +220,7 @@ def log_softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dty
     x = _soft_operand(input, dim, dtype, "log_softmax")
     if x.ndim == 0:
         return x * 0.0
-    d, given, x = wrap_dim(dim, x.ndim, "log_softmax"), x, wide(x)
-    z = x - AMAX(x.detach(), dim=(d,), keepdim=True) if x.shape[d] else x  # type: ignore[attr-defined]
-    return to_dtype(z - LOG(SUM(EXP(z), dim=(d,), keepdim=True)), given.dtype)
+    return fused_log_softmax(x, dim=wrap_dim(dim, x.ndim, "log_softmax"))
 
 
 @composite

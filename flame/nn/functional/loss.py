@@ -9,8 +9,9 @@ from flame import dtypes
 from flame.autograd.modes import no_grad
 from flame.functions.elementwise import PUBLIC
 from flame.functions.promotion import as_floating, promoted, tensor_operand, to_dtype
+from flame.nn.functional import fused
 from flame.nn.functional.activation import linear, log_softmax, logsigmoid, pairwise_distance, softplus
-from flame.primitive import composite, registered
+from flame.primitive import broadcast_shapes, composite, registered
 from flame.tensor import Tensor
 
 EXP, LOG, LOG1P, ABS, RELU, SQRT = map(registered, ("exp", "log", "log1p", "abs", "relu", "sqrt"))
@@ -30,6 +31,13 @@ def reduced(loss: Tensor, reduction: str) -> Tensor:
         return loss
     total = SUM(loss, dim=tuple(range(loss.ndim)), keepdim=False) if loss.ndim else loss
     return total if reduction == "sum" else total * (1.0 / loss.numel() if loss.numel() else math.nan)
+
+
+def _factor(x: Tensor, t: Tensor, reduction: str) -> float:
+    """What the sum over what two tensors broadcast to is multiplied by, to be its mean."""
+    _check_reduction(reduction)
+    n = math.prod(broadcast_shapes(tuple(x.shape), tuple(t.shape)) if x.shape != t.shape else x.shape)
+    return 1.0 / n if n else math.nan
 
 
 def _operands(input: Any, target: Any, op: str) -> tuple[Tensor, Tensor]:
@@ -116,6 +124,13 @@ def cross_entropy(
     if x.ndim == 0:
         raise RuntimeError("cross_entropy: Expected input of at least one dimension")
     d = _class_dim(x)
+    hard = t.shape != x.shape and t.dtype.kind in "iu"
+    if hard and weight is None and x.dtype.kind == "f" and tuple(t.shape) == (*x.shape[:d], *x.shape[d + 1 :]):
+        _check_reduction(reduction)
+        share = label_smoothing / x.shape[d] if label_smoothing else 0.0
+        return fused.class_entropy(
+            x, t, share, dim=d, ignore=ignore_index, reduction=reduction, smoothing=label_smoothing
+        )  # fmt: skip
     logp = log_softmax(x, d)
     if t.shape != x.shape or t.dtype.kind != "f":
         if t.dtype.kind == "f" or t.dtype.kind == "b":
@@ -164,8 +179,11 @@ def mse_loss(
 ) -> Tensor:  # fmt: skip
     """(input - target) squared."""
     x, t = _operands(input, target, "mse_loss")
+    reduction = legacy(size_average, reduce, reduction)
+    if weight is None:
+        return fused.squared(x, t, _factor(x, t, reduction), reduction=reduction)
     d = x - t
-    return _weighted(d * d, weight, legacy(size_average, reduce, reduction))
+    return _weighted(d * d, weight, reduction)
 
 
 @composite
@@ -175,7 +193,10 @@ def l1_loss(
 ) -> Tensor:  # fmt: skip
     """|input - target|."""
     x, t = _operands(input, target, "l1_loss")
-    return _weighted(ABS(x - t), weight, legacy(size_average, reduce, reduction))
+    reduction = legacy(size_average, reduce, reduction)
+    if weight is None:
+        return fused.absolute(x, t, _factor(x, t, reduction), reduction=reduction)
+    return _weighted(ABS(x - t), weight, reduction)
 
 
 @composite
@@ -186,10 +207,8 @@ def smooth_l1_loss(
     if beta < 0:
         raise RuntimeError("smooth_l1_loss does not support negative values for beta.")
     x, t = _operands(input, target, "smooth_l1_loss")
-    d = x - t
-    a = ABS(d)
-    loss = a if beta == 0 else WHERE(a < beta, d * d * (0.5 / beta), a - 0.5 * beta)
-    return reduced(loss, legacy(size_average, reduce, reduction))
+    reduction = legacy(size_average, reduce, reduction)
+    return fused.smooth_absolute(x, t, _factor(x, t, reduction), beta=beta, reduction=reduction)
 
 
 @composite
@@ -200,10 +219,9 @@ def huber_loss(
     if delta <= 0:
         raise RuntimeError("huber_loss does not support non-positive values for delta.")
     x, t = _operands(input, target, "huber_loss")
-    d = x - t
-    a = ABS(d)
-    loss = WHERE(a <= delta, d * d * 0.5, (a - 0.5 * delta) * delta)
-    return reduced(loss if weight is None else loss * weight, reduction)
+    if weight is None:
+        return fused.huber(x, t, _factor(x, t, reduction), delta=delta, reduction=reduction)
+    return reduced(fused.huber(x, t, 0.0, delta=delta, reduction="none") * weight, reduction)
 
 
 # -------------------------------------------------------------------- binary and probabilistic
@@ -267,10 +285,13 @@ def binary_cross_entropy_with_logits(
     x, t = _operands(input, target, "binary_cross_entropy_with_logits")
     if x.shape != t.shape:
         raise ValueError(f"Target size ({t.shape!r}) must be the same as input size ({x.shape!r})")
-    rest = LOG1P(EXP(-ABS(x)))
+    if pos_weight is None and weight is None:
+        reduction = legacy(size_average, reduce, reduction)
+        return fused.logistic(x, t, _factor(x, t, reduction), reduction=reduction)
     if pos_weight is None:
-        loss = RELU(x) - x * t + rest
+        loss = fused.logistic(x, t, 0.0, reduction="none")
     else:
+        rest = LOG1P(EXP(-ABS(x)))
         loss = (1.0 - t) * x + ((pos_weight - 1.0) * t + 1.0) * (rest + RELU(-x))
     return reduced(loss if weight is None else loss * weight, legacy(size_average, reduce, reduction))
 

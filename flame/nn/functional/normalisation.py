@@ -9,10 +9,12 @@ from typing import Any
 from flame import dtypes
 from flame.autograd.modes import no_grad
 from flame.autograd.tape import assign
+from flame.functions.fused import wide
 from flame.functions.promotion import tensor_operand, to_dtype
 from flame.functions.random import uniform
 from flame.functions.reduction import mean
-from flame.nn.functional.activation import dropout, softmax, wide
+from flame.nn.functional import fused
+from flame.nn.functional.activation import dropout, softmax
 from flame.primitive import composite, registered
 from flame.tensor import Tensor
 
@@ -23,6 +25,16 @@ ATTENTION, CAST = map(registered, ("attention", "cast"))
 def _narrowed(y: Tensor, x: Tensor) -> Tensor:
     """A result computed from `wide(x)` in the dtype of x, rounded once; scales and shifts may be wider than x."""
     return to_dtype(y, x.dtype) if x.dtype.kind == "f" and x.dtype.itemsize < 4 else y
+
+
+def _alike(x: Tensor, *others: Tensor | None) -> tuple:
+    """x, and what its widened elements are computed with in their common dtype; x itself is cast only where that is wider still."""
+    own = x.dtype if x.dtype.kind != "f" or x.dtype.itemsize >= 4 else dtypes.float32
+    common = own
+    for o in others:
+        if o is not None and o.dtype is not common:
+            common = dtypes.promote_types(common, o.dtype)
+    return (x if common is own else to_dtype(x, common), *[None if o is None else to_dtype(o, common) for o in others])
 
 
 def _scaled(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -43,9 +55,8 @@ def layer_norm(
             f"Given normalized_shape={list(shape)}, expected input with shape [*, {', '.join(map(str, shape))}], but got input of "
             f"size{list(x.shape)}"
         )
-    dims, given, x = tuple(range(x.ndim - k, x.ndim)), x, wide(x)
-    d = x - mean(x, dims, True)
-    return _narrowed(_scaled(d * RSQRT(mean(d * d, dims, True) + eps), weight, bias), given)
+    x, weight, bias = _alike(x, weight, bias)
+    return fused.layer_norm(x, weight, bias, float(math.prod(shape)), k=k, eps=eps)
 
 
 @composite
@@ -60,8 +71,8 @@ def rms_norm(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | No
         if eps is None
         else eps
     )
-    given, x = x, wide(x)
-    return _narrowed(_scaled(x * RSQRT(mean(x * x, tuple(range(x.ndim - k, x.ndim)), True) + e), weight, None), given)
+    x, weight = _alike(x, weight)
+    return fused.rms_norm(x, weight, float(math.prod(normalized_shape)), k=k, eps=e)
 
 
 def _along_channels(v: Tensor | None, ndim: int) -> Tensor | None:
@@ -84,7 +95,7 @@ def batch_norm(
     n = x.ndim
     if n < 2:
         raise RuntimeError(f"batch_norm: expected at least 2D input (got {n}D input)")
-    c, given, x = x.shape[1], x, wide(x)
+    c = x.shape[1]
     for name, v in (("running_mean", running_mean), ("running_var", running_var), ("weight", weight), ("bias", bias)):
         if v is not None and v.numel() != c:
             raise RuntimeError(f"{name} should contain {c} elements not {v.numel()}")
@@ -93,19 +104,18 @@ def batch_norm(
         count = x.numel() // max(c, 1)
         if count <= 1:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(x.shape)}")
-        m = mean(x, dims, True)
-        d = x - m
-        v = mean(d * d, dims, True)
+        x, weight, bias = _alike(x, _along_channels(weight, n), _along_channels(bias, n))
+        y, m, v = fused.batch_norm_of_batch(x, weight, bias, float(count), dims=dims, eps=eps)
         if running_mean is not None and running_var is not None:
             with no_grad():
                 _move(running_mean, RESHAPE(m, shape=(c,)), momentum)
                 _move(running_var, RESHAPE(v, shape=(c,)) * (count / (count - 1)), momentum)
-    else:
-        if running_mean is None or running_var is None:
-            raise ValueError("batch_norm: running_mean and running_var are needed where training is False")
-        d = x - _along_channels(running_mean, n)
-        v = RESHAPE(running_var, shape=(1, c, *[1] * (n - 2)))
-    return _narrowed(_scaled(d * RSQRT(v + eps), _along_channels(weight, n), _along_channels(bias, n)), given)
+        return y
+    if running_mean is None or running_var is None:
+        raise ValueError("batch_norm: running_mean and running_var are needed where training is False")
+    several = (_along_channels(t, n) for t in (running_mean, running_var, weight, bias))
+    x, m, v, weight, bias = _alike(x, *several)
+    return fused.batch_norm(x, m, v, weight, bias, eps=eps)
 
 
 @composite
@@ -146,10 +156,8 @@ def group_norm(
             f"Expected number of channels in input to be divisible by num_groups, but got input of shape {list(s)} and "
             f"num_groups={num_groups}"
         )
-    y = RESHAPE(wide(x), shape=(s[0], num_groups, math.prod(s[1:]) // num_groups))
-    d = y - mean(y, 2, True)
-    y = RESHAPE(d * RSQRT(mean(d * d, 2, True) + eps), shape=s)
-    return _narrowed(_scaled(y, _along_channels(weight, len(s)), _along_channels(bias, len(s))), x)
+    x, weight, bias = _alike(x, _along_channels(weight, len(s)), _along_channels(bias, len(s)))
+    return fused.group_norm(x, weight, bias, float(math.prod(s[1:]) // num_groups), groups=num_groups, eps=eps)
 
 
 @composite
