@@ -61,5 +61,9 @@ hub = _space("hub", load_state_dict_from_url="download the file yourself and rea
 onnx = _space("onnx", export="flame's graphs are shown by flame.explain; there is no exporter to ONNX")
 FUNCTIONS = {"sspaddmm": _refusing("flame.sspaddmm", _COO)}
 METHODS = {
+    "share_memory_": _refusing(
+        "Tensor.share_memory_",
+        "tensors reach other processes as copies; to share memory, use flame.from_numpy over multiprocessing.shared_memory",
+    ),
     "chalf": _refusing("Tensor.chalf", "complex numbers are complex64 or complex128: use cfloat()"),
 }

@@ -413,7 +413,11 @@ def test_bad_samplers_and_datasets_are_refused() -> None:
     with pytest.raises(ValueError, match="should not be set"):
         loader.batch_size = 3
     with pytest.warns(UserWarning, match="pin_memory"):
-        assert rows(DataLoader(range(2), pin_memory=True)) == [[0], [1]]
+        [[a]] = DataLoader(flame.utils.data.TensorDataset(flame.ones(2)), 2, pin_memory=True)
+    assert not a.is_pinned()
+    for make in (flame.ones(3).pin_memory, lambda: flame.zeros(3, pin_memory=True)):
+        with pytest.raises(RuntimeError, match="Cannot access accelerator device"):
+            make()
 
     class Liar(Numbers):
         def __len__(self) -> int:

@@ -413,3 +413,20 @@ def test_the_backend_triton_is_for_gpus() -> None:
     for t in (flame.ones(3, device="cuda"),) * 3 + (flame.ones(3),) * 3:
         assert f(t).tolist() == [3.0] * 3
     assert "cuda" in str(f(flame.ones(3, device="cuda")).device)
+
+
+# ---- pinned memory
+
+
+def test_pinned_tensors_say_so_and_arrive() -> None:
+    x = flame.arange(6.0).reshape(2, 3)
+    assert not x.is_pinned() and not x.is_shared()
+    y = x.pin_memory()
+    assert y.is_pinned() and y[1:].is_pinned() and y.pin_memory() is y and not x.is_pinned()
+    assert y.tolist() == x.tolist() and y.to("cuda", non_blocking=True).cpu().tolist() == x.tolist()
+    w = flame.ones(3, pin_memory=True, requires_grad=True)
+    assert w.is_pinned() and w.requires_grad and w.is_leaf
+    with pytest.raises(RuntimeError, match="only dense CPU tensors can be pinned"):
+        y.cuda().pin_memory()
+    [batch] = flame.utils.data.DataLoader([(x, 1), (x, 2)], batch_size=2, pin_memory=True)  # and nothing warns
+    assert batch[0].is_pinned() and batch[1].is_pinned() and batch[0].shape == (2, 2, 3)

@@ -536,11 +536,6 @@ def cuda(self: Tensor, device: Any = None, non_blocking: bool = False) -> Tensor
     return to(self, device="cuda" if device is None else device)
 
 
-@method()
-def pin_memory(self: Tensor, device: Any = None) -> Tensor:
-    return self
-
-
 @public()
 def numel(input: Tensor) -> int:
     return math.prod(input.shape)

@@ -50,6 +50,9 @@ def placed(f: Any) -> Any:
 
     @functools.wraps(f)
     def make(*args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("pin_memory"):
+            rest = {k: v for k, v in kwargs.items() if k not in ("pin_memory", "requires_grad")}
+            return make(*args, **rest).pin_memory().requires_grad_(bool(kwargs.get("requires_grad")))
         device = kwargs.get("device")
         if device is None and not placement.gpu and _default[0] is CPU:
             return f(*args, **kwargs)

@@ -1,4 +1,5 @@
-"""Memory that others see: NumPy's arrays, DLPack capsules, the CUDA array interface, plain addresses.
+"""Memory that others see: NumPy's arrays, DLPack capsules, the CUDA array interface, plain addresses; and pinned memory, from which
+a GPU reads by itself.
 
 Whoever was handed memory may write it without a word, so capture takes a copy at each use of it from then on
 (`Storage.hand_out`).
@@ -13,10 +14,12 @@ import numpy as np
 from flame import dtypes
 from flame.primitive import force as in_force
 from flame.primitive import placement
+from flame.runtime import cuda
+from flame.runtime.device import as_device
 from flame.runtime.device_array import address_of
 from flame.runtime.gpu_copy import duplicate
 from flame.runtime.gpu_exchange import CUDA, described, exported
-from flame.tensor import Tensor, method
+from flame.tensor import Tensor, method, wrap
 
 
 @method()
@@ -122,3 +125,37 @@ def _handed_memory(self: Tensor) -> Any:
 
 
 Tensor.__cuda_array_interface__ = property(_cuda_array_interface)  # type: ignore[attr-defined]
+
+
+@method()
+def is_pinned(self: Tensor, device: Any = None) -> bool:
+    """Is this host memory pinned, so that a GPU reads it without a copy aside? False where no GPU is in use."""
+    if not cuda.opened() or self.is_cuda:
+        return False
+    a = self._data()
+    return any(on.pinned.find(a) is not None for on in cuda.runtime().gpus.values())
+
+
+@method()
+def pin_memory(self: Tensor, device: Any = None) -> Tensor:
+    """A copy in pinned memory, without a history; the tensor itself if it is pinned.
+
+    Raises RuntimeError where there is no GPU, and for a tensor that is on one.
+    """
+    if not cuda.available():
+        raise RuntimeError("Cannot access accelerator device when none is available: memory is pinned for a GPU to read.")
+    if self.is_cuda:
+        raise RuntimeError(f"cannot pin '{self.type()}' only dense CPU tensors can be pinned")
+    if self.is_pinned():
+        return self
+    a = self._read()
+    pinned = cuda.gpu(as_device(device).index if device is not None else None).pinned.empty(a.shape, a.dtype)
+    pinned[...] = a
+    return wrap(pinned)
+
+
+@method()
+def is_shared(self: Tensor) -> bool:
+    """Do other processes see this memory? On a GPU they may be let; on the CPU they never do, as tensors go to workers by copies in
+    shared memory (`flame.utils.data`)."""
+    return bool(self.is_cuda)

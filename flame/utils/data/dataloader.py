@@ -19,6 +19,7 @@ from multiprocessing.context import BaseContext
 from typing import Any
 
 from flame.functions.random import Generator
+from flame.runtime import cuda
 from flame.tensor import Tensor
 from flame.utils.data.collate import default_collate, default_convert
 from flame.utils.data.dataset import IterableDataset
@@ -146,7 +147,7 @@ class DataLoader:
         )
 
     def __iter__(self) -> Iterator[Any]:
-        if self.pin_memory:
+        if self.pin_memory and not cuda.available():
             warnings.warn(
                 "'pin_memory' argument is set as true but no accelerator is found, then device pinned memory won't be used.",
                 UserWarning,
@@ -191,7 +192,7 @@ class _Epoch(Iterator[Any]):
                 UserWarning,
                 stacklevel=2,
             )
-        return _pinned(batch) if self._loader.pin_memory else batch
+        return _pinned(batch) if self._loader.pin_memory and cuda.available() else batch
 
     def __len__(self) -> int:
         return len(self._loader)
