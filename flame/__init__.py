@@ -39,6 +39,7 @@ from flame import (
 from flame.amp import deprecated as _deprecated
 from flame.amp.autocast_mode import autocast
 from flame.autograd import enable_grad, inference_mode, is_grad_enabled, is_inference_mode_enabled, no_grad, set_grad_enabled
+from flame.autograd import profiler as _legacy_profiler
 from flame.backends.cuda import get_float32_matmul_precision, set_float32_matmul_precision
 from flame.dtypes import (
     bfloat16,

@@ -60,6 +60,7 @@ LAYERS = (
     "flame.explanation_text",
     "flame.explain",
     "flame.profiler",
+    "flame.autograd.profiler",
     "flame",
     "flame.doctor",
     "flame.demo",

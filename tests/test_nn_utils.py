@@ -405,3 +405,23 @@ def test_layers_have_pytorchs_arguments_and_defaults(torch: Any) -> None:
     assert checked > 150
     names = [n for n in dir(torch.nn) if n[0].isupper() and isinstance(getattr(torch.nn, n), type)]
     assert [n for n in names if not hasattr(nn, n)] in ([], ["LinearCrossEntropyOptions"])
+
+
+def test_older_names_warn_and_do_the_same() -> None:
+    w = flame.empty(3, 4)
+    for name, args in (
+        ("uniform", ()), ("normal", ()), ("constant", (2.0,)), ("eye", ()), ("xavier_uniform", ()), ("xavier_normal", ()),
+        ("kaiming_uniform", ()), ("kaiming_normal", ()), ("orthogonal", ()), ("sparse", (0.5,)),
+    ):  # fmt: skip
+        with pytest.warns(FutureWarning, match=f"nn.init.{name}_"):
+            flame.manual_seed(3)
+            old = getattr(nn.init, name)(w, *args).clone()
+        flame.manual_seed(3)
+        assert np.array_equal(old.numpy(), getattr(nn.init, name + "_")(w, *args).numpy())
+    with pytest.warns(FutureWarning, match="nn.init.dirac_"):
+        nn.init.dirac(flame.empty(2, 2, 3))
+    p = flame.ones(4, requires_grad=True)
+    p.grad = flame.ones(4)
+    with pytest.warns(FutureWarning, match="clip_grad_norm_"):
+        assert nn.utils.clip_grad_norm(p, 1.0).item() == 2.0
+    np.testing.assert_allclose(p.grad.numpy(), 0.5, rtol=1e-4)

@@ -338,3 +338,18 @@ def test_a_summary_leaves_no_hooks_where_the_model_fails():
     with pytest.raises(RuntimeError):
         nn.summary(model, flame.randn(1, 2))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_the_first_names_of_the_profiler():
+    with flame.autograd.profiler.profile(record_shapes=True) as p:
+        with flame.autograd.profiler.record_function("mine"):
+            flame.ones(3) + 1
+        with pytest.raises(RuntimeError, match="didn't finish"):
+            p.events()
+    assert "mine" in p.table() and "mine" in p.key_averages().table(sort_by="cpu_time_total") and str(p) == p.table()
+    assert 0 < p.self_cpu_time_total == p.total_average().self_cpu_time_total and p.function_events is p.events()
+    with flame.autograd.profiler.profile(enabled=False) as off:
+        flame.ones(3) + 1
+    assert "unfinished" in str(off)
+    with pytest.raises(NotImplementedError, match="export_chrome_trace"):
+        flame.autograd.profiler.emit_nvtx()

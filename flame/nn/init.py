@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -183,5 +186,23 @@ def sparse_(tensor: Tensor, sparsity: float, std: float = 0.01, generator: Gener
             tensor[PUBLIC["randperm"](rows)[:zeros], c] = 0.0  # type: ignore[index]
     return tensor
 
+
+def _older(new: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function's name from before names of what writes ended in an underscore; calling it warns."""
+    name = new.__name__.removesuffix("_")
+
+    @functools.wraps(new)
+    def old(*args: Any, **kwargs: Any) -> Tensor:
+        warnings.warn(f"`nn.init.{name}` is now deprecated in favor of `nn.init.{name}_`.", FutureWarning, stacklevel=2)
+        return new(*args, **kwargs)
+
+    old.__name__ = old.__qualname__ = name
+    return old
+
+
+uniform, normal, constant, eye, dirac = _older(uniform_), _older(normal_), _older(constant_), _older(eye_), _older(dirac_)
+xavier_uniform, xavier_normal = _older(xavier_uniform_), _older(xavier_normal_)
+kaiming_uniform, kaiming_normal = _older(kaiming_uniform_), _older(kaiming_normal_)
+orthogonal, sparse = _older(orthogonal_), _older(sparse_)
 
 __all__ = [n for n in dir() if n.endswith("_") and not n.startswith("_")] + ["calculate_gain"]

@@ -1,6 +1,6 @@
 """Optimizers and learning rate schedules: PyTorch's `torch.optim` names."""
 
-from flame.optim import lr_scheduler
+from flame.optim import lr_scheduler, swa_utils
 from flame.optim.adam import Adam, Adamax, AdamW, NAdam, RAdam, SparseAdam
 from flame.optim.adaptive import ASGD, Adadelta, Adagrad, RMSprop, Rprop
 from flame.optim.factored import Adafactor, Muon
@@ -26,4 +26,5 @@ __all__ = [
     "SGD",
     "SparseAdam",
     "lr_scheduler",
+    "swa_utils",
 ]

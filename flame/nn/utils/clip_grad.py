@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -67,3 +68,13 @@ def clip_grad_value_(parameters: Iterable[Tensor] | Tensor, clip_value: float, f
     """Limit each element of the gradients to [-clip_value, clip_value], in place."""
     for g in _grads(parameters):
         g.clamp_(min=-float(clip_value), max=float(clip_value))  # type: ignore[attr-defined]
+
+
+def clip_grad_norm(
+    parameters: Any, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False, foreach: bool | None = None
+) -> Tensor:
+    """The older name of `clip_grad_norm_`; calling it warns."""
+    warnings.warn(
+        "`nn.utils.clip_grad_norm` is now deprecated in favor of `nn.utils.clip_grad_norm_`.", FutureWarning, stacklevel=2
+    )
+    return clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
