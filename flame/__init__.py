@@ -60,6 +60,16 @@ from flame.dtypes import (
 )
 from flame.dtypes import bool_ as bool
 from flame.explain import explain
+from flame.formats import (
+    channels_last,
+    channels_last_3d,
+    contiguous_format,
+    layout,
+    memory_format,
+    preserve_format,
+    sparse_coo,
+    strided,
+)
 from flame.func import vmap
 from flame.functions.creation import tensor
 from flame.functions.promotion import result_type

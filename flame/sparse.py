@@ -16,6 +16,7 @@ import numpy as np
 
 from flame import dtypes
 from flame.dtypes import dtype as DType
+from flame.formats import sparse_coo
 from flame.functions import PUBLIC
 from flame.functions.promotion import number, tensor_operand, to_dtype
 from flame.primitive import registered
@@ -29,7 +30,7 @@ class SparseTensor:
 
     is_sparse = True
     is_cuda = False
-    layout = "flame.sparse_coo"
+    layout = sparse_coo
     __array_priority__ = 1000.0
 
     def __init__(self, indices: Tensor, values: Tensor, size: Sequence[int], coalesced: bool = False):

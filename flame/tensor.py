@@ -21,6 +21,16 @@ import numpy as np
 
 from flame import dtypes
 from flame.dtypes import dtype
+from flame.formats import (
+    channels_last,
+    channels_last_3d,
+    contiguous_format,
+    layout,
+    lies_in,
+    order,
+    preserve_format,
+    strided,
+)
 from flame.primitive import Number, Spec, force, placement
 from flame.runtime.device import device
 from flame.runtime.device_array import DeviceArray, device_of, to_device
@@ -267,8 +277,8 @@ class Tensor(_Slots):
         return device_of(a) if a is not None else self._ref.capture.run.device
 
     @property
-    def layout(self) -> str:
-        return "flame.strided"
+    def layout(self) -> layout:
+        return strided
 
     @property
     def itemsize(self) -> int:
@@ -328,8 +338,15 @@ class Tensor(_Slots):
             base = base.base
         return (a.__array_interface__["data"][0] - base.__array_interface__["data"][0]) // a.itemsize
 
-    def is_contiguous(self, memory_format: Any = None) -> bool:
-        return bool(self._layout().flags.c_contiguous)
+    def is_contiguous(self, memory_format: Any = contiguous_format) -> bool:
+        """Whether the elements lie densely in row-major order, or in that of a memory format."""
+        if memory_format is contiguous_format or memory_format is None:
+            return bool(self._layout().flags.c_contiguous)
+        if memory_format is preserve_format:
+            raise RuntimeError("is_contiguous: preserve memory format is unsupported by the contiguous operator")
+        if memory_format in (channels_last, channels_last_3d) and self.ndim != 4 + (memory_format is channels_last_3d):
+            return False
+        return lies_in(order(memory_format, self.ndim, "is_contiguous"), self.shape, self.stride())
 
     def _layout(self) -> Any:
         """An array with this tensor's strides. While pending, one is derived from the view chain, on no memory."""

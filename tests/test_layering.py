@@ -21,6 +21,7 @@ LAYERS = (
     "flame.errors",
     "flame.reasons",
     "flame.dtypes",
+    "flame.formats",
     "flame.symbol",
     "flame.precision",
     "flame.primitive",

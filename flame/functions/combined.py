@@ -220,8 +220,10 @@ def masked_fill(input: Tensor, mask: Tensor, value: Any) -> Tensor:
             raise RuntimeError(
                 f"masked_fill only supports a 0-dimensional value tensor, but got tensor with {v.ndim} dimension(s)."
             )
+        if v.is_complex() and not input.is_complex():  # type: ignore[attr-defined]
+            raise RuntimeError(f"value cannot be converted to type {input.dtype!r} without overflow")
         v = to_dtype(v, input.dtype)
-    elif type(v) is float and input.dtype.kind != "f":
+    elif (type(v) is float and input.dtype.kind not in "fc") or (type(v) is complex and input.dtype.kind != "c"):
         raise RuntimeError(f"value cannot be converted to type {input.dtype!r} without overflow")
     return WHERE(mask, v, input)
 

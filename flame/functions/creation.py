@@ -11,10 +11,11 @@ import numpy as np
 from flame import dtypes
 from flame.autograd.tape import assign
 from flame.dtypes import dtype as DType
+from flame.formats import order, preserve_format
 from flame.functions.elementwise import PUBLIC, public
 from flame.functions.placing import placed, resolved
 from flame.functions.promotion import cast, deliver, number, operand, tensor_operand, to_dtype
-from flame.functions.shape import EXPAND, RESHAPE, as_shape, wrap_dim
+from flame.functions.shape import EXPAND, RESHAPE, as_shape, laid, wrap_dim
 from flame.primitive import placement, registered
 from flame.runtime.device import CPU
 from flame.runtime.gpu_exchange import CUDA as DLPACK_CUDA
@@ -237,6 +238,8 @@ def arange(
         raise TypeError("arange(): start, end and step must be Numbers")
     if s == 0:
         raise RuntimeError("step must be nonzero")
+    if dtype is not None and dtype is dtypes.int64 and all(map(math.isfinite, (a, b, s))) and int(s) != 0:
+        a, b, s = int(a), int(b), int(s)
     if not (math.isfinite(a) and math.isfinite(b)):
         raise RuntimeError(f"unsupported range: {a} -> {b}")
     n = math.ceil((b - a) / s)
@@ -266,6 +269,11 @@ def linspace(
     _device(device)
     _steps(steps)
     d = _dtype(dtype, "linspace")
+    if d.kind == "c" or complex in (type(start), type(end)):
+        start, end = complex(start), complex(end)
+        of = d.to_real() if d.kind == "c" else d
+        parts = [linspace(u, v, steps, dtype=of) for u, v in ((start.real, end.real), (start.imag, end.imag))]
+        return _finish(deliver(PUBLIC["complex"](*parts), out, "linspace"), requires_grad)
     a, b = float(start), float(end)
     t = IOTA(size=int(steps), dtype=dtypes.float64)
     if steps > 1:
@@ -380,7 +388,7 @@ def diag(input: Tensor, diagonal: int = 0) -> Tensor:
     if input.ndim == 1:
         return diag_embed(input, diagonal)
     if input.ndim == 2:
-        return PUBLIC["diagonal"](input, diagonal)
+        return registered("copy")(PUBLIC["diagonal"](input, diagonal))
     raise RuntimeError(f"diag(): Supports 1D or 2D tensors. Got {input.ndim}D")
 
 
@@ -498,8 +506,11 @@ def to(self: Tensor, *args: Any, dtype: DType | None = None, device: Any = None,
         x = cast(x, dtype=dtype)
     where = None if device is None else resolved(device)
     if where is not None and (placement.gpu or where.type != "cpu") and where != self.device:
-        return TRANSFER(x, device=str(where), source=str(self.device))
-    return registered("copy")(x) if copy and x is self else x
+        x = TRANSFER(x, device=str(where), source=str(self.device))
+    if memory_format in (None, preserve_format):
+        return registered("copy")(x) if copy and x is self else x
+    order(memory_format, x.ndim, "to")
+    return laid(x, memory_format, "to") if (copy and x is self) or not x.is_contiguous(memory_format) else x
 
 
 for _name, _d in {
@@ -507,7 +518,7 @@ for _name, _d in {
     "long": dtypes.int64, "short": dtypes.int16, "char": dtypes.int8, "byte": dtypes.uint8, "bool": dtypes.bool_,
     "cfloat": dtypes.complex64, "cdouble": dtypes.complex128,
 }.items():  # fmt: skip
-    setattr(Tensor, _name, lambda self, memory_format=None, _d=_d: to_dtype(self, _d))
+    setattr(Tensor, _name, lambda self, memory_format=None, _d=_d: to(self, _d, memory_format=memory_format))
 
 
 @method()

@@ -160,6 +160,13 @@ _TENSOR_FIRST = set("eq ne lt le gt ge copysign fmod".split())
 _TENSORS = set("atan2 fmax fmin maximum minimum hypot nextafter gcd lcm igamma igammac".split())
 
 
+def _overwritten(self: Tensor, value: Tensor, op: str) -> Tensor:
+    """`self` with `value` in its memory, which must have its shape."""
+    if value.shape != self.shape:
+        raise RuntimeError(f"{op}: output with shape {list(self.shape)} doesn't match the broadcast shape {list(value.shape)}")
+    return assign(self, to_dtype(value, self.dtype))
+
+
 def binary(name: str, p: Primitive, *, floating: bool = False, compare: bool = False) -> Callable:
     """A function of two tensors or numbers, promoted; with its in-place method."""
     first = tensor_operand if name in _TENSOR_FIRST | _TENSORS else operand
@@ -179,7 +186,7 @@ def binary(name: str, p: Primitive, *, floating: bool = False, compare: bool = F
                 f"result type {dtypes.get_default_dtype()!r} can't be cast to the desired output type {self.dtype!r}"
             )
         if compare:
-            return assign(self, to_dtype(function(self, b), self.dtype))
+            return _overwritten(self, function(self, b), name + "_")
         return inplace(p, self, b, op=name + "_")
 
     function.__name__ = function.__qualname__ = name
@@ -295,8 +302,10 @@ def _scaled(x: Any, alpha: Any, op: str) -> Any:
     alpha = number(alpha)
     if alpha is None:
         raise TypeError(f"{op}(): argument 'alpha' must be Number")
-    if type(alpha) is float and isinstance(x, Tensor) and x.dtype.kind != "f":
+    if type(alpha) is float and isinstance(x, Tensor) and x.dtype.kind not in "fc":
         raise RuntimeError("For integral input tensors, argument alpha must not be a floating point number.")
+    if isinstance(x, Tensor) and x.dtype.kind == "b":
+        return registered("logical_and")(x, bool(alpha))
     return MUL(x, alpha) if isinstance(x, Tensor) else x * alpha
 
 
@@ -392,7 +401,7 @@ def pow_(self: Tensor, exponent: Any) -> Tensor:
     d = result_type(self, b)
     if d.category > self.dtype.category:
         raise RuntimeError(f"result type {d!r} can't be cast to the desired output type {self.dtype!r}")
-    return assign(self, to_dtype(_pow(registered("copy")(self), to_dtype(b, self.dtype)), self.dtype))
+    return _overwritten(self, _pow(registered("copy")(self), to_dtype(b, self.dtype)), "pow_")
 
 
 @followed
@@ -427,7 +436,7 @@ def _logical(name: str) -> None:
         return deliver(p(as_bool(tensor_operand(input, name)), as_bool(tensor_operand(other, name, "other"))), out, name)
 
     def in_place(self: Tensor, other: Any) -> Tensor:
-        return assign(self, to_dtype(function(self, other), self.dtype))
+        return _overwritten(self, function(self, other), name + "_")
 
     function.__name__ = function.__qualname__ = name
     public(name)(function)

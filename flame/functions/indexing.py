@@ -382,6 +382,9 @@ def index_add(input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: 
 def index_copy(input: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
     d = wrap_dim(dim, input.ndim, "index_copy")
     i = _index_operand(index, "index_copy")
+    if input.ndim == 0:
+        line = SCATTER(_lined(input), RESHAPE(i, shape=(i.numel(),)), _lined(source), dim=0)
+        return RESHAPE(line, shape=())
     n = [1] * input.ndim
     n[d] = i.numel()
     return SCATTER(input, EXPAND(RESHAPE(i, shape=tuple(n)), shape=tuple(source.shape)), source, dim=d)

@@ -262,17 +262,17 @@ def _alone(x: Tensor, labels: str) -> tuple[Tensor, str]:
     return x, labels
 
 
-def _sum_out(x: Tensor, labels: str, keep: set[str]) -> tuple[Tensor, str]:
+def _sum_out(x: Tensor, labels: str, keep: set[str], dtype: Any = None) -> tuple[Tensor, str]:
     gone = tuple(i for i, c in enumerate(labels) if c not in keep)
     if gone:
-        x = x.sum(gone)  # type: ignore[attr-defined]
+        x = x.sum(gone, dtype=dtype)  # type: ignore[attr-defined]
     return x, "".join(c for c in labels if c in keep)
 
 
 def _two(a: Tensor, p: str, b: Tensor, q: str, later: set[str]) -> tuple[Tensor, str]:
     """Contract two operands, keeping the labels that are needed later: one batched matrix product."""
-    a, p = _sum_out(a, p, later | set(q))
-    b, q = _sum_out(b, q, later | set(p))
+    a, p = _sum_out(a, p, later | set(q), a.dtype)
+    b, q = _sum_out(b, q, later | set(p), b.dtype)
     batch = [c for c in p if c in q and c in later]
     summed = [c for c in p if c in q and c not in later]
     rows, cols = [c for c in p if c not in q], [c for c in q if c not in p]

@@ -21,7 +21,7 @@ from flame.tensor import Tensor
 
 WHOLE = PUBLIC["round"]
 ROUND = registered("round")
-WHERE, FULL, COPY, ABS, SIGN, BITCAST = map(registered, ("where", "full", "copy", "abs", "sign", "bitcast"))
+WHERE, FULL, COPY, ABS, SIGN, BITCAST, EXPAND = map(registered, ("where", "full", "copy", "abs", "sign", "bitcast", "expand"))
 
 
 def floating(x: Any, op: str) -> Tensor:
@@ -52,7 +52,7 @@ def rad2deg(input: Tensor) -> Tensor:
 def sinc(input: Tensor) -> Tensor:
     """sin(pi x) / (pi x), and 1 at 0; smooth there to all orders that rules reach through a short series."""
     x = floating(input, "sinc") * math.pi
-    tiny = ABS(x) < 1e-2
+    tiny = PUBLIC["abs"](x) < 1e-2
     safe = WHERE(tiny, 1.0, x)
     y = x * x
     return WHERE(tiny, 1.0 - y * (1 / 6 - y * (1 / 120 - y / 5040)), registered("sin")(safe) / safe)
@@ -98,8 +98,8 @@ def fill(input: Tensor, value: Any) -> Tensor:
     if isinstance(v, Tensor):
         if v.ndim:
             raise RuntimeError(f"fill only supports 0-dimension value tensor but got tensor with {v.ndim} dimensions.")
-        v = to_dtype(v, x.dtype)
-    elif type(v) is float and x.dtype.kind != "f":
+        return COPY(EXPAND(to_dtype(v, x.dtype), shape=tuple(x.shape)))
+    if type(v) is float and x.dtype.kind not in "fc":
         v = bool(v) if x.dtype.kind == "b" else int(v)
     return filled(x, v)
 

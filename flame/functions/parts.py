@@ -331,7 +331,7 @@ def sum_to_size(input: Tensor, *size: Any) -> Tensor:
         raise RuntimeError(f"size {{{list(want)}}} is not expandable to size {{{list(s)}}}.")
     dims = tuple(range(lead)) + tuple(lead + i for i, w in enumerate(want) if w == 1 and s[lead + i] != 1)
     if not dims:
-        return input if input.dtype.kind in "fc" else to_dtype(input, int64)
+        return input
     return RESHAPE(registered("sum")(input, dim=dims, keepdim=False), shape=want)
 
 

@@ -174,13 +174,21 @@ def _floating(d: Any, op: str) -> DType:
     return d
 
 
+def _drawn(source: Any, shape: tuple[int, ...], d: Any, op: str, generator: Generator | None) -> Tensor:
+    """Draws of a floating dtype; complex ones have independent parts, normals of variance 1/2 each."""
+    if d is None or d.kind != "c":
+        return source(shape, _floating(d, op), generator)
+    pair = source((*shape, 2), d.to_real(), generator)
+    return registered("view_as_complex")(pair * math.sqrt(0.5) if source is gaussian else pair)
+
+
 def _draw(name: str, source: Any) -> None:
     def function(
         *size: Any, generator: Generator | None = None, dtype: DType | None = None, device: Any = None, requires_grad: bool = False,
         out: Any = None, layout: Any = None, pin_memory: bool = False,
     ) -> Tensor:  # fmt: skip
         _device(device)
-        t = source(_sizes(size, name), _floating(dtype, name), generator)
+        t = _drawn(source, _sizes(size, name), dtype, name, generator)
         return _finish(deliver(t, out, name), requires_grad)
 
     def like(
@@ -188,7 +196,7 @@ def _draw(name: str, source: Any) -> None:
         requires_grad: bool = False, layout: Any = None, memory_format: Any = None,
     ) -> Tensor:  # fmt: skip
         _device(device)
-        return _finish(source(tuple(input.shape), _floating(dtype or input.dtype, name + "_like"), generator), requires_grad)
+        return _finish(_drawn(source, tuple(input.shape), dtype or input.dtype, name + "_like", generator), requires_grad)
 
     function.__name__, like.__name__ = name, name + "_like"
     PUBLIC[name], PUBLIC[name + "_like"] = placed(function), placed(like)
@@ -292,6 +300,12 @@ def multinomial(input: Tensor, num_samples: int, replacement: bool = False, *, g
         raise RuntimeError(
             f"cannot sample n_sample={num_samples} of {n} categories{'' if replacement else ' without replacement'}"
         )
+    if force.interpreter is None:  # (compiled code does not read values to refuse them)
+        least, most = input.detach().amin(-1), input.detach().sum(-1)  # type: ignore[attr-defined]
+        if not bool((least >= 0).all()) or not bool(PUBLIC["isfinite"](most).all()):
+            raise RuntimeError("multinomial: probability tensor contains either `inf`, `nan` or element < 0")
+        if not bool((most > 0).all()):
+            raise RuntimeError("multinomial: invalid multinomial distribution (sum of probabilities <= 0)")
     with no_history():
         w = to_dtype(input, dtypes.float32 if input.dtype is not dtypes.float64 else dtypes.float64)
         if replacement:

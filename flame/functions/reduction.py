@@ -225,6 +225,10 @@ def var(
     if isinstance(dim, bool):
         dim, unbiased = None, dim
     x = tensor_operand(input, "var")
+    if x.dtype.kind == "c":  # squared distances in the plane: those of both parts
+        return var(x.real, dim, unbiased, keepdim, correction=correction) + var(
+            x.imag, dim, unbiased, keepdim, correction=correction
+        )
     if x.dtype.kind != "f":
         raise RuntimeError(f"std and var only support floating point and complex dtypes, but got {x.dtype!r}")
     dims = wrap_dims(dim, x.ndim, "var")
@@ -271,10 +275,15 @@ def std_mean(
 def logsumexp(input: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
     """log of the sum of exponentials, shifted by the maximum so that it does not overflow."""
     x = tensor_operand(input, "logsumexp")
-    x = x if x.dtype.kind == "f" else cast(x, dtype=dtypes.get_default_dtype())
+    x = x if x.dtype.kind in "fc" else cast(x, dtype=dtypes.get_default_dtype())
     dims = wrap_dims(dim, x.ndim, "logsumexp")
     if not dims:
-        return registered("copy")(x)
+        return logsumexp(x.reshape(1), 0).reshape(()) if x.dtype.kind == "c" else registered("copy")(x)  # type: ignore[attr-defined]
+    if x.dtype.kind == "c":
+        top = AMAX(x.real.detach(), dim=dims, keepdim=True)  # type: ignore[attr-defined]
+        top = registered("where")(registered("isinf")(top), 0.0, top)
+        out = PUBLIC["log"](SUM(PUBLIC["exp"](x - top), dim=dims, keepdim=True)) + top
+        return out if keepdim else RESHAPE(out, shape=tuple(d for i, d in enumerate(x.shape) if i not in dims))
     return fused.logsumexp(x, dims=dims, keepdim=keepdim)
 
 
@@ -284,9 +293,9 @@ def norm(input: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False, 
     """The vector p-norm over `dim` (all by default); "fro" is the 2-norm."""
     x = tensor_operand(input, "norm")
     x = to_dtype(x, dtype) if dtype is not None else x
-    if x.dtype.kind == "c":
+    if x.dtype.kind == "c" and p != "nuc":
         x = PUBLIC["abs"](x)
-    if x.dtype.kind != "f":
+    if x.dtype.kind not in "fc":
         raise RuntimeError(f"linalg.vector_norm: Expected a floating point or complex tensor as input. Got {x.dtype!r}")
     dims = wrap_dims(dim, x.ndim, "norm")
     p = 2 if p in ("fro", None) else p
@@ -314,6 +323,10 @@ def norm(input: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False, 
         return _reduce(SUM, registered("where")(registered("isnan")(a), 1.0, registered("sign")(a)), dims, keepdim)
     if p == 1:
         return _reduce(SUM, a, dims, keepdim)
+    if 0 < p < 1 and force.grad and a.requires_grad:  # powers whose slope is infinite at 0: derivative 0 there
+        zero = a == 0
+        powers = registered("where")(zero, 0.0, registered("where")(zero, 1.0, a) ** p)
+        return _root(_reduce(SUM, powers, dims, keepdim), 1.0 / p)
     return _root(_reduce(SUM, a**p, dims, keepdim), 1.0 / p)
 
 

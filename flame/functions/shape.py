@@ -9,6 +9,7 @@ from typing import Any
 from flame.autograd.tape import reshape as RESHAPE
 from flame.changes import changes
 from flame.dtypes import dtype as DType
+from flame.formats import contiguous_format, order, preserve_format
 from flame.functions.elementwise import PUBLIC, public
 from flame.functions.promotion import number, tensor_operand
 from flame.primitive import broadcast_shapes as _broadcast_shapes
@@ -143,7 +144,8 @@ def flatten(input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
 @public()
 @followed
 def ravel(input: Tensor) -> Tensor:
-    return reshape(input, -1)
+    """One dimension, contiguous: a view where the memory allows it."""
+    return contiguous(reshape(input, -1))
 
 
 @public()
@@ -329,16 +331,27 @@ PUBLIC["broadcast_tensors"] = broadcast_tensors
 
 @method()
 @followed
-def contiguous(self: Tensor, memory_format: Any = None) -> Tensor:
-    """This tensor, or a copy of it, with row-major memory."""
-    return self if self.is_contiguous() else COPY(self)
+def contiguous(self: Tensor, memory_format: Any = contiguous_format) -> Tensor:
+    """This tensor, or a copy of it, with row-major memory, or memory in the order of a format (`channels_last`)."""
+    if memory_format is preserve_format:
+        raise RuntimeError("preserve memory format is unsupported by the contiguous operator")
+    return self if self.is_contiguous(memory_format) else laid(self, memory_format, "contiguous")
+
+
+def laid(x: Tensor, format: Any, op: str) -> Tensor:
+    """A copy whose memory is in the order of a format; `preserve_format` and None mean row-major here."""
+    dims = tuple(range(x.ndim)) if format is None else order(format, x.ndim, op)
+    if dims == tuple(range(x.ndim)):
+        return COPY(x)
+    back = tuple(dims.index(d) for d in range(x.ndim))
+    return PERMUTE(COPY(PERMUTE(x, dims=dims)), dims=back)
 
 
 @public()
 @followed
 def clone(input: Tensor, *, memory_format: Any = None) -> Tensor:
-    """A copy, through which gradients flow."""
-    return COPY(input)
+    """A copy, through which gradients flow; row-major, or in the order of a format."""
+    return laid(input, memory_format, "clone")
 
 
 # -------------------------------------------------------------------- parts

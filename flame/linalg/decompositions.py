@@ -12,7 +12,7 @@ from flame.linalg.arguments import batched, epsilon, matrices, same_dtype
 from flame.primitive import broadcast_shapes, registered
 from flame.tensor import Tensor
 
-QR, GEQRF, EIGH, SVD, SVDVALS = map(registered, ("qr", "geqrf", "eigh", "svd", "svdvals"))
+QR, GEQRF, EIGH, SVD, SVDVALS, PINV = map(registered, ("qr", "geqrf", "eigh", "svd", "svdvals", "pinv"))
 WHERE, FULL = registered("where"), registered("full")
 
 
@@ -209,16 +209,15 @@ class Eig(NamedTuple):
 
 @with_out
 def eig(A: Tensor) -> Eig:
-    """Eigenvalues and eigenvectors of square matrices, complex; not differentiable (eigh of symmetric ones is)."""
+    """Eigenvalues and eigenvectors of square matrices, complex. Eigenvectors are right up to a complex factor each; gradients
+    are those of what does not depend on these factors."""
     a = matrices(A, "linalg.eig", square=True)
-    if a.requires_grad:
-        raise RuntimeError("linalg.eig is not differentiable here: use linalg.eigh, or detach() the matrix")
     return Eig(*registered("eig_complex")(a))
 
 
 @with_out
 def eigvals(A: Tensor) -> Tensor:
-    """Eigenvalues of square matrices, complex; not differentiable."""
+    """Eigenvalues of square matrices, complex."""
     return eig(A)[0]
 
 
@@ -300,6 +299,10 @@ def pinv(A: Tensor, rcond: Any = None, *, atol: Any = None, rtol: Any = None, he
     """The Moore-Penrose pseudo-inverse; singular values up to max(atol, rtol * largest) count as 0."""
     a = matrices(A, "linalg.pinv", square=hermitian)
     rtol = rcond if rcond is not None else rtol
+    if not isinstance(atol, Tensor) and not isinstance(rtol, Tensor):
+        if rtol is None:
+            rtol = epsilon(a.dtype) * max(a.shape[-2:]) if not atol else 0.0
+        return PINV(a, atol=float(atol or 0.0), rtol=float(rtol), hermitian=bool(hermitian))
     if a.numel() == 0:
         return FULL(0, shape=(*a.shape[:-2], a.shape[-1], a.shape[-2]), dtype=a.dtype)
     if hermitian:
@@ -346,12 +349,13 @@ def lstsq(A: Tensor, B: Tensor, rcond: float | None = None, *, driver: str | Non
     a, b = batched(a, b, op)
     x = matmul(pinv(a, rtol=epsilon(a.dtype) * max(m, n) if rcond is None else rcond), b)
     rank = matrix_rank(a, rtol=epsilon(a.dtype) * max(m, n) if rcond is None else rcond)
-    residuals = _empty(a)
+    real = a.dtype.to_real()
+    residuals = to_dtype(_empty(a), real)
     if m > n and driver != "gelsy" and (driver == "gels" or bool((rank == n).all())):
         off = matmul(a, x) - b
-        residuals = PUBLIC["sum"](off * off, -2)
+        residuals = PUBLIC["sum"](PUBLIC["square"](PUBLIC["abs"](off)), -2)
         residuals = RESHAPE(residuals, shape=tuple(residuals.shape)[:-1]) if vector else residuals
-    values = SVDVALS(a.detach()) if driver in ("gelsd", "gelss") else _empty(a)
+    values = SVDVALS(a.detach()) if driver in ("gelsd", "gelss") else to_dtype(_empty(a), real)
     x = RESHAPE(x, shape=tuple(x.shape)[:-1]) if vector else x
     return Lstsq(x, residuals, rank if driver != "gels" else to_dtype(_empty(a), rank.dtype), values)
 

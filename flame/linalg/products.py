@@ -207,7 +207,8 @@ def vander(x: Tensor, *, N: int | None = None) -> Tensor:
     s = tuple(t.shape)
     wide = EXPAND(RESHAPE(t, shape=(*s, 1)), shape=(*s, n - 1))
     powers = PUBLIC["cumprod"](wide, -1)
-    return PUBLIC["cat"]([PUBLIC["ones"]((*s, 1), dtype=powers.dtype), powers], -1)
+    y = PUBLIC["cat"]([PUBLIC["ones"]((*s, 1), dtype=powers.dtype), powers], -1)
+    return RESHAPE(y, shape=(1, n)) if not s else y
 
 
 @formed("vander", method=False)

@@ -197,6 +197,8 @@ def slogdet(A: Tensor) -> Slogdet:
 def logdet(input: Tensor) -> Tensor:
     """The logarithm of the determinant: NaN where that is negative, -inf where it is 0."""
     sign, log = slogdet(input)
+    if sign.is_complex():
+        return log + PUBLIC["log"](sign)
     return registered("where")(sign == -1, float("nan"), log)
 
 
@@ -351,7 +353,7 @@ def lu_unpack(LU_data: Tensor, LU_pivots: Tensor, unpack_data: bool = True, unpa
 def legacy_lu(A: Tensor, pivot: bool = True, get_infos: bool = False) -> tuple:
     """The older form of linalg.lu_factor."""
     packed, pivots, info = lu_factor_ex(A, pivot=pivot)
-    return (packed, pivots, info) if get_infos else (packed, pivots)
+    return LUFactorEx(packed, pivots, info) if get_infos else (packed, pivots)
 
 
 @with_out
@@ -370,7 +372,7 @@ def lu_solve(LU: Tensor, pivots: Tensor, B: Tensor, *, left: bool = True, adjoin
             f"({list(f.shape)} and {list(b.shape)})"
         )
     if not left:  # X A = B is A^H X^H = B^H
-        return _transposed(lu_solve(LU, pivots, _transposed(b), adjoint=not adjoint))
+        return lu_solve(LU, pivots, b.mH, adjoint=not adjoint).mH  # type: ignore[attr-defined]
     order = PIVOT_ORDER(pivots, rows=f.shape[-1])
     f, b = batched(f, b, op)
     order = EXPAND(order, shape=tuple(f.shape)[:-1])

@@ -512,8 +512,8 @@ conv: Primitive = register(
     infer=_conv_check,
     eager=_conv_eager,
     vjp=(
-        lambda g, _y, _x, w, **how: conv_input_grad(g, w, input_shape=_x.shape, **how),
-        lambda g, _y, x, _w, **how: conv_weight_grad(x, g, weight_shape=_w.shape, **how),
+        lambda g, _y, _x, w, **how: conv_input_grad(g, conj(w), input_shape=_x.shape, **how),
+        lambda g, _y, x, _w, **how: conv_weight_grad(conj(x), g, weight_shape=_w.shape, **how),
     ),
     lower=_conv_lower,
     samples=_conv_samples("conv"),
@@ -525,9 +525,9 @@ conv_input_grad: Primitive = register(
     infer=_input_grad_infer,
     eager=_input_grad_eager,
     vjp=(
-        lambda g, _y, _g, w, *, input_shape, phases=False, **how: conv(g, w, **how),
+        lambda g, _y, _g, w, *, input_shape, phases=False, **how: conv(g, conj(w), **how),
         lambda g, _y, cotangent, _w, *, input_shape, phases=False, **how: conv_weight_grad(
-            g, cotangent, weight_shape=_w.shape, **how
+            g, conj(cotangent), weight_shape=_w.shape, **how
         ),
     ),
     lower=_input_grad_lower,
@@ -540,8 +540,8 @@ conv_weight_grad: Primitive = register(
     infer=_weight_grad_infer,
     eager=_weight_grad_eager,
     vjp=(
-        lambda g, _y, _x, cotangent, *, weight_shape, **how: conv_input_grad(cotangent, g, input_shape=_x.shape, **how),
-        lambda g, _y, x, _g, *, weight_shape, **how: conv(x, g, **how),
+        lambda g, _y, _x, cotangent, *, weight_shape, **how: conv_input_grad(conj(cotangent), g, input_shape=_x.shape, **how),
+        lambda g, _y, x, _g, *, weight_shape, **how: conv(conj(x), g, **how),
     ),
     lower=_weight_grad_lower,
     samples=_conv_samples("conv_weight_grad"),

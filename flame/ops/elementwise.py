@@ -251,8 +251,9 @@ def _infer_pow() -> Callable[..., Spec]:
 
 
 def _eager_pow(a: Any, b: Any) -> Any:
-    if b.dtype.kind == "i" and np.any(np.less(b, 0)):
-        raise RuntimeError("pow: Integers to negative integer powers are not allowed.")
+    if b.dtype.kind == "i" and np.any(low := np.less(b, 0)):  # only 1 and -1 have a reciprocal among integers: 0 for others
+        flipped = np.where(np.bitwise_and(b, 1), a, np.abs(a))
+        return np.where(low, np.where(np.abs(a) == 1, flipped, 0), np.power(a, np.where(low, 0, b))).astype(a.dtype)
     return np.power(a, b)
 
 

@@ -6,6 +6,7 @@ SVD" (2016). Where two eigenvalues or singular values coincide the vectors have 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from flame.dtypes import int32, int64
 from flame.errors import LinAlgError
 from flame.ops.contract import matmul
 from flame.ops.create import full, iota
+from flame.ops.declare import draws
 from flame.ops.elementwise import add, conj, div, mul, sub
 from flame.ops.linalg import (
     ANY_SHAPE,
@@ -247,6 +249,58 @@ svdvals: Primitive = register(
     doc="svdvals(x): singular values in descending order.",
 )
 
+
+def _pinv_infer(x: Spec, *, atol: float, rtol: float, hermitian: bool) -> Spec:
+    check_matrices("linalg.pinv", x, square=hermitian)
+    return Spec((*x.shape[:-2], x.shape[-1], x.shape[-2]), x.dtype)
+
+
+def _pinv_eager(x: np.ndarray, *, atol: float, rtol: float, hermitian: bool) -> np.ndarray:
+    """By the singular values above max(atol, rtol * largest); of Hermitian matrices by the eigenvalues, reading one triangle."""
+    if x.size == 0:
+        return np.zeros((*x.shape[:-2], x.shape[-1], x.shape[-2]), x.dtype)
+    if hermitian:
+        w, v = np.linalg.eigh(x)
+        s, u, vh = w, v, np.swapaxes(v, -1, -2).conj()
+    else:
+        u, s, vh = np.linalg.svd(x, full_matrices=False)
+    size = np.abs(s)
+    keep = size > np.maximum(atol, rtol * size.max(-1, keepdims=True))
+    factors = np.where(keep, 1 / np.where(keep, s, 1), 0).astype(s.dtype)
+    back = np.swapaxes(vh, -1, -2).conj() * factors[..., None, :]
+    return contiguous((back @ np.swapaxes(u, -1, -2).conj()).astype(x.dtype, copy=False))
+
+
+def _pinv_vjp(g: Any, y: Any, x: Any, *, atol: float, rtol: float, hermitian: bool) -> Any:
+    """G. Golub and V. Pereyra, "The differentiation of pseudo-inverses" (1973): right where the rank does not change."""
+    back, turned = adjoint(y), adjoint(g)
+    whole = matmul(turned, matmul(y, back))
+    left = sub(whole, matmul(x, matmul(y, whole)))
+    whole = matmul(matmul(back, y), turned)
+    right = sub(whole, matmul(matmul(whole, y), x))
+    return sub(add(left, right), matmul(matmul(back, g), back))
+
+
+def _pinv_samples() -> Iterator[tuple[tuple, dict]]:
+    how = {"atol": 0.0, "rtol": 1e-3, "hermitian": False}
+    for operands, _ in sampled_matrices("pinv", (*ANY_SHAPE, (0, 3, 3), (3, 0)))():
+        yield operands, how
+    r = draws("pinv")
+    for d in (np.float32, np.float64):
+        yield ((r.standard_normal((4, 2)) @ r.standard_normal((2, 3))).astype(d),), how
+
+
+pinv: Primitive = register(
+    "pinv",
+    kind="opaque",
+    infer=_pinv_infer,
+    eager=_pinv_eager,
+    vjp=(_pinv_vjp,),
+    refused=LIBRARY,
+    samples=_pinv_samples,
+    doc="pinv(x, *, atol, rtol, hermitian): pseudo-inverses; singular values up to max(atol, rtol * largest) count as 0.",
+)
+
 # ------------------------------------------------------------------------------------------------------ LU
 
 
@@ -260,13 +314,13 @@ def _pivots_eager(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Partial pivoting (Golub and Van Loan, 3.4.3): the rows exchanged (from 1), the order they end in, the first zero pivot."""
     *batch, m, n = x.shape
     k = min(m, n)
-    a = np.array(x, order="C").reshape(-1, m, n)
+    a = np.array(x, order="C").reshape(math.prod(batch), m, n)
     every = np.arange(len(a))
     pivots = np.zeros((len(a), k), np.int32)
     order = np.tile(np.arange(m), (len(a), 1))
     info = np.zeros(len(a), np.int32)
-    for j in range(k):
-        p = j + np.argmax(np.abs(a[:, j:, j]), 1)
+    for j in range(k):  # (of complex numbers the larger |re| + |im|, as in LAPACK)
+        p = j + np.argmax(np.abs(a[:, j:, j].real) + np.abs(a[:, j:, j].imag), 1)
         pivots[:, j] = p + 1
         for t in (a, order):
             t[every, j], t[every, p] = t[every, p].copy(), t[every, j].copy()
@@ -335,7 +389,7 @@ def _order_infer(p: Spec, *, rows: int) -> Spec:
 
 
 def _order_eager(p: np.ndarray, *, rows: int) -> np.ndarray:
-    flat = p.reshape(-1, p.shape[-1])
+    flat = p.reshape(math.prod(p.shape[:-1]), p.shape[-1])
     order = np.tile(np.arange(rows), (len(flat), 1))
     every = np.arange(len(flat))
     for j in range(p.shape[-1]):

@@ -77,7 +77,9 @@ def first_columns(x: Any, stop: int) -> Any:
 
 
 #: what takes complex matrices too
-_COMPLEX_TOO = {f"linalg.{n}" for n in ("inv", "solve", "det", "slogdet", "cholesky", "solve_triangular", "eigh", "svd", "qr")}
+_COMPLEX_TOO = {"geqrf"} | {
+    f"linalg.{n}" for n in "inv solve det slogdet cholesky solve_triangular eigh svd qr lu_factor matrix_exp pinv".split()
+}
 
 
 def check_matrices(name: str, x: Spec, *, square: bool = False) -> None:
@@ -436,7 +438,7 @@ def _exp_eager(x: np.ndarray) -> np.ndarray:
     """Scaling and squaring, matrix by matrix with the scaling that each needs (N. Higham, 2005)."""
     if x.size == 0:
         return np.array(x, order="C")
-    a = x.astype(np.float64)
+    a = x.astype(np.complex128 if x.dtype.kind == "c" else np.float64)
     size = np.abs(a).sum(-2).max(-1)
     steps = np.where(np.isfinite(size) & (size > _THETA), np.ceil(np.log2(np.maximum(size, 1e-300) / _THETA)), 0).astype(int)
     a = a / (2.0**steps)[..., None, None]

@@ -13,10 +13,14 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from flame import dtypes
+from flame.ops.contract import matmul
+from flame.ops.create import iota
 from flame.ops.declare import draws
-from flame.ops.elementwise import add
-from flame.ops.logic import cast
-from flame.ops.movement import pad, slice
+from flame.ops.elementwise import add, conj, div, mul, sub
+from flame.ops.linalg import adjoint, column, on_diagonal, row, solve
+from flame.ops.logic import cast, eq, where
+from flame.ops.movement import pad, reshape, slice
+from flame.ops.strided import diagonal
 from flame.primitive import Primitive, Spec, register
 
 Ints = tuple[int, ...]
@@ -224,13 +228,37 @@ def _squares() -> Iterator[tuple[tuple, dict]]:
         yield ((r.standard_normal((3, 3)) + np.diag([3.0, 0, -3])).astype(d),), {}
 
 
+def _real_part(x: Any) -> Any:
+    pair = view_as_real(x)
+    n = len(pair.shape)
+    first = slice(pair, starts=(0,) * n, stops=(*pair.shape[:-1], 1), steps=(1,) * n)
+    return reshape(first, shape=tuple(x.shape))
+
+
+def _eig_vjp(g: Any, y: Any, x: Any) -> Any:
+    """C. Boeddeker et al., "On the computation of complex-valued gradients" (2017), of eigenvectors of unit length: what of g[1]
+    lies along an eigenvector has no effect."""
+    w, v = y
+    n = w.shape[-1]
+    back = adjoint(v)
+    along = matmul(back, g[1])
+    own = mul(diagonal(along, offset=0, dim1=len(x.shape) - 2, dim2=len(x.shape) - 1), 0.5)
+    along = sub(along, matmul(back, mul(v, row(add(own, conj(own))))))
+    apart = conj(sub(row(w), column(w)))
+    i = reshape(iota(size=n, dtype=dtypes.int64), shape=(n, 1))
+    same = eq(iota(size=n, dtype=dtypes.int64), i)
+    inner = add(where(same, 0.0, div(along, where(same, 1.0, apart))), on_diagonal(g[0]))
+    whole = solve(back, matmul(inner, back), check=False)[0]
+    return whole if x.dtype.is_complex else _real_part(whole)
+
+
 eig_complex: Primitive = register(
     "eig_complex",
     kind="opaque",
     infer=_eig_infer,
     eager=_eig_eager,
-    refused=_COMPLEX
-    | {"vjp": "eigenvectors of general matrices are fixed up to a complex factor each: differentiate linalg.eigh"},
+    vjp=(_eig_vjp,),
+    refused=_COMPLEX,
     samples=_squares,
     doc="eig_complex(x): eigenvalues and eigenvectors of square matrices.",
 )

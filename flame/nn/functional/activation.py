@@ -9,6 +9,7 @@ import numpy as np
 from flame import dtypes
 from flame.functions.creation import one_hot  # noqa: F401
 from flame.functions.elementwise import PUBLIC
+from flame.functions.forms import formed
 from flame.functions.fused import log_softmax as fused_log_softmax
 from flame.functions.fused import softmax as fused_softmax
 from flame.functions.promotion import as_floating, promoted, tensor_operand, to_dtype
@@ -50,6 +51,8 @@ def relu6(input: Tensor, inplace: bool = False) -> Tensor:
 
 @composite
 def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor:
+    if min_val > max_val:
+        raise ValueError(f"min_val cannot be greater than max_val, but got {min_val} and {max_val}")
     x = _kept(input, inplace)
     return _into(input, fused.hardtanh(x, low=min_val, high=max_val), inplace)
 
@@ -74,7 +77,12 @@ def rrelu(
 
 @composite
 def prelu(input: Tensor, weight: Tensor) -> Tensor:
+    if weight.ndim > 1:
+        raise RuntimeError(f"prelu: Expected `weight` to be a scalar or 1D tensor, but got: ndim = {weight.ndim}")
+    if input.ndim == 0 and weight.numel() != 1:
+        raise RuntimeError(f"prelu: a tensor of no dimensions has one slope, but weight has {weight.numel()}")
     w = weight.reshape(1, -1, *[1] * (input.ndim - 2)) if weight.numel() > 1 and input.ndim > 1 else weight.reshape(-1)  # type: ignore[attr-defined]
+    w = w.reshape(()) if input.ndim == 0 else w
     return WHERE(input > 0, input, input * w)
 
 
@@ -130,12 +138,12 @@ def logsigmoid(input: Tensor) -> Tensor:
 
 @composite
 def softsign(input: Tensor) -> Tensor:
-    return input / (ABS(input) + 1.0)
+    return input / (PUBLIC["abs"](input) + 1.0)
 
 
 @composite
 def tanhshrink(input: Tensor) -> Tensor:
-    return input - TANH(input)
+    return input - PUBLIC["tanh"](input)
 
 
 @composite
@@ -152,6 +160,8 @@ def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
 
 @composite
 def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
+    if lambd < 0:
+        raise RuntimeError(f"softshrink: lambda must be greater or equal to 0, but found {lambd}")
     return WHERE(input > lambd, input - lambd, WHERE(input < -lambd, input + lambd, input * 0.0))
 
 
@@ -236,8 +246,8 @@ def _log_softmax_method(self: Tensor, dim: int | None = None, dtype: Any = None)
     return log_softmax(self, dim, dtype=dtype)
 
 
-PUBLIC["softmax"] = Tensor.softmax = _softmax_method  # type: ignore[attr-defined]
-PUBLIC["log_softmax"] = Tensor.log_softmax = _log_softmax_method  # type: ignore[attr-defined]
+formed("softmax")(_softmax_method)
+formed("log_softmax")(_log_softmax_method)
 
 
 # -------------------------------------------------------------------- dropout
@@ -332,6 +342,8 @@ def normalize(input: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12) -
 
 @composite
 def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    if x1.shape != x2.shape:
+        x1, x2 = PUBLIC["broadcast_tensors"](x1, x2)
     a, b = (x / MAXIMUM(PUBLIC["norm"](x, 2, dim, True), eps) for x in (x1, x2))
     return (a * b).sum(dim)
 

@@ -35,7 +35,7 @@ def _padding(padding: Any, kernel: tuple[int, ...], stride: tuple[int, ...], dil
         if padding != "same":
             raise ValueError(f"Invalid padding string {padding!r}, should be one of 'valid', 'same'")
         if any(s != 1 for s in stride):
-            raise ValueError("padding='same' is not supported for strided convolutions")
+            raise RuntimeError("padding='same' is not supported for strided convolutions")
         total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         return tuple((t // 2, t - t // 2) for t in total)
     return tuple((p, p) for p in tuples(padding, len(kernel), op, "padding"))
@@ -59,6 +59,15 @@ def _conv(n: int) -> Any:
             raise RuntimeError(
                 f"Expected {n + 1}D (unbatched) or {n + 2}D (batched) input to {name}, but got input of size: {list(input.shape)}"
             )
+        if groups <= 0:
+            raise RuntimeError(f"{name}: non-positive groups is not supported: got groups={groups}")
+        if w.shape[0] < groups:
+            raise RuntimeError(
+                f"Given groups={groups}, expected weight to be at least {groups} at dimension 0, but got weight of size "
+                f"{list(w.shape)} instead"
+            )
+        if bias is not None and bias.dtype is not w.dtype:
+            raise RuntimeError(f"{name}: Input type ({w.dtype!r}) and bias type ({bias.dtype!r}) should be the same")
         s, d = tuples(stride, n, name, "stride"), tuples(dilation, n, name, "dilation")
         y = CONV(x, w, stride=s, padding=_padding(padding, tuple(w.shape[2:]), s, d, name), dilation=d, groups=int(groups))
         if bias is not None:
@@ -73,6 +82,17 @@ def _conv(n: int) -> Any:
 
 
 conv1d, conv2d, conv3d = _conv(1), _conv(2), _conv(3)
+
+
+def _with_wide_ends(f: Any, x: Tensor, w: Tensor, bias: Tensor | None, stride: Any, padding: Any, extra: Any, groups: int,
+                    dilation: Any) -> Tensor:  # fmt: skip
+    """A transposed convolution whose output padding reaches a whole stride: without padding, then cut, then filled up."""
+    y = f(x, w, None, stride, 0, 0, groups, dilation)
+    edges: list[int] = []
+    for p, e in zip(reversed(padding), reversed(extra), strict=True):
+        edges += [-p, e - p]
+    y = constant_pad(y, edges)
+    return y if bias is None else y + bias.reshape(-1, *[1] * len(stride))  # type: ignore[attr-defined]
 
 
 def _conv_transpose(n: int) -> Any:
@@ -97,6 +117,9 @@ def _conv_transpose(n: int) -> Any:
         for e, si, di in zip(extra, s, d, strict=True):
             if e >= max(si, di):
                 raise RuntimeError("output padding must be smaller than either stride or dilation")
+        for e, si in zip(extra, s, strict=True):
+            if e >= si:
+                return _with_wide_ends(conv_transpose, input, weight, bias, s, p, extra, int(groups), d)
         size = tuple(
             (m - 1) * si - 2 * pi + di * (ki - 1) + e + 1
             for m, si, pi, di, ki, e in zip(x.shape[2:], s, p, d, k, extra, strict=True)
@@ -129,6 +152,13 @@ def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float 
     return (_repeated_pad if mode == "circular" else _reflected_pad)(input, pad, mode)
 
 
+def _wrapped(n: int, lo: int, hi: int) -> list[int]:
+    """Places along a dimension that is cut at one end and wrapped around at the other."""
+    kept = range(max(-lo, 0), n - max(-hi, 0))
+    first, last = max(lo, 0), max(hi, 0)
+    return [kept[(j - first) % len(kept)] for j in range(first + len(kept) + last)]
+
+
 def _repeated_pad(input: Tensor, pad: Sequence[int], mode: str) -> Tensor:
     """Padding by elements of the tensor itself."""
     x = input
@@ -149,6 +179,8 @@ def _repeated_pad(input: Tensor, pad: Sequence[int], mode: str) -> Tensor:
                 if max(lo, hi) > n:
                     raise RuntimeError("Padding value causes wrapping around more than once.")
                 index = [j % n for j in range(-lo, n + hi)]
+                if lo < 0 or hi < 0:  # what is wrapped around comes from what is left after cutting
+                    index = _wrapped(n, lo, hi)
             case _:
                 raise RuntimeError(f"Unrecognised padding mode {mode}")
         x = PUBLIC["index_select"](x, d, PUBLIC["tensor"](index))

@@ -74,6 +74,8 @@ def embedding(
     """
     i = _places(input, "embedding")
     _refuse_sparse(sparse, "embedding")
+    if weight.ndim != 2:
+        raise RuntimeError(f"embedding: 'weight' must be 2-D, but got {list(weight.shape)}")
     padding_idx = _padding(padding_idx, weight)
     if max_norm is not None:
         _renormalised(weight, i, max_norm, norm_type)

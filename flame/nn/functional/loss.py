@@ -194,9 +194,9 @@ def l1_loss(
     """|input - target|."""
     x, t = _operands(input, target, "l1_loss")
     reduction = legacy(size_average, reduce, reduction)
-    if weight is None:
+    if weight is None and x.dtype.kind == "f":
         return fused.absolute(x, t, _factor(x, t, reduction), reduction=reduction)
-    return _weighted(ABS(x - t), weight, reduction)
+    return _weighted(PUBLIC["abs"](x - t), weight, reduction)
 
 
 @composite
@@ -319,7 +319,7 @@ def poisson_nll_loss(
     reduce: Any = None, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     """exp(input) - target input, or input - target log(input + eps); `full` adds Stirling's term for target > 1."""
-    x, t = _operands(input, target, "poisson_nll_loss")
+    x, t = as_floating(*_operands(input, target, "poisson_nll_loss"))
     loss = EXP(x) - t * x if log_input else x - t * LOG(x + eps)
     if full:
         big = WHERE(t > 1, t, 1.0)
@@ -399,7 +399,11 @@ def multi_margin_loss(
     if p not in (1, 2):
         raise ValueError("only p == 1 and p == 2 supported")
     x, t = tensor_operand(input, "multi_margin_loss"), tensor_operand(target, "multi_margin_loss", "target")
-    single = x.ndim == 1
+    if legacy(size_average, reduce, reduction) not in ("none", "mean", "sum"):
+        raise ValueError(f"{reduction} is not a valid value for reduction")
+    if weight is not None and weight.ndim != 1:
+        raise ValueError(f"multi_margin_loss: weight must be one-dimensional, but got {list(weight.shape)}")
+    single = x.ndim <= 1
     x, t = (x.reshape(1, -1), t.reshape(1)) if single else (x, t)  # type: ignore[attr-defined]
     classes = x.shape[1]
     at = RESHAPE(t, shape=(t.shape[0], 1))
@@ -418,7 +422,11 @@ def multilabel_margin_loss(
 ) -> Tensor:
     """The sum of max(0, 1 - input[label] + input[other]) / classes, over labels up to the first -1 and all other classes."""
     x, t = tensor_operand(input, "multilabel_margin_loss"), tensor_operand(target, "multilabel_margin_loss", "target")
-    single = x.ndim == 1
+    if legacy(size_average, reduce, reduction) not in ("none", "mean", "sum"):
+        raise ValueError(f"{reduction} is not a valid value for reduction")
+    if tuple(t.shape) != tuple(x.shape) and not (x.ndim < 2 and t.numel() == x.numel() and t.ndim < 2):
+        raise RuntimeError(f"inconsistent target size: {list(t.shape)} for input of size: {list(x.shape)}")
+    single = x.ndim <= 1
     x, t = (x.reshape(1, -1), t.reshape(1, -1)) if single else (x, t)  # type: ignore[attr-defined]
     n, classes = x.shape
     ended = PUBLIC["cumsum"](to_dtype(t < 0, dtypes.int64), 1) > 0
@@ -444,6 +452,8 @@ def cosine_embedding_loss(
 
 
 def _triplet(near: Tensor, far: Tensor, margin: float, reduction: str) -> Tensor:
+    if margin <= 0:
+        raise ValueError(f"margin must be greater than 0, got {margin}")
     return reduced(RELU(near - far + float(margin)), reduction)
 
 

@@ -151,6 +151,8 @@ def group_norm(
     """Groups of channels by their mean and variance over channels and space (Wu and He, 2018)."""
     x = tensor_operand(input, "group_norm")
     s = tuple(x.shape)
+    if len(s) < 2:
+        raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {len(s)}")
     if s[1] % num_groups:
         raise RuntimeError(
             f"Expected number of channels in input to be divisible by num_groups, but got input of shape {list(s)} and "

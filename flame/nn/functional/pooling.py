@@ -49,6 +49,23 @@ def _windows(
     return x
 
 
+def _check_windows(x: Tensor, kernel: tuple, stride: tuple, padding: tuple, dilation: tuple, op: str) -> None:
+    """Raise RuntimeError where windows have no size, don't move, or lie in the padding alone."""
+    for what, values in (("kernel_size", kernel), ("stride", stride), ("dilation", dilation)):
+        for v in values:
+            if v <= 0:
+                raise RuntimeError(f"{op}() {what} must be greater than zero, but got {v}")
+    for p, k, d in zip(padding, kernel, dilation, strict=True):
+        if p < 0:
+            raise RuntimeError(f"{op}() padding must be non-negative, but got {p}")
+        if p > (d * (k - 1) + 1) // 2:
+            raise RuntimeError(
+                f"{op}: pad should be at most half of effective kernel size, but got pad={p}, kernel_size={k} and dilation={d}"
+            )
+    if 0 in x.shape[1:]:
+        raise RuntimeError(f"{op}: Expected 2D or more dimensions of positive size beside the batch, but got {list(x.shape)}")
+
+
 def _batched(input: Tensor, n: int, op: str) -> tuple[Tensor, bool]:
     x = tensor_operand(input, op)
     if x.ndim not in (n + 1, n + 2):
@@ -66,11 +83,9 @@ def _max_pool(n: int) -> Any:
     ) -> Any:  # fmt: skip
         x, single = _batched(input, n, name)
         k = tuples(kernel_size, n, name, "kernel_size")
-        s = k if stride is None or stride == [] else tuples(stride, n, name, "stride")
+        s = k if stride is None or not isinstance(stride, int) and not len(stride) else tuples(stride, n, name, "stride")
         p, d = tuples(padding, n, name, "padding"), tuples(dilation, n, name, "dilation")
-        for pi, ki in zip(p, k, strict=True):
-            if pi > ki // 2:
-                raise RuntimeError(f"pad should be at most half of effective kernel size, but got pad={pi}, kernel_size={ki}")
+        _check_windows(x, k, s, p, d, name)
         if x.dtype.kind == "f":
             fill: Any = float("-inf")
         else:
@@ -120,8 +135,9 @@ def _avg_pool(n: int) -> Any:
     ) -> Tensor:  # fmt: skip
         x, single = _batched(input, n, name)
         k = tuples(kernel_size, n, name, "kernel_size")
-        s = k if stride is None or stride == [] else tuples(stride, n, name, "stride")
+        s = k if stride is None or not isinstance(stride, int) and not len(stride) else tuples(stride, n, name, "stride")
         p, one = tuples(padding, n, name, "padding"), (1,) * n
+        _check_windows(x, k, s, p, one, name)
         dims = tuple(range(n + 2, 2 * n + 2))
         y = SUM(_windows(x, n, k, s, p, one, ceil_mode, 0, name), dim=dims, keepdim=False)
         if divisor_override is not None:
@@ -145,6 +161,12 @@ def _avg_pool(n: int) -> Any:
 avg_pool1d, avg_pool2d, avg_pool3d = _avg_pool(1), _avg_pool(2), _avg_pool(3)
 
 
+def _spatial(input: Tensor, n: int, op: str) -> tuple[Tensor, bool]:
+    if n > 1 and isinstance(input, Tensor) and input.ndim <= n:
+        raise ValueError(f"{op}: Input dimension should be at least {n + 1}, but the input has shape {list(input.shape)}")
+    return _batched(input, n, op)
+
+
 def _wanted(output_size: Any, x: Tensor, n: int, op: str) -> tuple[int, ...]:
     """The result's spatial size; None stands for the input's."""
     sizes = list(output_size) if isinstance(output_size, Sequence) else [output_size] * n
@@ -161,7 +183,7 @@ def _adaptive_avg(n: int) -> Any:
 
     @composite
     def adaptive(input: Tensor, output_size: Any) -> Tensor:
-        x, single = _batched(input, n, name)
+        x, single = _spatial(input, n, name)
         for i, m in enumerate(_wanted(output_size, x, n, name)):
             size, d = x.shape[2 + i], 2 + i
             if size % m == 0 if m else False:
@@ -193,7 +215,7 @@ def _adaptive_max(n: int) -> Any:
 
     @composite
     def adaptive(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
-        x, single = _batched(input, n, name)
+        x, single = _spatial(input, n, name)
         want = _wanted(output_size, x, n, name)
         size = tuple(x.shape[2:])
         if all(m and k % m == 0 for k, m in zip(size, want, strict=True)):

@@ -149,6 +149,10 @@ def interpolate(
         return (adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d)[n - 1](x, new)
     align = bool(align_corners)
     d = x.dtype
+    if d.kind == "u" and not mode.startswith("nearest"):  # images in bytes: weights are fractions, results are rounded
+        scale_of = {"size": new} if scales is None else {"scale_factor": tuple(1.0 / v for v in scales)}
+        y = interpolate(to_dtype(x, dtypes.float32), **scale_of, mode=mode, align_corners=align_corners, antialias=antialias)  # type: ignore[arg-type]
+        return to_dtype(FLOOR(MINIMUM(MAXIMUM(y, 0.0), 255.0) + 0.5), d)
     for i in range(n):
         scale = old[i] / new[i] if scales is None else scales[i]
         if antialias:
