@@ -20,7 +20,9 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from flame.compiler import attention_kernels, panels
 from flame.compiler.cost import rates
@@ -45,6 +47,7 @@ _EPILOGUE, _EPILOGUE_LOADS = 80, 10
 _SIBLINGS, _FAR, _WORTH_SHARING = 6, 48, 4096
 #: launches that a kernel's own time may be worth and still be batched; buffers of a batch
 _SMALL, _BATCH_BUFFERS = 10.0, 24
+_TWO_CONTRACTIONS = "a kernel holds one contraction"
 
 
 def fuse(graph: Graph, target: Target) -> Fused:
@@ -104,26 +107,45 @@ def _waste(kernel: Kernel) -> str:
     return f"{len(holes)} strides leave holes that a kernel would multiply by 0" if holes else ""
 
 
-def _misshapen(roots: Sequence[Value], stored: Sequence[Value]) -> str:
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """What counting elements needs to know of a root."""
+
+    numel: Any
+    contracted: bool
+    reduced: Value | None  #: what it reduces, unless that has as many elements
+    walked: Any = 0  #: how many that has
+
+    @classmethod
+    def of(cls, r: Value) -> _Form:
+        numel = r.spec.numel
+        x = reduced_operand(r)
+        contracted = r.node is not None and r.node.primitive.kind == "contract"
+        if x is None or (walked := x.spec.numel) == numel:
+            return cls(numel, contracted, None)
+        return cls(numel, contracted, x, walked)
+
+
+def _misshapen(roots: Sequence[Value], stored: Sequence[Value], forms: Mapping[Value, _Form]) -> str:
     """Why these roots can't make one kernel, as far as counting elements shows it; lowering looks closer."""
-    contracted = [r for r in roots if r.node is not None and r.node.primitive.kind == "contract"]
-    reduced = [(r, x) for r in roots if (x := reduced_operand(r)) is not None and x.spec.numel != r.spec.numel]
+    contracted = [r for r in roots if forms[r].contracted]
+    reduced = [(r, x) for r in roots if (x := forms[r].reduced) is not None]
     if len(contracted) > 1:
-        return "a kernel holds one contraction"
+        return _TWO_CONTRACTIONS
     summed = len(reduced) == 1 and reduced[0][1] in contracted and contracted[0] not in stored
     if contracted and reduced and not summed:
         return "a kernel holds reductions or a contraction, not both"
-    sizes = {r.spec.numel for r in stored}
+    sizes = {forms[r].numel for r in stored}
     if contracted and reduced:
-        allowed = {reduced[0][0].spec.numel}
+        allowed = {forms[reduced[0][0]].numel}
     elif contracted:
-        allowed = {contracted[0].spec.numel}
+        allowed = {forms[contracted[0]].numel}
     elif reduced:
-        r, x = reduced[0]
-        for q, y in reduced[1:]:
-            if (q.spec.numel, y.spec.numel) != (r.spec.numel, x.spec.numel):
+        r, first = reduced[0][0], forms[reduced[0][0]]
+        for q, _ in reduced[1:]:
+            if (forms[q].numel, forms[q].walked) != (first.numel, first.walked):
                 return f"{describe(r)} and {describe(q)} reduce unequal numbers of elements"
-        allowed = {r.spec.numel, x.spec.numel}
+        allowed = {first.numel, first.walked}
     else:
         allowed = {max(sizes, key=hint)}
     if not sizes <= allowed:
@@ -142,6 +164,11 @@ class _Fusion:
         self.decisions = plan.decisions
         self._outputs = set(plan.graph.outputs)
         self._attempts: dict[Group, Attempt] = {}
+        self._forms = {r: _Form.of(r) for r in plan.roots}
+        self._free = {r for r in plan.roots if r not in plan.library and r.spec.numel != 0}
+        self._contracted = {r for r, f in self._forms.items() if f.contracted}
+        self._copied = {r for r in plan.roots if r.node is not None and r.node.primitive.name == "copy"}
+        self._unfitness: dict[Kernel, str] = {}
         for n in plan.graph.nodes:
             if n in plan.calls:
                 self.groups.add(n.outputs, plan.chained.get(n, n.values), n)
@@ -166,7 +193,7 @@ class _Fusion:
 
     def _is_fixed(self, g: Group) -> bool:
         """Groups that take no part: calls, library calls, and arrays without elements."""
-        return g.call is not None or any(r in self.plan.library or r.spec.numel == 0 for r in g.roots)
+        return g.call is not None or not self._free.issuperset(g.roots)
 
     # ---- joining neighbours
 
@@ -198,17 +225,22 @@ class _Fusion:
 
     def _neighbours(self, g: Group) -> list[tuple[Group, bool]]:
         """Producers and consumers (True), then siblings (False), those that share most first."""
-        groups, shared = self.groups, {}
-        for h in groups.above(g):
-            shared[h] = (True, sum(hint(x.spec.nbytes) for r in g.roots for x in groups.reads[r] if groups.of.get(x) is h))
-        for h in groups.below(g):
-            shared[h] = (
-                True,
-                sum(hint(r.spec.nbytes) for r in g.roots if any(groups.of[q] is h for q in groups.readers.get(r, ()))),
-            )
-        for x in dict.fromkeys(x for r in g.roots for x in sorted(groups.reads[r], key=lambda v: v.name)):
-            if hint(x.spec.nbytes) < _WORTH_SHARING:
-                continue
+        groups = self.groups
+        sizes: dict[Group, Any] = dict.fromkeys(groups.above(g), 0)
+        for r in g.roots:
+            for x in groups.reads[r]:
+                h = groups.of.get(x)
+                if h in sizes:
+                    sizes[h] += hint(x.spec.nbytes)
+        below = dict.fromkeys(groups.below(g), 0)
+        for r in g.roots:
+            size = hint(r.spec.nbytes)
+            for h in {groups.of[q] for q in groups.readers.get(r, ())}:
+                if h is not g:
+                    below[h] += size
+        shared = {h: (True, n) for h, n in (*sizes.items(), *below.items())}
+        large = [[x for x in groups.reads[r] if hint(x.spec.nbytes) >= _WORTH_SHARING] for r in g.roots]
+        for x in dict.fromkeys(x for found in large for x in sorted(found, key=lambda v: v.name)):
             readers = groups.readers[x]
             here = bisect_left(readers, groups.position[g.roots[0]], key=groups.position.__getitem__)
             around = dict.fromkeys(groups.of[q] for q in readers[max(here - _SIBLINGS, 0) : here + len(g.roots) + _SIBLINGS])
@@ -217,7 +249,8 @@ class _Fusion:
             for h in near:
                 if h not in shared:
                     shared[h] = (False, hint(x.spec.nbytes))
-        found = [(h, related, size) for h, (related, size) in shared.items() if not self._is_fixed(h)]
+        free = self._free
+        found = [(h, related, size) for h, (related, size) in shared.items() if h.call is None and free.issuperset(h.roots)]
         found.sort(key=lambda f: (not f[1], -f[2], f[0].rank))
         return [(h, related) for h, related, _ in found]
 
@@ -225,12 +258,14 @@ class _Fusion:
         """Why a and b stay apart; or, beginning with "saves", what joining them is worth."""
         if self.plan.depth[a.roots[0]] + self.plan.depth[b.roots[0]] > _DEPTH:
             return f"a chain of more than {_DEPTH} nodes"
-        laid_out = [r for r in a.roots if r.node is not None and r.node.primitive.name == "copy" and b in self.groups.below(a)]
+        laid_out = [r for r in a.roots if r in self._copied and b in self.groups.below(a)] if self._copied else []
         if laid_out and any(r.node is not None and r.node.primitive.kind == "contract" for r in self._inside(b)):
             return f"{describe(laid_out[0])} is there to lie as the contraction reads it"
+        if not (self._contracted.isdisjoint(a.roots) or self._contracted.isdisjoint(b.roots)):
+            return _TWO_CONTRACTIONS
         roots = sorted((*a.roots, *b.roots), key=self.groups.position.__getitem__)
         stored = self._stored(roots)
-        reason = _misshapen(roots, stored) or self._too_wide(roots, stored) or self.groups.why_not(a, b)
+        reason = _misshapen(roots, stored, self._forms) or self._too_wide(roots, stored) or self.groups.why_not(a, b)
         if reason:
             return reason
         joint = self.templates.lower(roots, stored)
@@ -263,12 +298,18 @@ class _Fusion:
 
     def _too_wide(self, roots: Sequence[Value], stored: Sequence[Value]) -> str:
         """Why a kernel of these roots would have too many buffers, before it is lowered."""
-        read = {x for r in roots for x in self.groups.reads[r]}.difference(roots)
+        read = frozenset().union(*[self.groups.reads[r] for r in roots]).difference(roots)
         buffers = len(read) + len(stored)
         return f"{buffers} buffers are more than {_BUFFERS}" if buffers > _BUFFERS else ""
 
     def _unfit(self, kernel: Kernel) -> str:
         """Why a kernel that has a form is no good."""
+        found = self._unfitness.get(kernel)
+        if found is None:
+            found = self._unfitness[kernel] = self._look_at(kernel)
+        return found
+
+    def _look_at(self, kernel: Kernel) -> str:
         if len(kernel.statements) > _STATEMENTS:
             return f"{len(kernel.statements)} statements are more than {_STATEMENTS}"
         if kernel.contraction is not None:

@@ -15,13 +15,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
-
-import networkx as nx
+from typing import TYPE_CHECKING, Any
 
 from flame.compiler.dims import space_in
 from flame.errors import VerificationError
 from flame.primitive import Number, Primitive, Spec, interpreting
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 class Value:
@@ -125,6 +126,8 @@ class Graph:
 
     def to_networkx(self) -> nx.DiGraph:
         """Nodes are values' names, edges run from what is read to what is made; for analysis and drawing."""
+        import networkx as nx  # a quarter of what importing flame would take, and few draw
+
         g: nx.DiGraph = nx.DiGraph(name=self.name)
         for v in self.inputs:
             g.add_node(v.name, label=str(v), kind="input")

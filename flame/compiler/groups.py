@@ -26,6 +26,8 @@ class Group:
     into: Group | None = None  #: what it was merged into
     below: list[Group] = field(default_factory=list)  #: those that read its values, as of when they were asked for
     above: list[Group] = field(default_factory=list)  #: those whose values it reads
+    merged_below: bool = False  #: whether one of `below` was merged since
+    merged_above: bool = False
 
     def __repr__(self) -> str:
         return "+".join(f"%{r.name}" for r in self.roots)
@@ -64,14 +66,16 @@ class Groups:
 
     def below(self, g: Group) -> list[Group]:
         """The groups that read `g`'s values."""
-        if any(h.into is not None for h in g.below):
+        if g.merged_below:
             g.below = _current(g, g.below)
+            g.merged_below = False
         return g.below
 
     def above(self, g: Group) -> list[Group]:
         """The groups whose values `g` reads."""
-        if any(h.into is not None for h in g.above):
+        if g.merged_above:
             g.above = _current(g, g.above)
+            g.merged_above = False
         return g.above
 
     def merge(self, a: Group, b: Group) -> Group:
@@ -90,6 +94,10 @@ class Groups:
         a.into = b.into = merged
         merged.below = _current(merged, (*a.below, *b.below))
         merged.above = _current(merged, (*a.above, *b.above))
+        for h in merged.below:
+            h.merged_above = True
+        for h in merged.above:
+            h.merged_below = True
         for r in roots:
             self.of[r] = merged
         return merged
@@ -109,16 +117,18 @@ class Groups:
     def _reach(self, start: Group, end: int, way: int, other: Group) -> list[Group] | None:
         """The groups reached from `start` downward (way 1) or upward (-1) before rank `end`, without a step to `other`."""
         step = self.below if way > 0 else self.above
-        seen: dict[Group, None] = {}
+        seen: set[Group] = set()
+        found: list[Group] = []
         pending = [start]
         while pending:
             for h in step(pending.pop()):
-                if h is not other and h not in seen and (end - h.rank) * way > 0:
-                    if len(seen) >= _FARTHEST:
+                if (h.rank < end if way > 0 else h.rank > end) and h is not other and h not in seen:
+                    if len(found) >= _FARTHEST:
                         return None
-                    seen[h] = None
+                    seen.add(h)
+                    found.append(h)
                     pending.append(h)
-        return list(seen)
+        return found
 
 
 def _current(g: Group, found: Iterable[Group]) -> list[Group]:

@@ -160,27 +160,27 @@ class Kernel:
         """Whether every extent is a number. (Symbols may still be places in memory.)"""
         return all(e.const is not None for e in self.axes.values())
 
-    @property
+    @cached_property
     def reduce_axes(self) -> tuple[str, ...]:
         """The axes that some statement reduces, in the order of `axes`."""
         reduced = {a for s in self.statements if isinstance(s, Reduce | Contract) for a in s.axes}
         return tuple(a for a in self.axes if a in reduced)
 
-    @property
+    @cached_property
     def outputs(self) -> tuple[str, ...]:
         """The buffers that are stored to, in the order of their first store."""
         return tuple(dict.fromkeys(s.buffer for s in self.statements if isinstance(s, Store)))
 
-    @property
+    @cached_property
     def inputs(self) -> tuple[str, ...]:
         """The buffers that are loaded from, in the order of their first load."""
         return tuple(dict.fromkeys(s.buffer for s in self.statements if isinstance(s, Load)))
 
-    @property
+    @cached_property
     def stores(self) -> tuple[Store, ...]:
         return tuple(s for s in self.statements if isinstance(s, Store))
 
-    @property
+    @cached_property
     def contraction(self) -> Contract | None:
         """Its first contraction, if it has one."""
         return next((s for s in self.statements if isinstance(s, Contract)), None)

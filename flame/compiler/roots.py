@@ -108,17 +108,29 @@ def _wanted(plan: Plan, target: Target, users: dict[Value, list[Node]], outputs:
                 base = beneath_views(v)
                 if _computed(base) and hint(base.spec.numel) < hint(n.output.spec.numel):
                     wanted.setdefault(base, f"{describe(n)} reads its elements more than once")
+    ends: dict[Value, Value | None] = {}
     for n in plan.graph.nodes:
         if n.primitive.kind == "contract" and n not in plan.calls and n.output not in plan.library:
-            end = _end_of_chain(n.output, users, outputs, wanted)
+            end = _end_of_chain(n.output, users, outputs, wanted, ends)
             if end is not n.output:
                 wanted.setdefault(end, f"the epilogue of {describe(n)} ends here")
     return wanted
 
 
-def _end_of_chain(v: Value, users: dict[Value, list[Node]], outputs: set[Value], wanted: dict[Value, str]) -> Value:
-    """The last pointwise value in the chain that `v` alone feeds, element for element."""
-    last, at, numel = v, v, v.spec.numel
+def _end_of_chain(
+    v: Value,
+    users: dict[Value, list[Node]],
+    outputs: set[Value],
+    wanted: dict[Value, str],
+    ends: dict[Value, Value | None],
+) -> Value:
+    """The last pointwise value in the chain that `v` alone feeds, element for element.
+
+    `ends` has the last one after each value that a chain went through before (None: there is none): the chains of an
+    unrolled loop's weight gradients meet in one long sum.
+    """
+    path, at, numel = [v], v, v.spec.numel
+    end: Value | None = None
     while len(users[at]) == 1 and at not in outputs and (at is v or at not in wanted):
         n = users[at][0]
         if len(n.outputs) != 1 or n.output.spec.numel != numel:
@@ -126,9 +138,15 @@ def _end_of_chain(v: Value, users: dict[Value, list[Node]], outputs: set[Value],
         if n.primitive.scalar is None and not (n.primitive.view and n.primitive.kind == "movement"):
             break
         at = n.output
-        if n.primitive.scalar is not None:
-            last = at
-    return last
+        path.append(at)
+        if at in ends:
+            end = ends[at]
+            break
+    for x in reversed(path[1:]):
+        ends[x] = end
+        if end is None and x.node is not None and x.node.primitive.scalar is not None:
+            end = x
+    return v if end is None else end
 
 
 def _is_library_matmul(n: Node, users: list[Node]) -> bool:
