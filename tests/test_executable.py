@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -446,7 +447,13 @@ def test_kernels_of_a_program_are_compiled_side_by_side_and_then_loaded(monkeypa
     batches: list[list[str]] = []
     one, many = llvm_jit.compile_object, llvm_jit.compile_objects
     monkeypatch.setattr(llvm_jit, "compile_object", lambda *a, **k: alone.append(k["what"]) or one(*a, **k))
-    monkeypatch.setattr(llvm_jit, "compile_objects", lambda js, *a: batches.append([j.what for j in js]) or many(js, *a))
+
+    def batch(jobs: Iterable[llvm_jit.Job], *a: Any) -> list[Any]:
+        all_jobs = [*jobs]
+        batches.append([j.what for j in all_jobs])
+        return many(all_jobs, *a)
+
+    monkeypatch.setattr(llvm_jit, "compile_objects", batch)
     monkeypatch.setattr(cache, "_shared", DiskCache(None))
     monkeypatch.setattr(threads, "get_num_threads", lambda: 3)
     kernels = [add_one(n) for n in (601, 602, 603, 604, 601)]

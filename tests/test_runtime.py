@@ -267,6 +267,31 @@ def test_objects_made_side_by_side_are_those_made_one_by_one(
     assert llvm_jit.compile_objects([], cpu.host(), workers) == []
 
 
+def test_objects_are_made_while_further_code_is_being_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, attempt = threading.Event(), llvm_jit._attempt
+    monkeypatch.setattr(llvm_jit, "_attempt", lambda *a: begun.set() or attempt(*a))
+
+    def written() -> Iterator[llvm_jit.Job]:
+        for i in range(4):
+            if i == 3:
+                assert begun.wait(20), "nobody compiles yet"
+            yield llvm_jit.Job(COUNT.replace("count", f"count{i}"), 0, 1, f"kernel {i}")
+
+    made = llvm_jit.compile_objects(written(), cpu.host(), 2)
+    assert [llvm_jit.link(obj, [f"count{i}"])[f"count{i}"] > 0 for i, obj in enumerate(made)] == [True] * 4
+
+
+def test_a_writer_that_fails_ends_the_compiling() -> None:
+    def written() -> Iterator[llvm_jit.Job]:
+        for i in range(3):
+            yield llvm_jit.Job(COUNT.replace("count", f"count{i}"), 0, 1, f"kernel {i}")
+        raise KeyError("the fourth")
+
+    with pytest.raises(KeyError, match="the fourth"):
+        llvm_jit.compile_objects(written(), cpu.host(), 2)
+    assert not any(t.name.startswith("flame-llvm") for t in threading.enumerate())
+
+
 def test_wrong_text_is_a_compile_error_that_names_its_kernel() -> None:
     with pytest.raises(CompileError, match="kernel softmax.*LLVM refuses"):
         llvm_jit.compile_object("define void @f() { ret i32 0 }", llvm_jit.baseline(), what="kernel softmax")

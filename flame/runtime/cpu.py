@@ -21,7 +21,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -191,18 +191,24 @@ def recall(stored: str) -> tuple[NativePhase, ...]:
 def load_routine(source: LlvmSource, what: str, cpu: CpuTarget) -> str:
     """Compile code that is no kernel's (or find it on the disk); gives the name by which `recall` has it."""
     store = cache.shared()
-    name = cache.key("routine", source.text, llvm_jit.fingerprint(cpu), llvm_jit.version())
+    name = _routine_name(source, cpu)
     with _lock:
         if name not in _recalled:
-            entry = store.get(name)
-            made = _decoded(entry) if entry is not None else None
+            made = _fresh.pop(name, None)
+            if made is None:
+                entry = store.get(name)
+                made = _decoded(entry) if entry is not None else None
             if made is None:
                 obj = llvm_jit.compile_object(source.text, cpu, passes=source.passes, codegen=source.codegen, what=what)
-                phases = [(p.entry, p.chunks, p.microseconds) for p in source.phases]
-                made = _Made(phases, source.workspace_bytes, list(source.externals), obj)
+                made = _made(source, obj)
                 store.put(name, _encoded(made))
             _recalled[name] = _linked(made, what)
     return name
+
+
+def _routine_name(source: LlvmSource, cpu: CpuTarget) -> str:
+    """Of code that is no kernel's, in the store."""
+    return cache.key("routine", source.text, llvm_jit.fingerprint(cpu), llvm_jit.version())
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,31 +221,43 @@ class _Made:
     obj: bytes
 
 
-def prepare(kernels: Iterable[Kernel], cpu: CpuTarget | None = None) -> None:
-    """Compile side by side what is not compiled yet: `load` finds it then. What fails is left to `load` to report."""
+def prepare(kernels: Iterable[Kernel], cpu: CpuTarget | None = None, routines: Iterable[tuple[str, LlvmSource]] = ()) -> None:
+    """Compile side by side what is not compiled yet: `load` finds it then, and `load_routine` the `routines`, each with what it
+    is called. What fails is left to those two to report."""
     cpu = cpu or host()
-    wanted: dict[str, tuple[LlvmSource, llvm_jit.Job]] = {}
+    wanted: dict[str, LlvmSource] = {}
     store = cache.shared()
-    with _lock:
+
+    def missing(name: str) -> bool:
+        return name not in wanted and name not in _fresh and not store.holds(name)
+
+    def jobs() -> Iterator[llvm_jit.Job]:
+        for called, source in dict.fromkeys(routines):
+            name = _routine_name(source, cpu)
+            if name not in _recalled and missing(name):
+                wanted[name] = source
+                yield llvm_jit.Job(source.text, source.passes, source.codegen, called)
         for kernel in dict.fromkeys(kernels):
             plain, what = named(kernel)
             schedule = choose_cpu(plain, cpu)
             name = _stored_name(what, schedule, cpu)
-            if (what, schedule, cpu) in _loaded or name in wanted or name in _fresh or store.holds(name):
-                continue
-            try:
-                source = _source(plain, kernel, cpu, schedule)
-            except (Refused, CompileError, VerificationError):
-                continue
-            wanted[name] = source, llvm_jit.Job(source.text, source.passes, source.codegen, f"kernel {kernel.name}")
-        objects = llvm_jit.compile_objects([j for _, j in wanted.values()], cpu, threads.get_num_threads())
-        for (name, (source, _)), obj in zip(wanted.items(), objects, strict=True):
+            if (what, schedule, cpu) not in _loaded and missing(name):
+                try:
+                    source = _source(plain, kernel, cpu, schedule)
+                except (Refused, CompileError, VerificationError):
+                    continue
+                wanted[name] = source
+                yield llvm_jit.Job(source.text, source.passes, source.codegen, f"kernel {kernel.name}")
+
+    with _lock:
+        objects = llvm_jit.compile_objects(jobs(), cpu, threads.get_num_threads())
+        for (name, source), obj in zip(wanted.items(), objects, strict=True):
             if isinstance(obj, bytes):
                 made = _fresh[name] = _made(source, obj)
                 store.put(name, _encoded(made))
 
 
-_fresh: dict[str, _Made] = {}  #: compiled by `prepare`, not loaded yet
+_fresh: Final[dict[str, _Made]] = {}  #: compiled by `prepare`, not loaded yet
 
 
 def _stored_name(what: str, schedule: CpuSchedule, cpu: CpuTarget) -> str:

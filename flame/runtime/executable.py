@@ -30,7 +30,7 @@ from flame.runtime.cpu import PARALLEL_MICROSECONDS, NativeKernel
 from flame.runtime.entry import NativeStep, Plan, entry
 from flame.runtime.memory import ALIGNMENT, Block
 from flame.runtime.recipe import CallUse, GuardUse, InterpretedUse, NativeUse, Place, Recipe, Use, View
-from flame.runtime.routines import routine
+from flame.runtime.routines import NativeRoutine, routine
 
 Backend = Literal["llvm", "interpret"]
 BACKENDS: tuple[Backend, ...] = ("llvm", "interpret")
@@ -269,6 +269,7 @@ class _Writer:
         self.owned = tuple(slots[s].spec for s in owned)
         #: slot -> its place among the call's arrays, for slots that are not temps
         self.number = {s: i for i, s in reversed([*enumerate([*program.inputs, *owned])])}
+        self._routines: dict[int, NativeRoutine | None] = {}  #: by the identity of the step
         self._decisions: list[Decision] = []
         self._runs: list[str] = []
         self._scratch = -(-program.arena_bytes // ALIGNMENT) * ALIGNMENT
@@ -279,7 +280,8 @@ class _Writer:
         uses: list[Use] = []
         if self.backend == "llvm":
             steps = (s for s in program.steps if isinstance(s, KernelStep) and (s.library is None or not self.library))
-            cpu.prepare((s.kernel for s in steps), self.target)
+            found = (self._routines.setdefault(id(s), self._find(s)) for s in program.steps if isinstance(s, CallStep))
+            cpu.prepare((s.kernel for s in steps), self.target, ((r.called, r.source) for r in found if r is not None))
         for i, step in enumerate(program.steps):
             uses += self._uses(i, step)
             uses += [GuardUse(self.number[s]) for s in step.writes if s in program.guards]
@@ -344,15 +346,21 @@ class _Writer:
             found.append(NativeUse(kernel.stored, i, tuple(places), chunks, parallel, values, estimate))
         return found
 
+    def _find(self, step: CallStep) -> NativeRoutine | None:
+        """The routine that a call is run by, if there is one."""
+        slots = [a.slot for a in step.arguments if isinstance(a, Argument) and not a.views]
+        if len(slots) < len(step.arguments):
+            return None
+        specs = [self.program.slots[s].spec for s in slots]
+        return routine(step.node.primitive, specs, step.node.params, self.target or cpu.host())
+
     def _routine(self, step: CallStep) -> list[Use]:
         """A call as a native routine, where there is one; results that nobody reads are written to scratch memory."""
-        slots = [a.slot for a in step.arguments if isinstance(a, Argument) and not a.views]
-        if self.backend != "llvm" or len(slots) < len(step.arguments):
-            return []
-        specs = [self.program.slots[s].spec for s in slots]
-        found = routine(step.node.primitive, specs, step.node.params, self.target or cpu.host())
+        found = self._routines.get(id(step))
         if found is None:
             return []
+        stored = cpu.load_routine(found.source, found.called, self.target or cpu.host())
+        slots = [a.slot for a in step.arguments if isinstance(a, Argument)]
         end = self._scratch + -(-found.workspace // ALIGNMENT) * ALIGNMENT
         places = [self._place(s).at for s in slots]
         for s, v in zip(step.outputs, step.node.outputs, strict=True):
@@ -361,7 +369,7 @@ class _Writer:
         places.append(-1 - self._scratch)
         self._arena_bytes = max(self._arena_bytes, end)
         parallel = found.chunks > 1 and found.microseconds >= PARALLEL_MICROSECONDS
-        return [NativeUse(found.stored, 0, tuple(places), found.chunks, parallel, found.symbols, found.microseconds)]
+        return [NativeUse(stored, 0, tuple(places), found.chunks, parallel, found.symbols, found.microseconds)]
 
     def _place(self, slot: int) -> Place:
         s = self.program.slots[slot]

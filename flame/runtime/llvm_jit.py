@@ -16,9 +16,11 @@ import ctypes
 import functools
 import itertools
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from typing import Any, Final
 
 from flame.compiler.target_cpu import CpuTarget
@@ -110,29 +112,47 @@ class Job:
     what: str
 
 
-def compile_objects(jobs: Sequence[Job], cpu: CpuTarget, workers: int) -> list[bytes | CompileError]:
-    """The object of every job, or why there is none, made by so many threads.
+def compile_objects(jobs: Iterable[Job], cpu: CpuTarget, workers: int) -> list[bytes | CompileError]:
+    """The object of every job, or why there is none, made by so many threads; the caller is the last of them, after it has
+    gone through `jobs`: code that is written job by job is compiled while the next is being written.
 
     Every job has an LLVM context of its own, and every thread a target machine, so that they share nothing. llvmlite lets only
     one thread into LLVM all the same; `_emit` goes around that where nearly all of the time is spent.
     """
-    if workers < 2 or len(jobs) < 2:
-        return [_attempt(j, cpu, 0) for j in jobs]
+    coming = iter(jobs)
+    first = [*itertools.islice(coming, 2)]
+    if workers < 2 or len(first) < 2:
+        return [_attempt(j, cpu, 0) for j in itertools.chain(first, coming)]
     require()
-    made: list[bytes | CompileError] = [b""] * len(jobs)
-    order = sorted(range(len(jobs)), key=lambda i: -len(jobs[i].text))  # the long ones first: all end at about one time
-    rest: Iterator[int] = iter(order)
+    made: list[bytes | CompileError] = []
+    waiting: list[tuple[int, int, Job]] = []  # the longest first: all threads end at about one time
+    guard = threading.Lock()
 
-    def work(worker: int) -> None:
-        while (i := next(rest, None)) is not None:  # (one step of a list's iterator is atomic)
-            made[i] = _attempt(jobs[i], cpu, worker)
+    def work(worker: int) -> bool:
+        with guard:
+            if not waiting:
+                return False
+            _, i, job = heappop(waiting)
+        made[i] = _attempt(job, cpu, worker)
+        return True
 
-    with ThreadPoolExecutor(min(workers, len(jobs)), "flame-llvm") as pool:
+    numbers = itertools.count(1)
+    mine = threading.local()
+    with ThreadPoolExecutor(workers - 1, "flame-llvm", lambda: setattr(mine, "worker", next(numbers))) as pool:
         try:
-            for done in [pool.submit(work, k) for k in range(1, min(workers, len(jobs)) + 1)]:
+            begun = []
+            for i, job in enumerate(itertools.chain(first, coming)):
+                made.append(b"")
+                with guard:
+                    heappush(waiting, (-len(job.text), i, job))
+                begun.append(pool.submit(lambda: work(mine.worker)))
+            while work(workers):
+                pass
+            for done in begun:
                 done.result()
         finally:  # (whoever interrupts this waits for the jobs that were begun, not for all)
-            rest = iter(())
+            with guard:
+                waiting.clear()
     return made
 
 

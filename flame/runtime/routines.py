@@ -1,6 +1,7 @@
 """Calls that a CPU runs natively: primitives that no kernel holds, but that have a routine of their own.
 
     found = routine(primitive, operands' specs, params, cpu)       None: the primitive's eager function runs it
+    cpu.load_routine(found.source, found.called, cpu)              compiles it
 
 A routine runs inside a plan, between kernels, as one more phase, and is kept on disk as they are.
 """
@@ -20,14 +21,14 @@ from flame.compiler.llvm_scatter import IndexAdd
 from flame.compiler.llvm_windows import WindowPut
 from flame.compiler.target_cpu import CpuTarget, LlvmSource, Phase
 from flame.primitive import Primitive, Spec
-from flame.runtime import cpu
 
 
 @dataclass(frozen=True, slots=True)
 class NativeRoutine:
-    """`stored` is the name by which `cpu.recall` has its one phase; its buffers are operands, results, workspace."""
+    """A program of one phase, called so; its buffers are operands, results, workspace."""
 
-    stored: str
+    called: str
+    source: LlvmSource
     symbols: tuple[int, ...]
     chunks: int
     workspace: int  #: bytes
@@ -37,7 +38,7 @@ class NativeRoutine:
 def routine(
     primitive: Primitive, operands: Sequence[Spec], params: Mapping[str, Any], target: CpuTarget
 ) -> NativeRoutine | None:
-    """The routine that runs a primitive on arrays of these specs, compiled at need."""
+    """The routine that runs a primitive on arrays of these specs."""
     make = _ROUTINES.get(primitive.name)
     if make is None or not all(s.numel for s in operands):
         return None
@@ -50,7 +51,8 @@ def _attention(name: str, operands: Sequence[Spec], params: Mapping[str, Any], t
     made = _written(name, attention, target)
     heads, queries, keys = math.prod(q.shape[:-2]), q.shape[-2], k.shape[-2]
     return NativeRoutine(
-        _stored(made.text, made.entry, target),
+        made.entry,
+        _source(made.text, made.entry),
         made.sizes(heads, queries, keys),
         made.chunks(heads, queries),
         made.workspace(heads, queries, keys),
@@ -73,7 +75,7 @@ def _index_add(name: str, operands: Sequence[Spec], params: Mapping[str, Any], t
     chunks = llvm_scatter.chunks(lead, columns)
     text = llvm_scatter.index_add(IndexAdd(x.dtype, index.dtype), target)
     microseconds = 1e-4 * (x.nbytes + 3 * src.nbytes) / 8
-    return NativeRoutine(_stored(text, name, target), (lead, rows, index.numel, columns, chunks), chunks, 0, microseconds)
+    return NativeRoutine(name, _source(text, name), (lead, rows, index.numel, columns, chunks), chunks, 0, microseconds)
 
 
 def _window_put(name: str, operands: Sequence[Spec], params: Mapping[str, Any], target: CpuTarget) -> NativeRoutine | None:
@@ -86,11 +88,11 @@ def _window_put(name: str, operands: Sequence[Spec], params: Mapping[str, Any], 
     chunks = max(1, min(llvm_windows.MOST_CHUNKS, lead))
     microseconds = 1e-3 * (1.5 * g.numel + 0.1 * lead * math.prod(size))
     symbols = (lead, chunks, *windows, *size, *params["lo"])
-    return NativeRoutine(_stored(llvm_windows.window_put(what, target), name, target), symbols, chunks, 0, microseconds)
+    return NativeRoutine(name, _source(llvm_windows.window_put(what, target), name), symbols, chunks, 0, microseconds)
 
 
-def _stored(text: str, entry: str, target: CpuTarget) -> str:
-    return cpu.load_routine(LlvmSource(text, (Phase(entry, ex(1)),), ()), entry, target)
+def _source(text: str, entry: str) -> LlvmSource:
+    return LlvmSource(text, (Phase(entry, ex(1)),), ())
 
 
 _ROUTINES: dict[str, Callable[..., NativeRoutine | None]] = {
