@@ -116,7 +116,7 @@ class LlvmMachine(Machine):
             define = REGISTRY[op].scalar.define  # type: ignore[union-attr]
             got = define(LlvmMachine(f, self.target), *(Value(f"%x{i}", x.dtype, lanes) for i, x in enumerate(xs)))  # type: ignore[misc]
             f.result = LlvmMachine(f, self.target).widen(got, lanes).text
-            self.function.helpers[name] = f
+            self.function.helpers |= {**f.helpers, name: f}
             self.function.externals |= f.externals
         arguments = ", ".join(f"{x.type} {x.text}" for x in xs)
         return Value(self.function.emit(f"call {wide(element(d), lanes)} @{name}({arguments})"), d, lanes)
@@ -261,6 +261,33 @@ class LlvmMachine(Machine):
             arguments = [(t, f.emit(f"extractelement {v.type} {v.text}, i64 {i}")) for v in xs]
             out = f.emit(f"insertelement {wide(t, lanes)} {out}, {t} {f.call(t, symbol, arguments)}, i64 {i}")
         return Value(out, d, lanes)
+
+    def rarely(self, name: str, condition: Value, value: Value, *x: Any) -> Value:
+        """By a function, so that there is no branch where this is written."""
+        xs = [self.widen(v, value.lanes) for v in self.operands(x)]
+        key, t = f"rarely_{name}_{value.dtype.name}_{value.lanes}", value.type
+        if key not in self.function.helpers:
+            given = [(wide("i1", value.lanes), "where"), (t, "value"), *((t, f"x{i}") for i in range(len(xs)))]
+            f = Function(key, given, attributes="nounwind noinline", linkage="internal", gives=t)
+            m = LlvmMachine(f, self.target)
+            inside = Value("%where", bool_, value.lanes), Value("%value", value.dtype, value.lanes)
+            place, align = f.scratch(element(value.dtype), value.lanes), value.lanes * value.dtype.itemsize
+            f.store(t, "%value", place, align)
+
+            def slow() -> None:
+                got = m.libm(name, *(Value(f"%x{i}", v.dtype, v.lanes) for i, v in enumerate(xs)))
+                f.store(t, m._where(inside[0], got, inside[1]).text, place, align)
+
+            some = "%where"
+            if value.lanes > 1:
+                some = f.call("i1", f"llvm.vector.reduce.or.v{value.lanes}i1", [(wide("i1", value.lanes), "%where")])
+            f.when(some, slow)
+            f.result = f.load(t, place, align)
+            self.function.helpers[key] = f
+            self.function.externals |= f.externals
+        mask = self.widen(condition, value.lanes)
+        arguments = ", ".join(f"{v.type} {v.text}" for v in (mask, value, *xs))
+        return Value(self.function.emit(f"call {t} @{key}({arguments})"), value.dtype, value.lanes)
 
     # -- conversions
 

@@ -67,6 +67,10 @@ class Machine:
         """A function of `LIBM` on float64 (or float32) values, at the platform's accuracy."""
         raise NotImplementedError
 
+    def rarely(self, name: str, condition: Any, value: Any, *x: Any) -> Any:
+        """`value`, but where `condition` holds, as it rarely does, a function of `LIBM` of x: taken only where a lane needs it."""
+        return self.where(condition, self.libm(name, *x), value)
+
     def __getattr__(self, name: str) -> Any:
         if name not in BASIC:
             raise AttributeError(f"{type(self).__name__} has no operation {name!r}")

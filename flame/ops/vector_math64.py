@@ -2,8 +2,12 @@
 
     exp, expm1, tanh      x = n ln(2) + r, |r| <= ln(2) / 2, and the exponential series up to r^13 / 13!
     log, log1p            x = 2^e (1 + f), s = f / (2 + f), log(1 + f) = f - (f^2/2 - s (f^2/2 + R)), R = 2/3 s^2 + 2/5 s^4 + ..
+    erf, erfc             the series of erf up to x^37 for |x| < 1; else erfc(a) = e^(-a^2) (1 + 2 a) e^(a^2) erfc(a) / (1 + 2 a),
+                          where the product in the middle is a polynomial in (a - 4) / (a + 4) (Shepherd and Laframboise, 1981)
+    sin, cos, tan         x = q pi / 2 + r, |r| <= pi / 4, r as a sum of two; the series up to r^17 / 17!. Tan within 4 units
 
-The series are cut where what follows is less than a tenth of a unit. `LIBM`'s other functions stay with the library.
+The series are cut where what follows is less than a tenth of a unit. The reduction of sin, cos and tan needs an fma that rounds
+once; arguments from 2^30 on are the library's (`m.rarely`). `LIBM`'s other functions stay with the library.
 """
 
 from __future__ import annotations
@@ -32,6 +36,12 @@ def polynomial(m: Machine, x: Any, coefficients: tuple[float, ...]) -> Any:
     for c in reversed(coefficients[:-1]):
         out = m.fma(x, out, c)
     return out
+
+
+def _by_halves(m: Machine, x: Any, coefficients: tuple[float, ...]) -> Any:
+    """As `polynomial`, even and odd powers side by side: a long one is waited for half as long."""
+    z = m.mul(x, x)
+    return m.fma(x, polynomial(m, z, coefficients[1::2]), polynomial(m, z, coefficients[::2]))
 
 
 def _power_of_2(m: Machine, t: Any) -> Any:
@@ -104,5 +114,134 @@ def log1p(m: Machine, x: Any) -> Any:
     return _at_the_ends(m, u, m.where(m.lt(u, math.inf), y, u))
 
 
+#: pi / 2 as a sum, 159 bits
+_HALF_PI = (1.5707963267948966, 6.123233995736766e-17, -1.4973849048591833e-33)
+_FAR = 2.0**30  #: from here on, the library
+_SIN = tuple((-1) ** k / math.factorial(2 * k + 1) for k in range(1, 9))
+_COS = tuple((-1) ** k / math.factorial(2 * k) for k in range(2, 9))
+
+
+def _quadrant(m: Machine, x: Any) -> tuple[Any, Any, Any]:
+    """The bits of q, and high and low part of r, where x = q pi / 2 + r and |x| < 2^30.
+
+    Doubles come as near to multiples of pi / 2 as 2^-60, so every product with a part of pi / 2 is exact, by its two halves, and
+    what subtractions lose is added to the low part (Dekker's and Knuth's sums).
+    """
+    t = m.fma(x, 2 / math.pi, _SHIFTER)
+    q = m.sub(t, _SHIFTER)
+    first = m.mul(q, _HALF_PI[0])
+    of_first = m.fma(q, _HALF_PI[0], m.neg(first))
+    a = m.sub(x, first)
+    b = m.sub(a, of_first)
+    lost = m.sub(m.sub(a, b), of_first)
+    second = m.mul(q, _HALF_PI[1])
+    of_second = m.fma(q, _HALF_PI[1], m.neg(second))
+    c = m.sub(b, second)
+    back = m.sub(b, c)
+    lost = m.add(lost, m.add(m.sub(b, m.add(c, back)), m.sub(back, second)))
+    low = m.sub(lost, m.fma(q, _HALF_PI[2], of_second))
+    high = m.add(c, low)
+    return m.bitcast(t, int64), high, m.add(m.sub(c, high), low)
+
+
+def _sin_cos(m: Machine, r: Any, low: Any) -> tuple[Any, Any]:
+    z = m.mul(r, r)
+    half = m.mul(z, 0.5)
+    sine = m.add(r, m.fma(m.mul(r, z), polynomial(m, z, _SIN), m.fma(m.neg(low), half, low)))
+    near = m.sub(1.0, half)
+    rest = m.sub(m.sub(1.0, near), half)
+    cosine = m.add(near, m.fma(m.mul(z, z), polynomial(m, z, _COS), m.sub(rest, m.mul(r, low))))
+    return sine, cosine
+
+
+def _far(m: Machine, x: Any) -> Any:
+    """Where an argument is large, infinite or NaN."""
+    return m.logical_not(m.lt(m.abs(x), _FAR))
+
+
+def _sine_at(m: Machine, q: Any, sine: Any, cosine: Any) -> Any:
+    y = m.where(m.ne(m.bitwise_and(q, 1), 0), cosine, sine)
+    return m.bitcast(m.bitwise_xor(m.bitcast(y, int64), m.shift_left(m.bitwise_and(q, 2), 62)), float64)
+
+
+def sin(m: Machine, x: Any) -> Any:
+    q, r, low = _quadrant(m, x)
+    y = m.where(m.eq(x, 0.0), x, _sine_at(m, q, *_sin_cos(m, r, low)))
+    return m.rarely("sin", _far(m, x), y, x)
+
+
+def cos(m: Machine, x: Any) -> Any:
+    q, r, low = _quadrant(m, x)
+    return m.rarely("cos", _far(m, x), _sine_at(m, m.add(q, 1), *_sin_cos(m, r, low)), x)
+
+
+def tan(m: Machine, x: Any) -> Any:
+    q, r, low = _quadrant(m, x)
+    sine, cosine = _sin_cos(m, r, low)
+    odd = m.ne(m.bitwise_and(q, 1), 0)
+    y = m.div(m.where(odd, m.neg(cosine), sine), m.where(odd, sine, cosine))
+    return m.rarely("tan", _far(m, x), m.where(m.eq(x, 0.0), x, y), x)
+
+
+#: erf(x) / x - 1 in x^2
+_ERF = (
+    2 / math.sqrt(math.pi) - 1,
+    *((-1) ** k * 2 / math.sqrt(math.pi) / (math.factorial(k) * (2 * k + 1)) for k in range(1, 19)),
+)
+#: (1 + 2 a) e^(a^2) erfc(a) in t = (a - 4) / (a + 4) for 0.48 <= a <= 27.4, 3e-18: collocated at Chebyshev's nodes in 200 bits
+_ERFC = (
+    1.2329951186255526, -0.13962111684056255, 0.015379652102619169, 0.06809705425469607, -0.1010390660362629,
+    0.0937328349982362, -0.06633036581338114, 0.03716751553913752, -0.01619773404107936, 0.005031969965979393,
+    -0.0007577734286601019, -0.00019925665467404884, 0.00015062240881032622, -2.4399208392529183e-05,
+    -1.1224502783919236e-05, 5.7091842651619894e-06, 2.991905188474414e-07, -8.233593751499029e-07, 6.734919820795745e-08,
+    1.063410096581757e-07, -1.2345658578981488e-08, -1.0710508582361839e-08,
+)  # fmt: skip
+_ERFC_LOW = -4.422240628e-17  #: what its first coefficient lacks
+
+
+def _near(m: Machine, x: Any) -> Any:
+    """erf(x) for |x| <= 1."""
+    return m.fma(x, _by_halves(m, m.mul(x, x), _ERF), x)
+
+
+def _tail(m: Machine, a: Any, *, subnormal: bool) -> Any:
+    """erfc(a) for 0.48 <= a <= 27.4."""
+    t = m.div(m.sub(a, 4.0), m.add(a, 4.0))
+    varies = _by_halves(m, t, _ERFC[1:])
+    r = m.fma(t, varies, _ERFC[0])
+    lost = m.fma(t, varies, m.add(m.sub(_ERFC[0], r), _ERFC_LOW))
+    d = m.fma(a, 2.0, 1.0)
+    y = m.div(r, d)
+    rest = m.add(m.fma(m.neg(y), d, r), lost)
+    short = m.fma(m.neg(y), m.fma(a, 2.0, m.sub(1.0, d)), rest)  # of the division, of d and of r
+    y = m.fma(short, m.mul(y, 0.85), y)  # 1 / d is y / r, and r from 1 to 1.3
+    square = m.mul(a, a)
+    low = m.fma(a, a, m.neg(square))
+    n, less_1 = _reduced(m, m.neg(square))
+    y = m.fma(y, m.sub(less_1, m.fma(low, less_1, low)), y)
+    if not subnormal:
+        return m.mul(y, _power_of_2(m, m.add(n, _SHIFTER)))
+    half = m.fma(n, 0.5, _SHIFTER)
+    other = m.add(m.sub(n, m.sub(half, _SHIFTER)), _SHIFTER)
+    return m.mul(m.mul(y, _power_of_2(m, half)), _power_of_2(m, other))
+
+
+def erf(m: Machine, x: Any) -> Any:
+    a = m.abs(x)
+    far = m.sub(1.0, _tail(m, m.maximum(m.minimum(a, 6.0), 0.5), subnormal=False))
+    sign = m.bitwise_and(m.bitcast(x, int64), -(1 << 63))
+    far = m.bitcast(m.bitwise_or(m.bitcast(far, int64), sign), float64)
+    return m.where(m.lt(a, 1.0), _near(m, x), far)
+
+
+def erfc(m: Machine, x: Any) -> Any:
+    a = m.abs(x)
+    tail = _tail(m, m.maximum(m.minimum(a, 27.3), 0.48), subnormal=True)
+    return m.where(m.lt(a, 0.5), m.sub(1.0, _near(m, x)), m.where(m.lt(x, 0.0), m.sub(2.0, tail), tail))
+
+
 #: functions of `LIBM` by name
-WIDE: dict[str, Callable[[Machine, Any], Any]] = {"exp": exp, "expm1": expm1, "tanh": tanh, "log": log, "log1p": log1p}
+WIDE: dict[str, Callable[[Machine, Any], Any]] = {
+    "exp": exp, "expm1": expm1, "tanh": tanh, "log": log, "log1p": log1p, "sin": sin, "cos": cos, "tan": tan,
+    "erf": erf, "erfc": erfc,
+}  # fmt: skip
