@@ -1,5 +1,7 @@
 """What every test may rely on: a kernel cache of its own, verification after every pass, fixed seeds, and the second oracle.
 
+`pytest -n auto --dist worksteal` runs them in several processes (pytest-xdist), which share one kernel cache.
+
 Options: `--update-golden` rewrites the golden files instead of comparing with them; `--fake-gpu` runs tests/gpu without a GPU.
 Tests marked `gpu` are deselected where there is none, which the summary tells. Tests marked `oracle` get PyTorch by
 the fixture `torch`; where it is not installed they are skipped, and say so.
@@ -13,12 +15,16 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 # Before the first import of flame, which reads its knobs once. What the caller has set is left as it is.
 _cache = tempfile.TemporaryDirectory(prefix="flame-tests-")
 os.environ.setdefault("FLAME_CACHE_DIR", _cache.name)
 os.environ.setdefault("FLAME_VERIFY", "1")
 os.environ.setdefault("FLAME_NEVER_SLOWER", "0")  # what runs is then no matter of the clock; test_trial.py has its own
+if "PYTEST_XDIST_WORKER" in os.environ:
+    for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(_name, "1")  # processes that all multiply on all cores wait for each other
 
 import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
@@ -44,13 +50,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fake-gpu", action="store_true", help="try the GPU suite on a driver that interprets kernels")
 
 
+MOST_PROCESSES = 8  # of `-n auto`: each takes about 1 GB
 _without_gpu: list[pytest.Item] = []
+_told: list[int] = []  # how many each worker left out
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cpus, MOST_PROCESSES)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    _told.append(getattr(node, "workeroutput", {}).get("without_gpu", 0))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _without_gpu:
+    left = max([len(_without_gpu), *_told])
+    if left:
         terminalreporter.write_line(
-            f"{len(_without_gpu)} tests of tests/gpu were left out: there is no GPU. On a machine with one: python -m pytest -m gpu"
+            f"{left} tests of tests/gpu were left out: there is no GPU. On a machine with one: python -m pytest -m gpu"
         )
 
 
@@ -68,7 +88,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason=WITHOUT_TORCH))
 
 
-def pytest_sessionfinish() -> None:
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["without_gpu"] = len(_without_gpu)
     _cache.cleanup()
 
 

@@ -123,7 +123,7 @@ def test_import_is_light() -> None:
 def test_the_readme_has_the_commands_that_ci_runs() -> None:
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert "pip install -e '.[demo]' && flame demo" in lines
-    assert "pip install -e '.[test]' && pytest" in lines
+    assert "pip install -e '.[test]' && pytest -n auto --dist worksteal" in lines
     for extra in ("demo", "test"):
         assert sum(f"pip install -e '.[{extra}]'" in line for line in lines) == 1
         assert extra in PROJECT["optional-dependencies"]
