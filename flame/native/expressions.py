@@ -242,14 +242,14 @@ class Expressions(Writer):
             items = self.do(f"getelementptr i8, ptr {made.register}, i64 {layout.LIST_ITEMS}")
             base, start = self.do(f"load ptr, ptr {items}"), 0
         for i, v in enumerate(values):
-            self.emit(f"call void @Py_IncRef(ptr {v.register})")
+            self.take(v.register)
             place = self.do(f"getelementptr i8, ptr {base}, i64 {start + 8 * i}")
             self.emit(f"store ptr {v.register}, ptr {place}")
         return made
 
     def _kept(self, v: Value, held: str) -> None:
         """Hold a value of one of several ways."""
-        self.emit(f"call void @Py_IncRef(ptr {v.register})")
+        self.take(v.register)
         self.emit(f"store ptr {v.register}, ptr {held}")
 
     def comprehension(self, item: ast.expr, part: ast.comprehension) -> Value:

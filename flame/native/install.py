@@ -65,7 +65,7 @@ class Native:
         body = translated(module) + "\n".join(_thunk(module, c) for c in closures)
         names = {k: module.constant(x)[1:] for k, x in basics.items()}
         declared = "".join(f"@{n} = external global i8\n" for n in module.objects)
-        text = declared + pieces.text({**numbers, **names}) + body
+        text = declared + pieces.text({**numbers, **names}, layout.counts()) + body
         self.text = text
         symbols = [f"py.{u.symbol}" for u in units if not u.free] + [f"py.{c.owner.__name__}.{c.name}" for c in closures]
         imports = {name: id(x) for name, x in module.objects.items()}

@@ -1,6 +1,7 @@
 """How this interpreter's objects lie in memory, found out and tried before anything relies on it.
 
     usable()          why native code can't be used here; "" where it can
+    counts()          how references are counted
     offsets(cls)      slot name -> bytes from the start of an instance
 
 Only what the CPython of every supported version has in common is relied on: an object begins with its count and its type, lists
@@ -52,6 +53,29 @@ def usable() -> str:
     if word(id(items) + SIZE) != 3 or [word(inside + 8 * i) for i in range(3)] != [id(mark), id(more), id(mark)]:
         return "lists lie in another way"
     return ""
+
+
+@functools.cache
+def counts() -> str:
+    """How references are counted at an object's start: "i64", or "i32" where that is less than zero for what is never freed.
+    Nothing where it is not found to be so: the interpreter's own functions know."""
+    if sys.byteorder != "little" or hasattr(sys, "gettotalrefcount"):  # (a build that counts all references there are)
+        return ""
+    if sys.version_info < (3, 12):
+        kind, width = "i64", ctypes.c_int64
+    elif sys.version_info < (3, 15):
+        kind, width = "i32", ctypes.c_int32
+        if any(width.from_address(id(x)).value >= 0 for x in (None, True)):
+            return ""
+    else:
+        return ""
+    mark = object()
+    before = width.from_address(id(mark)).value
+    held = [mark, mark, mark]
+    during = width.from_address(id(mark)).value
+    del held
+    steady = width.from_address(id(mark)).value == before
+    return kind if steady and 0 < before < 100 and during == before + 3 else ""
 
 
 class Elsewhere(RuntimeError):

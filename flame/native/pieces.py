@@ -1,5 +1,6 @@
 """LLVM functions that translated code calls: what Python's operations do, quickly where an object is of the commonest kind.
 
+    flame_incref(x)            holds x
     flame_decref(x)            lets go of x, or of nothing
     flame_truth(x)             1, 0, or -1 with an error set
     flame_equal(a, b, op)      a == b (op 2) and the other comparisons, as 1, 0 or -1
@@ -10,8 +11,9 @@
     flame_local(cell, obj, name)
                                obj.name of a threading.local, borrowed; null where only its class has it
 
-`$NAME` stands for what `flame.native.layout` found out of this interpreter. Counts of references go through the interpreter's own
-functions, so that objects that are never freed are left alone.
+`$NAME` stands for what `flame.native.layout` found out of this interpreter. Counts of references are changed in place where they
+lie as `layout` expects, and objects that are never freed are left alone; else by the interpreter's own functions, which take a
+third of the time of what is followed.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from typing import Final
 INTERPRETER: Final = {
     "Py_IncRef": "void (ptr)",
     "Py_DecRef": "void (ptr)",
+    "_Py_Dealloc": "void (ptr)",
     "PyObject_IsTrue": "i32 (ptr)",
     "PyObject_Size": "i64 (ptr)",
     "PyObject_GetAttr": "ptr (ptr, ptr)",
@@ -69,38 +72,16 @@ INTERPRETER: Final = {
 _TEXT: Final = """
 @flame_not_iterable = internal constant [37 x i8] c"what is walked over is not iterable\\00\\00"
 
-define internal void @flame_decref(ptr %x) noinline {
-  %none = icmp eq ptr %x, null
-  br i1 %none, label %done, label %some
-some:
-  call void @Py_DecRef(ptr %x)
-  br label %done
-done:
+define internal void @flame_drop(ptr %x) noinline {
+  call void @flame_decref(ptr %x)
   ret void
 }
 
-define internal void @flame_clear(ptr %place) noinline {
-  %x = load ptr, ptr %place
-  %none = icmp eq ptr %x, null
-  br i1 %none, label %done, label %some
-some:
-  store ptr null, ptr %place
-  call void @Py_DecRef(ptr %x)
-  br label %done
-done:
-  ret void
-}
-
-define internal void @flame_set(ptr %place, ptr %x) noinline {
-  call void @Py_IncRef(ptr %x)
+define internal void @flame_set(ptr %place, ptr %x) alwaysinline {
+  call void @flame_incref(ptr %x)
   %old = load ptr, ptr %place
   store ptr %x, ptr %place
-  %none = icmp eq ptr %old, null
-  br i1 %none, label %done, label %some
-some:
-  call void @Py_DecRef(ptr %old)
-  br label %done
-done:
+  call void @flame_decref(ptr %old)
   ret void
 }
 
@@ -121,6 +102,14 @@ fail:
   ret ptr null
 }
 
+define internal ptr @flame_asked(ptr %x, ptr %name) noinline {
+  call void @Py_IncRef(ptr %x)
+  %got = call ptr @PyObject_GetAttr(ptr %x, ptr %name)
+  call void @Py_DecRef(ptr %x)
+  %held = call ptr @flame_borrowed(ptr %got)
+  ret ptr %held
+}
+
 define internal ptr @flame_read(ptr %x, ptr %cls, i64 %offset, ptr %name) noinline {
   %type.p = getelementptr i8, ptr %x, i64 $type
   %type = load ptr, ptr %type.p
@@ -134,11 +123,8 @@ slot:
 good:
   ret ptr %found
 any:
-  call void @Py_IncRef(ptr %x)
-  %got = call ptr @PyObject_GetAttr(ptr %x, ptr %name)
-  call void @Py_DecRef(ptr %x)
-  %held = call ptr @flame_borrowed(ptr %got)
-  ret ptr %held
+  %asked = call ptr @flame_asked(ptr %x, ptr %name)
+  ret ptr %asked
 }
 
 define internal ptr @flame_read_or_none(ptr %x, ptr %cls, i64 %offset, ptr %name) noinline {
@@ -150,17 +136,11 @@ slot:
   %p = getelementptr i8, ptr %x, i64 %offset
   %found = load ptr, ptr %p
   %empty = icmp eq ptr %found, null
-  br i1 %empty, label %none, label %good
-none:
-  ret ptr @$None
-good:
-  ret ptr %found
+  %there = select i1 %empty, ptr @$None, ptr %found
+  ret ptr %there
 any:
-  call void @Py_IncRef(ptr %x)
-  %got = call ptr @PyObject_GetAttr(ptr %x, ptr %name)
-  call void @Py_DecRef(ptr %x)
-  %held = call ptr @flame_borrowed(ptr %got)
-  ret ptr %held
+  %asked = call ptr @flame_asked(ptr %x, ptr %name)
+  ret ptr %asked
 }
 
 define internal i32 @flame_write(ptr %x, ptr %cls, i64 %offset, ptr %name, ptr %value) noinline {
@@ -396,6 +376,83 @@ fail:
 """
 
 
+#: how references are counted: by the interpreter; in 64 bits; in 32 bits, less than zero where an object is never freed
+_COUNTS: Final = {
+    "": """
+define internal void @flame_incref(ptr %x) alwaysinline {
+  call void @Py_IncRef(ptr %x)
+  ret void
+}
+
+define internal void @flame_decref(ptr %x) alwaysinline {
+  %none = icmp eq ptr %x, null
+  br i1 %none, label %done, label %some
+some:
+  call void @Py_DecRef(ptr %x)
+  br label %done
+done:
+  ret void
+}
+""",
+    "i64": """
+define internal void @flame_incref(ptr %x) alwaysinline {
+  %count = load i64, ptr %x
+  %more = add i64 %count, 1
+  store i64 %more, ptr %x
+  ret void
+}
+
+define internal void @flame_decref(ptr %x) alwaysinline {
+  %none = icmp eq ptr %x, null
+  br i1 %none, label %done, label %some
+some:
+  %count = load i64, ptr %x
+  %less = sub i64 %count, 1
+  store i64 %less, ptr %x
+  %dead = icmp eq i64 %less, 0
+  br i1 %dead, label %free, label %done
+free:
+  call void @_Py_Dealloc(ptr %x)
+  br label %done
+done:
+  ret void
+}
+""",
+    "i32": """
+define internal void @flame_incref(ptr %x) alwaysinline {
+  %count = load i32, ptr %x
+  %ever = icmp slt i32 %count, 0
+  br i1 %ever, label %done, label %counted
+counted:
+  %more = add i32 %count, 1
+  store i32 %more, ptr %x
+  br label %done
+done:
+  ret void
+}
+
+define internal void @flame_decref(ptr %x) alwaysinline {
+  %none = icmp eq ptr %x, null
+  br i1 %none, label %done, label %some
+some:
+  %count = load i32, ptr %x
+  %ever = icmp slt i32 %count, 0
+  br i1 %ever, label %done, label %counted
+counted:
+  %less = sub i32 %count, 1
+  store i32 %less, ptr %x
+  %dead = icmp eq i32 %less, 0
+  br i1 %dead, label %free, label %done
+free:
+  call void @_Py_Dealloc(ptr %x)
+  br label %done
+done:
+  ret void
+}
+""",
+}
+
+
 #: the newer function gives a new reference, or 0 and none; the older one, which it replaces, a borrowed one
 _REFERENT: Final = (
     """  %place = alloca ptr
@@ -415,10 +472,15 @@ none:
 )
 
 
-def text(numbers: Mapping[str, int | str]) -> str:
-    """The functions, with declarations of the interpreter's."""
+def text(numbers: Mapping[str, int | str], counts: str) -> str:
+    """The functions, with declarations of the interpreter's; `counts` says how references are counted (`layout.counts`)."""
     declared = []
     for name, signature in INTERPRETER.items():
         result, _, arguments = signature.partition(" ")
         declared.append(f"declare {result} @{name}{arguments}")
-    return "\n".join(declared) + "\n" + re.sub(r"\$(\w+)", lambda m: str(numbers[m[1]]), _TEXT.replace("$referent", _REFERENT))
+    return (
+        "\n".join(declared)
+        + "\n"
+        + _COUNTS[counts]
+        + re.sub(r"\$(\w+)", lambda m: str(numbers[m[1]]), _TEXT.replace("$referent", _REFERENT))
+    )

@@ -38,7 +38,7 @@ class Body(Expressions):
             p = f"%local.{name}"
             if name in self.assigned:
                 self.places.append(p)
-                self.emit(f"call void @Py_IncRef(ptr %a{i})")
+                self.take(f"%a{i}")
             else:
                 self.arrays.append(f"  {p} = alloca ptr")
             self.emit(f"store ptr %a{i}, ptr {p}")
@@ -52,7 +52,9 @@ class Body(Expressions):
         top += [f"  store ptr null, ptr {p}" for p in [*self.places, "%result"]]
         self.jump("fail")
         self.begin("fail")
-        self.jump("end")
+        for p in self.places:
+            self.emit(f"call void @flame_drop(ptr {self.do(f'load ptr, ptr {p}')})")
+        self.emit("ret ptr null")
         self.begin("end")
         self.release(self.places)
         got = self.do("load ptr, ptr %result")
@@ -61,8 +63,9 @@ class Body(Expressions):
 
     def leave(self, v: Value) -> None:
         """Return a value; what the statement holds is let go at the end."""
-        self.emit(f"call void @Py_IncRef(ptr {v.register})")
+        self.take(v.register)
         self.emit(f"store ptr {v.register}, ptr %result")
+        self.release(self.open)
         self.jump("end")
         self.begin(self.label("after"))
 
@@ -275,7 +278,7 @@ class Body(Expressions):
                 if isinstance(t, ast.Name):
                     self.set_variable(t.id, Value(item))
                 else:
-                    self.emit(f"call void @Py_IncRef(ptr {item})")
+                    self.take(item)
                     self.temporary(item)
                     self.assign(t, Value(item))
         self.loops.append((step, end))

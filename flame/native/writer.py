@@ -102,13 +102,18 @@ class Writer:
         """The same value, good until the statement ends."""
         if not v.loose:
             return v
-        self.emit(f"call void @Py_IncRef(ptr {v.register})")
+        self.take(v.register)
         self.temporary(v.register)
         return Value(v.register, v.hint, v.constant)
 
+    def take(self, register: str) -> None:
+        self.emit(f"call void @flame_incref(ptr {register})")
+
     def release(self, places: Sequence[str]) -> None:
-        for p in places:
-            self.emit(f"call void @flame_clear(ptr {p})")
+        for p in places:  # (by value: a place whose address is passed to nobody becomes a register)
+            x = self.do(f"load ptr, ptr {p}")
+            self.emit(f"store ptr null, ptr {p}")
+            self.emit(f"call void @flame_decref(ptr {x})")
 
     @contextmanager
     def statement(self) -> Iterator[None]:
@@ -169,7 +174,10 @@ class Writer:
             self.variables[name] = self.declared.get(name) or v.hint
         elif self.variables[name] is None:
             self.variables[name] = v.hint
-        self.emit(f"call void @flame_set(ptr {p}, ptr {v.register})")
+        self.take(v.register)
+        old = self.do(f"load ptr, ptr {p}")
+        self.emit(f"store ptr {v.register}, ptr {p}")
+        self.emit(f"call void @flame_decref(ptr {old})")
         self.sure.add(name)
 
     def complain(self, kind: type[Exception], words: str) -> None:
