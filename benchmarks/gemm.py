@@ -1,6 +1,6 @@
 """Matrix products beside NumPy's BLAS: `python -m benchmarks.gemm [--threads 1] [--rounds 5] [--only TEXT] [--out FOLDER]`.
 
-Forty shapes: squares, odd sizes, every transposition, few rows, vectors, deep and flat ones, batches, float64. Both sides make a
+Forty shapes: squares, odd sizes, every transposition, few rows, vectors, deep and flat ones, batches, float64; then narrow dtypes. Both sides make a
 fresh result, in one process and in turn; a figure is the least of all rounds, of a whole call (for flame that is a compiled
 function's in replay mode, Python included; short ones are timed several at once). The last column is the native code alone,
 beside NumPy's product into memory that is there. Nothing is asserted. `--out` writes gemm-DATE-THREADS.md and .json.
@@ -58,6 +58,8 @@ SHAPES = [
     Shape(256, 256, 256, "NN", 0, "float64"),
     Shape(512, 512, 512, "NT", 0, "float64"),
 ]
+#: what NumPy has no fast product of: beside its float32 one of the same size, and not in the mean. int8 sums as int32
+NARROW = [Shape(n, n, n, "NN", 0, d) for d in ("bfloat16", "float16", "int8") for n in (256, 512)]
 
 
 def sides(shape: Shape) -> tuple[Callable[[], Any], Callable[[], Any], Callable[[], float], Callable[[], Any]]:
@@ -72,13 +74,16 @@ def sides(shape: Shape) -> tuple[Callable[[], Any], Callable[[], Any], Callable[
 
     def operand(rows: int, columns: int, turned: bool) -> Any:
         size = (columns, rows) if turned else (rows, columns)
-        return r.standard_normal((*lead, *size)).astype(shape.dtype)
+        x = r.standard_normal((*lead, *size))
+        return x.astype(shape.dtype) if shape not in NARROW else (20 * x).astype("float32")
 
     a, b = operand(shape.m, shape.k, shape.form[0] == "T"), operand(shape.k, shape.n, shape.form[1] == "T")
     turn = [f == "T" for f in shape.form]
-    x, y = flame.tensor(a), flame.tensor(b)
+    x, y = (flame.tensor(z).to(getattr(flame, shape.dtype)) for z in (a, b))
 
     def product(x: Any, y: Any) -> Any:
+        if shape.dtype == "int8":
+            x, y = x.int(), y.int()
         return (x.mT if turn[0] else x) @ (y.mT if turn[1] else y)
 
     compiled = flame.compile(product, mode="replay")
@@ -141,19 +146,20 @@ def main() -> None:
     now = time.process_time if given.threads == 1 else time.perf_counter
     lines = ["| m x k x n | flame | NumPy | flame, GFLOP/s | ratio | native code alone |", "|---|---:|---:|---:|---:|---:|"]
     ratios, alone, figures = [], [], []
-    for shape in SHAPES:
+    for shape in [*SHAPES, *NARROW]:
         if given.only and not any(text in str(shape) for text in given.only):
             continue
         own, other, native, product = measure(shape, given.rounds, now)
-        ratios.append(other / own)
-        alone.append(product / native)
+        if shape in SHAPES:
+            ratios.append(other / own)
+            alone.append(product / native)
         figures.append({"shape": str(shape), "flame": own, "numpy": other, "flame alone": native, "numpy alone": product})
         speed, ratio = shape.flops / own / 1e9, f"{other / own:.2f} | {product / native:.2f}"
         lines.append(f"| {shape} | {duration(own)} | {duration(other)} | {speed:.1f} | {ratio} |")
         print(lines[-1], file=sys.stderr, flush=True)
 
     def said(ratios: list[float]) -> str:
-        mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+        mean = math.exp(sum(map(math.log, ratios)) / max(1, len(ratios)))
         return f"{mean:.2f} times as fast by geometric mean, {sum(r < 0.95 for r in ratios)} of {len(ratios)} shapes below 0.95"
 
     about = [f"- {what}: {found}" for what, found in machine().items()]

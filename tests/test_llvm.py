@@ -271,6 +271,29 @@ def test_products_of_every_shape_and_orientation(m: int, n: int, k: int, turned:
             np.testing.assert_allclose(fresh["o"], want["o"], rtol=scale, atol=scale)
 
 
+@pytest.mark.parametrize("m,n,k", [(7, 17, 65), (13, 33, 1031), (50, 100, 36)])
+@pytest.mark.parametrize("turned", ["nn", "tt"])
+def test_products_of_narrow_integers_wrap_as_int32(m: int, n: int, k: int, turned: str) -> None:
+    i, j, q = var("i"), var("j"), var("k")
+    r = np.random.default_rng(k)
+    for left, right in ((dtypes.int8, dtypes.int8), (dtypes.uint8, dtypes.int8), (dtypes.int16, dtypes.int16)):
+        make = given.Make(f"product_{turned}", i=m, j=n, k=k)
+        a, b = (np.iinfo(d.numpy) for d in (left, right))
+        x = r.integers(a.min, a.max + 1, (k, m) if turned[0] == "t" else (m, k)).astype(left.numpy)
+        y = r.integers(b.min, b.max + 1, (n, k) if turned[1] == "t" else (k, n)).astype(right.numpy)
+        x.flat[:4] = a.min  # -2^15 twice by itself is 2^31
+        y.flat[:4] = b.min
+        u = make.load("x", (q, i) if turned[0] == "t" else (i, q), left, array=x)
+        v = make.load("y", (j, q) if turned[1] == "t" else (q, j), right, array=y)
+        u, v = (make.op("cast", z, d=dtypes.int32) for z in (u, v))
+        make.store("o", (i, j), make.contract(u, v, "k", d=dtypes.int32))
+        kernel, arrays, symbols = make.case()
+        runner = Runner(kernel)
+        runner.bind(arrays, symbols, True)()
+        wide = (x.T if turned[0] == "t" else x).astype(np.int64) @ (y.T if turned[1] == "t" else y).astype(np.int64)
+        np.testing.assert_array_equal(arrays["o"], wide.astype(np.int32))
+
+
 @pytest.mark.parametrize("d", [dtypes.float32, dtypes.float64, dtypes.bfloat16], ids=str)
 @pytest.mark.parametrize("n,k", [(1000, 300), (1030, 67), (2500, 64), (257, 2100), (64, 517), (3, 130)])
 def test_products_with_a_vector(n: int, k: int, d: dtypes.dtype) -> None:

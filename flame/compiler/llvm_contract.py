@@ -24,6 +24,7 @@ from flame.compiler.kernel import Kernel, Store
 from flame.compiler.llvm_axes import size, unit_axes
 from flame.compiler.llvm_in_place import InPlace, in_lines, left_in_place, right_in_place
 from flame.compiler.llvm_machine import LlvmMachine, Value
+from flame.compiler.llvm_pairs import in_pairs, multiply_add, pair_lines
 from flame.compiler.llvm_point import Linear, Point
 from flame.compiler.llvm_rows import begin
 from flame.compiler.llvm_text import Function, Int, element, existing_lanes, suffix, transpose, wide
@@ -54,6 +55,8 @@ class ContractWriter:
         self.t = element(self.dtype)
         self.left = left_in_place(self.kernel, g.left, self.dtype, target)
         self.right = right_in_place(self.kernel, g.right, self.dtype, target)
+        self.pairs = in_pairs(self.kernel, g.left, g.right, self.dtype, target)
+        self.step = 2 if self.pairs else 1  #: of k, in a line of a packed panel
         self.lines = in_lines(self.kernel, g.right, self.dtype) if self.right is None else None
         k, t = self.kernel, self.tiling
         lanes, item = t.lanes, self.dtype.itemsize
@@ -113,6 +116,7 @@ class ContractWriter:
         blocks = f"k by {t.depth}" if t.depth is not None else "all of k"
         where = [side for side, found in (("left", self.left), ("right", self.right)) if found is not None]
         in_place = f", {' and '.join(where)} in place" if where else ""
+        blocks += ", in pairs" * self.pairs
         return f"tiles of {t.rows} x {t.vectors} vectors of {t.lanes}, {blocks}, {t.panels} panels a block{in_place}"
 
     # -- phases
@@ -155,7 +159,10 @@ class ContractWriter:
             batch, panel = f.div(i, panels), f.rem(i, panels)
             p.bind(BATCH, Linear(batch))
             target = f.address(left, f.mul(i, length), self.t)
-            self._pack(p, self.groups.left, M, f.mul(panel, t.rows), t.rows, target, 0, p.integer_of(k.axes[K]))
+            depth = p.integer_of(k.axes[K])
+            self._pack(p, self.groups.left, M, f.mul(panel, t.rows), t.rows, target, 0, depth)
+            if self.pairs:
+                pair_lines(f, target, depth, t.rows, t.lanes)
             return []
 
         with p.scope():
@@ -224,6 +231,8 @@ class ContractWriter:
 
         def pack(j: str, _: list[str]) -> list[str]:
             self._pack(p, self.groups.right, N, f.mul(j, t.columns), t.columns, packed_at(j), k0, kc)
+            if self.pairs:
+                pair_lines(f, packed_at(j), kc, t.columns, t.lanes)
             return []
 
         full_panels = f.div(p.integer_of(self.kernel.axes[N]), t.columns)
@@ -246,7 +255,7 @@ class ContractWriter:
                 rows_here = f.least(t.rows, f.sub(p.integer_of(self.kernel.axes[M]), f.mul(i, t.rows)))
             else:
                 start = f.mul(i, p.integer_of(self.left_panel))
-                panel, rows_here = f.address(b.left, f.add(start, f.mul(k0, t.rows)), self.t), t.rows
+                panel, rows_here = f.address(b.left, f.add(start, f.mul(f.div(k0, self.step), t.rows)), self.t), t.rows
 
             def columns(j: str, _: list[str]) -> list[str]:
                 right, stride = right_at(j)
@@ -254,7 +263,8 @@ class ContractWriter:
                 if not whole:
                     number = f.add(f.mul(f.sub(i, b.first_left), t.panels), f.sub(j, b.first_right))
                     tile = f.address(b.tiles, f.mul(number, t.rows * t.columns), self.t)
-                more = f"i64 {kc}, i64 {goes_on}, i64 {stride}, i64 {rows_here}"
+                deep = f.div(f.add(kc, self.step - 1), self.step)
+                more = f"i64 {deep}, i64 {goes_on}, i64 {stride}, i64 {rows_here}"
                 f.do(f"call void @{self.name}_tile(ptr {panel}, ptr {right}, ptr {tile}, {more})")
                 if last is True:
                     self._epilogue(p, i, j, tile)
@@ -293,6 +303,8 @@ class ContractWriter:
         apart = not rows_known or along > 1
         starts = [f.address("%left", line, self.t) if apart else "%left" for line in lines]
 
+        together = 4 if d.kind == "f" else 1  # multiply and add, of integers, are two that get mixed up until registers run out
+
         def step(k: Int, offset: int, right: str, sums: list[str]) -> list[str]:
             """Line `offset` after line k, whose right panel begins at `right`."""
             columns = [f.load(v, f.address(right, j * t.lanes, self.t), align_right) for j in range(t.vectors)]
@@ -307,7 +319,7 @@ class ContractWriter:
 
         def many(i: str, sums: list[str]) -> list[str]:
             right = f.address("%right", f.mul(i, stride), self.t)
-            for u in range(4):
+            for u in range(together):
                 sums = step(i, u, right, sums)
                 right = f.address(right, stride, self.t)
             return sums
@@ -316,11 +328,11 @@ class ContractWriter:
             return step(i, 0, f.address("%right", f.mul(i, stride), self.t), sums)
 
         zero = [(v, "zeroinitializer")] * (t.rows * t.vectors)
-        if self._comes_in(4):
-            sums = f.loop(0, "%kc", 4, zero, many)
+        if self._comes_in(together * self.step):
+            sums = f.loop(0, "%kc", together, zero, many)
         else:
-            full = f.emit("and i64 %kc, -4")
-            sums = f.loop(0, full, 4, zero, many)
+            full = f.emit(f"and i64 %kc, -{together}")
+            sums = f.loop(0, full, together, zero, many)
             sums = f.loop(full, "%kc", 1, [(v, s) for s in sums], one)
         places = [f.address("%tile", i * t.lanes, self.t) for i in range(len(sums))]
 
@@ -351,6 +363,8 @@ class ContractWriter:
     def _multiply_add(self, f: Function, v: str, x: str, y: str, z: str) -> str:
         if self.dtype.kind == "f":
             return f.call(v, f"llvm.fma.{suffix(self.t, self.tiling.lanes)}", [(v, x), (v, y), (v, z)])
+        if self.pairs:
+            return multiply_add(f, self.tiling.lanes, x, y, z)
         return f.emit(f"add {v} {f.emit(f'mul {v} {x}, {y}')}, {z}")
 
     def _epilogue(self, p: Point, i: str, j: str, tile: str) -> None:
