@@ -1,5 +1,5 @@
 """How fast compiled programs run on a CPU: `python -m benchmarks.cpu [--threads 1] [--rounds 3] [--only TEXT] [--python torch=PATH]
-[--python jax=PATH] [--against FILE.json] [--out FOLDER]`.
+[--python jax=PATH] [--against FILE.json] [--peers-cache FOLDER] [--out FOLDER]`.
 
 One table: kernels and small models, beside PyTorch (eager and compiled) and JAX where they are installed (in this Python, or in
 the one that --python names). Every framework is a process of its own (`benchmarks/cpu_rows.py`), and they take turns row by row.
@@ -157,7 +157,9 @@ def into_readme(page: Path, results: Path) -> None:
     page.write_text("\n".join([before + MARKS[0], *lines, MARKS[1] + after]), encoding="utf-8")
 
 
-def report(figures: Figures, first: Figures, workers: list[Worker], threads: int, rounds: int, earlier: dict[str, str]) -> str:
+def report(
+    figures: Figures, first: Figures, workers: list[Worker], threads: int, rounds: int, earlier: dict[str, str], warm: bool
+) -> str:
     about = [f"- {what}: {found}" for what, found in machine().items()]
     versions = ", ".join(f"{n} {v}" for n, v in (earlier | {w.name: w.version for w in workers}).items())
     clock = "seconds of the processor" if threads == 1 else "seconds of the clock"
@@ -165,7 +167,8 @@ def report(figures: Figures, first: Figures, workers: list[Worker], threads: int
     if hasattr(os, "getloadavg"):
         about.append(f"- {os.getloadavg()[2]:.1f} processes were running on average in the last quarter of an hour")
     parts = ["# Compiled programs on a CPU", "", *about, "", table(figures, ratios(figures)), "", summary(figures), ""]
-    parts += ["## The first two calls", "", "Seconds of the clock, compiling included.", "", table(first, {}), ""]
+    kept = " What others had compiled in an earlier run was kept." if warm else ""
+    parts += ["## The first two calls", "", f"Seconds of the clock, compiling included.{kept}", "", table(first, {}), ""]
     return "\n".join(parts)
 
 
@@ -180,6 +183,7 @@ def main() -> None:
         "--patience", type=float, default=180.0, help="seconds that a row may take a framework, compiling included"
     )
     parser.add_argument("--cache", help="folder for compiled code, kept from run to run")
+    parser.add_argument("--peers-cache", help="such a folder for the others alone, whose first calls then say nothing")
     parser.add_argument("--out", type=Path, help="folder for the report and its figures")
     given = parser.parse_args()
     pythons = dict(p.split("=", 1) for p in given.python)
@@ -188,9 +192,8 @@ def main() -> None:
         workers: list[Worker] = []
         for name in FRAMEWORKS[:1] if earlier else FRAMEWORKS:
             try:
-                workers.append(
-                    Worker(name, pythons.get(name, sys.executable), given.threads, given.cache or temporary, given.patience)
-                )
+                folder = given.cache or (name != "flame" and given.peers_cache) or temporary
+                workers.append(Worker(name, pythons.get(name, sys.executable), given.threads, folder, given.patience))
             except RuntimeError as missing:
                 if name == "flame":
                     raise
@@ -201,7 +204,7 @@ def main() -> None:
             if f["column"] not in OWN and f["row"] in measured:
                 figures[f["row"], f["column"]] = f["seconds"]
         versions = earlier.get("versions", {}) | {w.name: w.version for w in workers}
-        text = report(figures, first, workers, given.threads, given.rounds, versions)
+        text = report(figures, first, workers, given.threads, given.rounds, versions, bool(given.cache or given.peers_cache))
         for w in workers:
             w.close()
     print(text)

@@ -1,9 +1,9 @@
 """Matrix products beside NumPy's BLAS: `python -m benchmarks.gemm [--threads 1] [--rounds 5] [--only TEXT] [--out FOLDER]`.
 
-Forty shapes: squares, odd sizes, every transposition, few rows, vectors, deep and flat ones, batches, float64; then narrow dtypes. Both sides make a
-fresh result, in one process and in turn; a figure is the least of all rounds, of a whole call (for flame that is a compiled
-function's in replay mode, Python included; short ones are timed several at once). The last column is the native code alone,
-beside NumPy's product into memory that is there. Nothing is asserted. `--out` writes gemm-DATE-THREADS.md and .json.
+Forty shapes: squares, odd sizes, every transposition, few rows, vectors, deep and flat ones, batches, float64; then narrow dtypes.
+Both sides make a fresh result, in one process and in turn; a figure is the least of all rounds, of a whole call (for flame that is
+a compiled function's in replay mode, Python included; short ones are timed several at once). The last column is the native code
+alone, beside NumPy's product into memory that is there. Nothing is asserted. `--out` writes gemm-DATE-THREADS.md and .json.
 """
 
 from __future__ import annotations
