@@ -1,15 +1,17 @@
-"""How fast eager operations run on a CPU: `python -m benchmarks.eager [--threads 1] [--rounds 5] [--only TEXT] [--python PATH]
+"""How fast eager operations run on a CPU: `python -m benchmarks.eager [--threads 1 2] [--rounds 5] [--only TEXT] [--python PATH]
 [--out FOLDER]`.
 
 40 common operators at 100, 64K and 4M elements in float32, beside PyTorch eager where it is installed (in this Python, or in the
 one that --python names). Each framework is a process of its own, and they take turns operator by operator, so that both meet the
 same machine. A figure is the least seconds of a call over the rounds; the ratio says how many times as fast as PyTorch flame is.
-A second table has what a small operation costs, without and with gradient. Nothing is asserted. `--out` writes eager-THREADS.md.
+A second table has what a small operation costs, without and with gradient. The goals' figures stand last; nothing is asserted.
+`--out` writes eager-DATE.md, with a part for each number of threads.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import math
 import os
@@ -123,13 +125,34 @@ class Peer:
         self.process.stdin.flush()  # type: ignore[union-attr]
         return json.loads(self.process.stdout.readline())  # type: ignore[union-attr]
 
+    def close(self) -> None:
+        self.process.stdin.close()  # type: ignore[union-attr]
+        self.process.wait()
+
 
 def geometric(xs: list[float]) -> float:
     xs = [x for x in xs if x == x]
     return math.exp(sum(map(math.log, xs)) / len(xs)) if xs else math.nan
 
 
-def table(threads: int, rounds: int, only: str, python: str) -> str:
+#: microseconds that an operation on 4 elements may cost, without and with gradient; how fast beside PyTorch eager is to be
+GOALS = {"without gradient": 2.0, "with gradient": 4.0, "beside PyTorch": 0.9}
+PLAIN, DIFFERENTIATED = "x + y", "x + y, with gradient"
+
+
+def goals(threads: int, small: dict[str, tuple[float, float]], whole: float) -> str:
+    """What became of the goals."""
+    parts = []
+    for name, operator in (("without gradient", PLAIN), ("with gradient", DIFFERENTIATED)):
+        others = [1e6 * v[0] for o, v in small.items() if ("gradient" in o) == ("gradient" in operator)]
+        first = 1e6 * small[operator][0]
+        parts.append(f"a small operation {name}: {first:.2f} µs (up to {max(others):.2f}; goal {GOALS[name]:g})")
+    parts.append(f"64K and 4M elements: {whole:.2f} times as fast as PyTorch (goal {GOALS['beside PyTorch']:g})")
+    return f"Goals, {threads} thread{'s' * (threads > 1)}: " + "; ".join(parts) + "."
+
+
+def table(threads: int, rounds: int, only: str, python: str) -> tuple[str, str]:
+    """The tables, and what became of the goals."""
     ours, theirs = Peer("flame", sys.executable, threads), Peer("torch", python, threads)
     head = f"flame {ours.version} beside PyTorch {theirs.version} eager, {threads} thread{'s' * (threads > 1)}"
     head += "".join(f"\n- {k}: {v}" for k, v in machine().items())
@@ -146,23 +169,17 @@ def table(threads: int, rounds: int, only: str, python: str) -> str:
     means = [geometric([b / a for (s, _), (a, b) in found.items() if s == size]) for size in SIZES]
     rows.append("| geometric mean | " + " | ".join(f"| | {m:.2f}" for m in means) + " |")
     whole = geometric([b / a for (s, _), (a, b) in found.items() if s != "100"])
-    rows += [
-        "",
-        f"At 64K and 4M together: {whole:.2f} times as fast as PyTorch.",
-        "",
-        "| small operation | flame | PyTorch |",
-        "|---|---|---|",
-    ]
-    for operator in ours.small:
-        rows.append(
-            f"| {operator} | {duration(ours.ask('small', operator, rounds))} | {duration(theirs.ask('small', operator, rounds))} |"
-        )
-    return "\n".join(rows) + "\n"
+    rows += ["", "| small operation | flame | PyTorch |", "|---|---|---|"]
+    small = {o: (ours.ask("small", o, rounds), theirs.ask("small", o, rounds)) for o in ours.small}
+    rows += [f"| {o} | {duration(a)} | {duration(b)} |" for o, (a, b) in small.items()]
+    ours.close()
+    theirs.close()
+    return "\n".join(rows) + "\n", goals(threads, small, whole)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="")
     parser.add_argument("--python", default=sys.executable)
@@ -170,13 +187,14 @@ def main() -> None:
     parser.add_argument("--serve", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        serve(args.serve, args.threads)
+        serve(args.serve, args.threads[0])
         return
-    text = table(args.threads, args.rounds, args.only, args.python)
+    made = [table(n, args.rounds, args.only, args.python) for n in args.threads]
+    text = "\n".join([*[t for t, _ in made], *[f"{g}\n" for _, g in made]])
     print(text)
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / f"eager-{args.threads}.md").write_text(text)
+        (args.out / f"eager-{datetime.date.today()}.md").write_text(text)
 
 
 if __name__ == "__main__":

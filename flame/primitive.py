@@ -222,13 +222,22 @@ class _Force(threading.local):
 
 class _Placement:
     """Whether any array was ever made on a GPU: until then nobody need ask where an array is. `beside(f, args, kwargs)` calls a
-    function with what it makes from no tensors placed where its tensors are."""
+    function with what it makes from no tensors placed where its tensors are.
 
-    __slots__ = ("gpu", "beside")
+    `direct`: all arrays are NumPy's, and nobody has eager operations `watched`, so that who is sure of its operands may call NumPy.
+    """
+
+    __slots__ = ("gpu", "watched", "direct", "beside")
+    direct: bool
 
     def __init__(self) -> None:
-        self.gpu = False
+        self.gpu = self.watched = False
         self.beside: Callable[[Callable[..., Any], tuple, dict], Any] = lambda f, args, kwargs: f(*args, **kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+        if name == "gpu" or name == "watched":
+            object.__setattr__(self, "direct", not (value or getattr(self, "watched" if name == "gpu" else "gpu", False)))
 
 
 force = _Force()

@@ -110,6 +110,11 @@ else:
     )
 
 
+#: specs that were asked for lately: shapes come again, and making one takes longer than finding it
+_specs: dict[tuple, Spec] = {}
+_MOST_SPECS = 4096
+
+
 class Tensor(_Slots):
     """A multi-dimensional array of one dtype that knows how to differentiate what was done to it.
 
@@ -267,7 +272,13 @@ class Tensor(_Slots):
     def spec(self) -> Spec:
         a = self._array
         if a is not None:
-            return Spec(a.shape, dtypes._BY_NUMPY[a.dtype])
+            key = a.shape, a.dtype
+            found = _specs.get(key)
+            if found is None:
+                if len(_specs) >= _MOST_SPECS:
+                    _specs.clear()
+                found = _specs[key] = Spec(a.shape, dtypes._BY_NUMPY[a.dtype])
+            return found
         spec = self._ref.spec
         return spec if spec.__class__ is Spec else spec.now
 

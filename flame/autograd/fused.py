@@ -22,7 +22,7 @@ from typing import Any, Final
 import numpy as np
 
 from flame.autograd.engine import run_engine
-from flame.autograd.tape import Node, alias, eager, edge, requires_grad, zeros
+from flame.autograd.tape import Node, alias, edge, requires_grad, zeros
 from flame.dtypes import _BY_NUMPY
 from flame.knobs import knobs
 from flame.primitive import Primitive, force, placement, registered
@@ -61,7 +61,7 @@ class Fused:
         functools.update_wrapper(self, f)
 
     def __call__(self, *operands: Any, **static: Any) -> Any:
-        if force.interpreter is None and not self.off and not placement.gpu:
+        if force.interpreter is None and not self.off and placement.direct:
             a = operands[0]._array
             if a is not None and a.size >= LEAST and knobs.eager_kernels:
                 got = self._native(operands, static)
@@ -71,8 +71,6 @@ class Fused:
 
     def _native(self, operands: tuple, static: dict[str, Any]) -> Any:
         """By a program; None: operation by operation."""
-        if "process" in eager.__dict__:  # (somebody watches)
-            return None
         arrays: list[np.ndarray] = []
         kinds: list[Any] = []
         wrt: tuple[int, ...] = ()
@@ -149,12 +147,8 @@ class FusedNode(Node):
         self.params = static
         self.ready = ready
         self.edges = tuple([edge(o) if isinstance(o, Tensor) else None for o in operands])
-        self.hooks = None
         self.released = False
         self.source = ""
-        self.segment = None
-        self.metadata = {}
-        self.step = None
         self.results = ()
         self.operands = ()
         #: the operands, with the versions of tensors: what derivatives of derivatives begin with

@@ -1,9 +1,5 @@
 """The tape: running a primitive eagerly, remembering how to differentiate it, and writing in place.
 
-    edge ::= (node, index)           who gets the cotangent of a tensor: result `index` of `node`
-    Node ::= primitive, operands (a tensor where a rule reads its values, else its Spec), params, edges, versions
-    AccumulateGrad(leaf)             the end of every path: adds to `leaf.grad`
-
 `Eager` is the base interpreter. `assign(target, value)` is the one way in which memory that a tensor shows is overwritten: the
 target takes the value's data, and in gradient mode its history; every in-place operation is a functional one and an assign.
 Views remember base and chain, so that a write through a view rewrites the base's history (PyTorch's rebase), and a view whose
@@ -12,244 +8,45 @@ base was written is given its history anew at its next use.
 
 from __future__ import annotations
 
-import weakref
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-import flame.ops  # noqa: F401  (enters the primitives in the registry)
+from flame.autograd.nodes import (  # noqa: F401  (what stands on the tape is asked for here)
+    AccumulateGrad,
+    Edge,
+    Node,
+    alias,
+    edge,
+    edge_of,
+    fit,
+    full,
+    requires_grad,
+    reshape,
+    zeros,
+)
 from flame.dtypes import _BY_NUMPY
+from flame.ops.declare import quiet
 from flame.ops.strided import shows_an_element_twice
-from flame.primitive import Primitive, Rule, force, install_base_interpreter, placement, registered
+from flame.primitive import Primitive, force, install_base_interpreter, placement, registered
 from flame.reasons import COMPLEX
 from flame.runtime.cuda import gpu as gpu_at
 from flame.runtime.device import as_device
 from flame.runtime.device_array import DeviceArray, to_device
-from flame.runtime.eager_kernels import eager_kernels
+from flame.runtime.eager_kernels import LEAST, eager_kernels
 from flame.runtime.gpu_copy import host, overwrite
 from flame.runtime.gpu_eager import run as run_on_gpu
 from flame.runtime.lines import user_source  # noqa: F401  (asked for here by capture)
 from flame.symbol import Symbolic
 from flame.tensor import Storage, Tensor, View, wrap
 
-Edge = tuple  # (Node, index)
-
-full, reshape, permute, slice_scatter = map(registered, ("full", "reshape", "permute", "slice_scatter"))
+permute, slice_scatter = registered("permute"), registered("slice_scatter")
 view_as_real, view_as_complex = registered("view_as_real"), registered("view_as_complex")
 diagonal_scatter, as_strided_scatter = map(registered, ("diagonal_scatter", "as_strided_scatter"))
-reduce_sum, transfer = registered("sum"), registered("transfer")
-
-
-class Node:
-    """One recorded application of a primitive."""
-
-    __slots__ = (
-        "primitive", "operands", "params", "edges", "versions", "results", "outputs", "hooks", "released", "source", "segment",
-        "metadata", "step", "__weakref__",
-    )  # fmt: skip
-
-    def __init__(self, primitive: Primitive, operands: tuple, params: dict, edges: tuple, outs: tuple):
-        self.primitive = primitive
-        self.params = params
-        self.edges = edges
-        self.hooks: list | None = None
-        self.released = False
-        self.source = ""
-        self.segment: Any = force.interpreter
-        self.metadata: dict = {}
-        self.step: Any = None  #: the step of a capture that it was recorded as
-        wanted = tuple([e is not None for e in edges])
-        found = _SAVED.get((primitive, wanted))
-        keep_output, keep = _saved(primitive, wanted) if found is None else found
-        kept: list = []
-        versions = []
-        for i, o in enumerate(operands):
-            if isinstance(o, Tensor):
-                if keep[i]:
-                    versions.append((o, o._version, o._reassigned))
-                    kept.append(o)
-                else:
-                    kept.append(o.spec)
-            else:
-                kept.append(o)
-        self.operands = tuple(kept)
-        self.outputs = tuple(o.spec for o in outs)
-        self.results: tuple = ()
-        if keep_output:
-            self.results = tuple([alias(o) for o in outs])
-            versions += [(y, o._version, 0) for y, o in zip(self.results, outs, strict=True)]
-        self.versions = versions
-
-    def name(self) -> str:
-        return "".join(p.capitalize() for p in self.primitive.name.split("_")) + "Backward0"
-
-    @property
-    def next_functions(self) -> tuple:
-        return tuple((None, 0) if e is None else e for e in self.edges)
-
-    def __repr__(self) -> str:
-        return f"<{self.name()} object at {id(self):#x}>"
-
-    def register_hook(self, hook: Callable) -> Any:
-        raise RuntimeError("hooks on graph nodes are not supported: register one on the tensor with Tensor.register_hook")
-
-    def check_saved(self) -> None:
-        """Raise unless everything that the rules read still holds what it held."""
-        if self.released:
-            raise RuntimeError(
-                "Trying to backward through the graph a second time (or directly access saved tensors after they have already "
-                "been freed). Saved intermediate values of the graph are freed when you call .backward() or autograd.grad(). "
-                "Specify retain_graph=True if you need to backward through the graph a second time or if you need to access "
-                "saved tensors after calling backward."
-            )
-        for t, version, reassigned in self.versions:
-            now = t._version
-            if now != version or t._reassigned != reassigned:  # written, or given other memory
-                raise RuntimeError(
-                    "one of the variables needed for gradient computation has been modified by an inplace operation: "
-                    f"[{t.dtype!r} {list(t.shape)}], which is an operand or the result of {self.primitive.name}"
-                    f"{' at ' + self.source if self.source else ''}, is at version {now}; expected version {version} instead."
-                )
-
-    def apply(self, cotangents: list) -> list:
-        """The cotangents of the operands, given those of the results (None: zero)."""
-        self.check_saved()
-        p = self.primitive
-        ys: Any = self.outputs
-        if self.results:
-            ys = tuple([alias(y) for y in self.results])
-            for i, (y, saved) in enumerate(zip(ys, self.results, strict=True)):
-                y.__class__ = saved.__class__
-                y._node = (self, i) if y.dtype.is_differentiable else None
-                y._ref = saved._ref
-        if len(self.outputs) == 1:
-            g, y = cotangents[0], ys[0]
-        else:
-            g = tuple(zeros(s) if c is None else c for c, s in zip(cotangents, self.outputs, strict=True))
-            y = ys
-        out: list = []
-        if isinstance(p.vjp, Rule) and p.vjp.joint:
-            answers = p.vjp.apply(g, y, *self.operands, **self.params)
-            pairs = zip(self.edges, answers, self.operands, strict=True)
-            return [None if e is None or a is None else fit(a, o) for e, a, o in pairs]
-        variadic = not isinstance(p.vjp, tuple)
-        for i, e in enumerate(self.edges):
-            rule = p.rule(i) if e is not None else None
-            if rule is None:
-                out.append(None)
-            elif variadic:
-                out.append(fit(rule.apply(g, y, *self.operands, operand=i, **self.params), self.operands[i]))
-            else:
-                out.append(fit(rule.apply(g, y, *self.operands, **self.params), self.operands[i]))
-        return out
-
-    def release(self) -> None:
-        """Let go of what was saved."""
-        self.released = bool(self.versions) or self.released
-        self.versions = []
-        self.results = ()
-        self.operands = tuple(o.spec if isinstance(o, Tensor) else o for o in self.operands)
-
-
-_SAVED: dict[tuple[Primitive, tuple[bool, ...]], tuple[bool, tuple[bool, ...]]] = {}
-
-
-def _saved(primitive: Primitive, wanted: tuple[bool, ...]) -> tuple[bool, tuple[bool, ...]]:
-    """Whether the rules of the operands that are `wanted` read the result; and of each operand, whether they read it."""
-    rules = [rule for i, w in enumerate(wanted) if w and (rule := primitive.rule(i)) is not None]
-    operands = tuple([any(rule.saves(j) for rule in rules) for j in range(len(wanted))])
-    found = _SAVED[primitive, wanted] = any(rule.saves_output for rule in rules), operands
-    return found
-
-
-class AccumulateGrad:
-    """The sink of a leaf."""
-
-    __slots__ = ("tensor", "hooks", "post_hooks", "segment", "__weakref__")
-    edges: tuple = ()
-    next_functions: tuple = ()
-    outputs: tuple = (None,)
-    released = False
-
-    def __init__(self, tensor: Tensor):
-        self.tensor = tensor
-        self.hooks: list | None = None
-        self.post_hooks: dict | None = None
-        self.segment: Any = None
-
-    def name(self) -> str:
-        return "AccumulateGrad"
-
-    @property
-    def variable(self) -> Tensor:
-        return self.tensor
-
-
-def zeros(spec: Any) -> Any:
-    """A tensor of zeros like `spec`."""
-    return full(0, shape=tuple(spec.shape), dtype=spec.dtype)
-
-
-def fit(g: Any, operand: Any) -> Any:
-    """Undo broadcasting: a cotangent with the operand's shape."""
-    if g is None or g.shape == operand.shape:
-        return g
-    want = tuple(operand.shape)
-    lead = g.ndim - len(want)
-    dims = tuple(range(lead)) + tuple(i + lead for i, d in enumerate(want) if d == 1 and g.shape[i + lead] != 1)
-    g = reduce_sum(g, dim=dims, keepdim=False) if dims else g
-    return reshape(g, shape=want) if tuple(g.shape) != want else g
-
-
-def alias(t: Tensor) -> Tensor:
-    """Another object for the same memory, outside the tape."""
-    if t._batching is not None:
-        return t._alias()
-    a = wrap(t._array)
-    a._storage = t.storage_of()
-    return a
-
-
-def edge(t: Tensor) -> Edge | None:
-    """Where the cotangent of `t` goes, or None."""
-    v = t._view
-    if v is not None and v.version != t._version:
-        _renew_view(t, v)
-    if t._node is not None:
-        return t._node
-    if not t._requires_grad:
-        return None
-    a = None if t._accumulator is None else t._accumulator()
-    if a is None:
-        a = AccumulateGrad(t)
-        t._accumulator = weakref.ref(a)  # weakly, as the node holds the leaf; hooks keep it (`Tensor._hooks`)
-    return (a, 0)
-
-
-def _renew_view(t: Tensor, v: View) -> None:
-    """The base was written since this view was made: its history is the base's now, seen through the chain."""
-    t._view = v._replace(version=t._version)
-    if not requires_grad(v.base):
-        t._node = None
-        return
-    v.base._data()  # (a captured segment that owes its values ends here, while its run is in force, and not below)
-    before = force.grad, force.interpreter
-    force.grad, force.interpreter = True, v.base._batching
-    try:
-        x: Any = v.base
-        for p, params in v.chain:
-            x = p(x, **dict(params))
-        t._node = x._node
-    finally:
-        force.grad, force.interpreter = before
-
-
-def requires_grad(t: Tensor) -> bool:
-    v = t._view
-    if v is not None and v.version != t._version:
-        edge(t)
-    return t._requires_grad or t._node is not None
+transfer = registered("transfer")
 
 
 #: the meanings that run as native kernels on large arrays
@@ -264,6 +61,23 @@ def _meaning(primitive: Primitive) -> tuple[Callable, set]:
     return found
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Direct:
+    """How an elementwise primitive runs on floats where nothing has to be found out: by a ufunc that is all of its meaning (None:
+    there is none), on less than `most` elements."""
+
+    primitive: Primitive
+    ufunc: Callable[..., Any] | None
+    most: int
+    differentiable: bool
+
+    @classmethod
+    def of(cls, p: Primitive) -> Direct:
+        f = getattr(p.eager, "numpy", None)
+        plain = p.kind == "elementwise" and isinstance(f, np.ufunc) and f.nout == 1
+        return cls(p, f if plain else None, LEAST if p in _NATIVE else sys.maxsize, p.vjp is not None)
+
+
 class Eager:
     """The base interpreter: NumPy, native kernels where it is slow, and the tape."""
 
@@ -271,16 +85,17 @@ class Eager:
         arrays = []
         record = False
         kind: Any = None  #: the dtype of all operands; where they differ, of each
-        grad = force.grad and primitive.vjp is not None
         for o in operands:
             if isinstance(o, Tensor):
                 a = o._array
-                if a is None or o._storage is not None:
+                if a is None or ((s := o._storage) is not None and s.pending is not None):
                     a = o._data()
                 arrays.append(a)
-                kind = a.dtype if kind is None or kind is a.dtype else (kind, a.dtype)
-                if grad and not record and (o._requires_grad or o._node is not None or o._view is not None):
-                    record = requires_grad(o)
+                d = a.dtype
+                kind = d if kind is None or kind is d else (kind, d)
+                if not record and (o._node is not None or o._requires_grad or o._view is not None):
+                    if force.grad and primitive.vjp is not None:
+                        record = requires_grad(o)
             else:
                 arrays.append(o.value if type(o) is Symbolic else o)
         if kind is None:
@@ -313,10 +128,56 @@ class Eager:
             for i, t in enumerate(outs):
                 if _BY_NUMPY[t._array.dtype].kind in "fc":
                     if node is None:
-                        edges = tuple([edge(o) if isinstance(o, Tensor) else None for o in operands])
-                        node = Node(primitive, operands, params, edges, outs)
+                        node = Node(primitive, operands, params, tuple(map(edge_of, operands)), outs)
                     t._node = (node, i)
         return outs if type(got) is tuple else outs[0]
+
+    def one(self, how: Direct, x: Tensor, a: Any) -> Any:
+        """`process(how.primitive, (x,), {})` of a tensor whose array `a` is of floats."""
+        f, s = how.ufunc, x._storage
+        if f is None or a.size >= how.most or not placement.direct or (s is not None and s.pending is not None):
+            return self.process(how.primitive, (x,), {})
+        got = quiet.run(f, a, order="C")
+        t = _new(Tensor)
+        t._array = got if type(got) is np.ndarray else np.asarray(got)
+        if (x._node is not None or x._requires_grad or x._view is not None) and how.differentiable and force.grad:
+            e = edge_of(x)
+            if e is not None:
+                t._node = (Node(how.primitive, (x,), {}, (e,), (t,)), 0)
+        return t
+
+    def two(self, how: Direct, x: Any, y: Any) -> Any:
+        """`process(how.primitive, (x, y), {})` of two tensors of one floating dtype, or of one and a number."""
+        f = how.ufunc
+        if f is None or not placement.direct:
+            return self.process(how.primitive, (x, y), {})
+        a, b = x, y
+        record = False
+        if isinstance(x, Tensor):
+            a = x._array
+            s = x._storage
+            if a.size >= how.most or (s is not None and s.pending is not None):
+                return self.process(how.primitive, (x, y), {})
+            record = x._node is not None or x._requires_grad or x._view is not None
+        if isinstance(y, Tensor):
+            b = y._array
+            s = y._storage
+            if (a is x and (b.size >= how.most or b.itemsize == 2)) or (s is not None and s.pending is not None):
+                return self.process(how.primitive, (x, y), {})
+            record = record or y._node is not None or y._requires_grad or y._view is not None
+        elif a.itemsize == 2:  # (no number is rounded to a narrow dtype)
+            return self.process(how.primitive, (x, y), {})
+        try:
+            got = quiet.run(f, a, b, order="C")
+        except (ValueError, TypeError, OverflowError):  # it says why not
+            return self.process(how.primitive, (x, y), {})
+        t = _new(Tensor)
+        t._array = got if type(got) is np.ndarray else np.asarray(got)
+        if record and how.differentiable and force.grad:
+            e = (edge_of(x), edge_of(y))
+            if e[0] is not None or e[1] is not None:
+                t._node = (Node(how.primitive, (x, y), {}, e, (t,)), 0)
+        return t
 
     def composite(self, f: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> Any:
         """A named function over primitives."""

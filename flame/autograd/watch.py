@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from flame.autograd.tape import Eager, eager
-from flame.primitive import Primitive
+from flame.primitive import Primitive, placement
 
 Process = Callable[[Primitive, tuple, dict], Any]
 Watcher = Callable[[Process, Primitive, tuple, dict], Any]
@@ -46,6 +46,7 @@ def watching(f: Watcher) -> Iterator[None]:
 
 
 def _install() -> None:
+    placement.watched = bool(watchers)
     if not watchers:
         vars(eager).pop("process", None)
         return

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flame import dtypes
-from flame.autograd.tape import assign, eager
+from flame.autograd.tape import Direct, assign, eager
 from flame.functions.promotion import (
     BOOLEAN,
     as_floating,
@@ -88,6 +88,7 @@ def unary(p: Primitive, name: str) -> None:
     no_booleans = not floats_only and not _takes_booleans(p)
 
     whole = name in _WHOLE_ALREADY
+    direct = Direct.of(p)
 
     def function(input: Tensor, *, out: Tensor | None = None) -> Tensor:
         run = force.interpreter
@@ -95,6 +96,14 @@ def unary(p: Primitive, name: str) -> None:
             got = run.plain(p, input)
             if got is not None:
                 return got
+        elif (
+            run is None
+            and out is None
+            and isinstance(input, Tensor)
+            and (a := input._array) is not None
+            and a.dtype.kind == "f"
+        ):
+            return eager.one(direct, input, a)
         x = tensor_operand(input, name)
         if whole and x.dtype.kind in "ui":
             return deliver(registered("copy")(x), out, name)
@@ -173,7 +182,13 @@ def binary(name: str, p: Primitive, *, floating: bool = False, compare: bool = F
     second = tensor_operand if name in _TENSORS else operand
     prepare = as_floating if floating else _PREPARE.get(p.name, promoted)
 
+    direct = Direct.of(p)
+
     def function(input: Any, other: Any, *, out: Tensor | None = None) -> Tensor:
+        if out is None and force.interpreter is None and isinstance(input, Tensor) and isinstance(other, Tensor):
+            x, y = input._array, other._array
+            if x is not None and y is not None and x.dtype is y.dtype and x.dtype.kind == "f":
+                return eager.two(direct, input, other)
         a, b = first(input, name, "input"), second(other, name, "other")
         a, b = prepare(*with_tensor(a, b, op=name))
         y = of_booleans(p, a, b)(a, b)
@@ -204,6 +219,7 @@ def dunder(name: str, p: Primitive, *, floating: bool = False, swap: bool = Fals
 
     first, second = (1, 0) if swap else (0, 1)
     boolean = BOOLEAN.get(p)
+    direct = Direct.of(p)
 
     def op(self: Tensor, other: Any) -> Any:
         run = force.interpreter
@@ -231,7 +247,7 @@ def dunder(name: str, p: Primitive, *, floating: bool = False, swap: bool = Fals
                 y = other._array if isinstance(other, Tensor) else None
                 t = type(other)
                 if (t is float or t is int) if y is None else y.dtype is x.dtype:
-                    return eager.process(p, (other, self) if swap else (self, other), {})
+                    return eager.two(direct, other, self) if swap else eager.two(direct, self, other)
         if not isinstance(other, Tensor):
             other = number(other)
             if other is None:

@@ -52,6 +52,8 @@ def as_shape(shape: Sequence[Any], op: str) -> tuple[int, ...]:
     """(2, 3), ((2, 3),), Size or integer tensors as plain ints."""
     if len(shape) == 1 and isinstance(shape[0], Sequence):
         shape = shape[0]
+    if all([type(d) is int for d in shape]):
+        return tuple(shape)
     out = []
     for d in shape:
         n = d if type(d) is int else int(d) if isinstance(d, Tensor) and d.numel() == 1 else number(d)
@@ -63,6 +65,8 @@ def as_shape(shape: Sequence[Any], op: str) -> tuple[int, ...]:
 
 def _inferred(shape: tuple[int, ...], n: int, op: str) -> tuple[int, ...]:
     """The shape with its -1 filled in."""
+    if math.prod(shape) == n and (not shape or min(shape) >= 0):
+        return shape
     unknown = [i for i, d in enumerate(shape) if d == -1]
     if any(d < -1 for d in shape):
         raise RuntimeError(f"invalid shape dimension {min(shape)} in {list(shape)}")
@@ -99,8 +103,8 @@ def view(self: Tensor, *shape: Any) -> Tensor:
     """As reshape, but never a copy: raises RuntimeError where the memory does not allow a view."""
     if len(shape) == 1 and isinstance(shape[0], DType):
         raise RuntimeError("view(dtype) reinterprets bits, which is not supported: use Tensor.to(dtype) to convert values")
-    want = _inferred(as_shape(shape, "view"), self.numel(), "view")
     a = self._layout()
+    want = _inferred(as_shape(shape, "view"), a.size, "view")
     if not a.flags.c_contiguous and not _viewable(a, want):
         raise RuntimeError(
             "view size is not compatible with input tensor's size and stride (at least one dimension spans across two contiguous "

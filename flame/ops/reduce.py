@@ -59,6 +59,9 @@ def _infer(name: str, takes: str, gives: Callable[[dtype], dtype], *, empty: boo
 def _eager(f: Callable[..., Any], gives: Callable[[dtype], dtype]) -> Callable[..., np.ndarray]:
     def eager(x: np.ndarray, *, dim: Dims, keepdim: bool) -> np.ndarray:
         d = x.dtype
+        if d.kind == "f" and d.itemsize > 2:  # (what is summed as it is)
+            out = quiet.run(f, x, dim, None, None, keepdim)
+            return np.asarray(out, order="C") if type(out) is not np.ndarray or not out.flags.c_contiguous else out
         out_dtype = d if d.kind in "fcV" else gives(dtypes.from_numpy_dtype(d)).numpy
         if is_narrow(d):
             x = widened(x)

@@ -28,8 +28,10 @@ from flame.compiler.kernel import Buffer, IndexOf, Kernel, Load, Op, Statement, 
 from flame.compiler.program import KernelStep, Program, Slot
 from flame.dtypes import _BY_NUMPY, dtype, int64, uint32
 from flame.errors import CompileError, MissingTargetError, Refused, VerificationError
+from flame.knobs import knobs
 from flame.ops.declare import as_operand
 from flame.primitive import REGISTRY, Primitive, Spec, registered
+from flame.runtime.eager_programs import REFUSALS, EagerProgram
 from flame.runtime.executable import Executable
 
 #: elements from which on a native call (some 5 us) is repaid
@@ -39,6 +41,8 @@ _MOST: Final = 256
 #: instructions an element, below which NumPy's one pass is as good
 _FEW: Final = 3
 _N: Final = "n"
+#: what NumPy reduces with one element a step, or in passes
+_PROGRAMS: Final = ("sum", "amax", "amin", "prod")
 
 
 def eager_kernels() -> dict[Primitive, Callable[..., Any]]:
@@ -47,6 +51,8 @@ def eager_kernels() -> dict[Primitive, Callable[..., Any]]:
     for p in REGISTRY.values():
         if p.kind == "elementwise" and p.scalar is not None and p.scalar.define is not None:
             found[p] = EagerKernel(p)
+    for name in _PROGRAMS:
+        found[registered(name)] = EagerReduction(registered(name))
     random_bits = registered("random_bits")
     found[random_bits] = EagerDraw(random_bits)
     return found
@@ -65,7 +71,7 @@ class EagerKernel:
         x = operands[0]
         if type(x) is not np.ndarray:
             x = operands[-1]
-        if x.size >= LEAST and not self.off and not params:
+        if x.size >= LEAST and not self.off and not params and knobs.eager_kernels:
             got = self._native(x, operands)
             if got is not None:
                 return got
@@ -119,12 +125,45 @@ def is_worth_it(p: Primitive, d: dtype, operands: int) -> bool:
     return cost > 0
 
 
+class EagerReduction:
+    """The eager meaning of a reduction of one array, by a program for arrays of any sizes."""
+
+    def __init__(self, primitive: Primitive):
+        self.primitive = primitive
+        self.programs: dict[tuple, EagerProgram] = {}
+        self.made: dict[tuple, Executable] = {}
+        self.off = ""  #: why every call is left to NumPy
+
+    def __call__(self, x: Any, **params: Any) -> Any:
+        if x.size >= LEAST and not self.off and _BY_NUMPY[x.dtype].kind == "f" and x.flags.c_contiguous and knobs.eager_kernels:
+            key = (x.shape, x.dtype, *params.values())
+            run = self.made.get(key) or self._executable(key, x, params)
+            if run is not None:
+                return run([x])[0]
+        return self.primitive.eager(x, **params)
+
+    def _executable(self, key: tuple, x: np.ndarray, params: dict[str, Any]) -> Executable | None:
+        said = tuple(params.items())
+        program = self.programs.get(said)
+        if program is None:
+            program = self.programs[said] = EagerProgram(self.primitive.name, self.primitive, params)
+        try:
+            got = program.ready([(x.shape, _BY_NUMPY[x.dtype])]).forward
+        except REFUSALS as why:
+            self.off = str(why)
+            return None
+        while len(self.made) >= _MOST:
+            self.made.pop(next(iter(self.made)), None)
+        self.made[key] = got
+        return got
+
+
 class EagerDraw(EagerKernel):
     """The same for `random_bits`, whose operands are numbers."""
 
     def __call__(self, seed: Any, offset: Any, *, shape: tuple[int, ...], place: str = "") -> Any:
         n = math.prod(shape)
-        if n >= LEAST and not self.off:
+        if n >= LEAST and not self.off and knobs.eager_kernels:
             run = self.executable((n,), draw_kernel)
             if run is not None:
                 return run([np.asarray(seed, np.int64), np.asarray(offset, np.int64)])[0].reshape(shape)
