@@ -176,10 +176,22 @@ def _saved(primitive: Primitive, wanted: tuple[bool, ...]) -> tuple[bool, tuple[
     return found
 
 
-class AccumulateGrad:
+if TYPE_CHECKING:
+
+    class _SinkSlots:
+        tensor: Tensor
+        hooks: list | None
+        post_hooks: dict | None
+        segment: Any
+else:
+    _SinkSlots = with_slots(("tensor",), ("hooks", "post_hooks", "segment"))
+
+
+class AccumulateGrad(_SinkSlots):
     """The sink of a leaf."""
 
-    __slots__ = ("tensor", "hooks", "post_hooks", "segment", "__weakref__")
+    if not TYPE_CHECKING:
+        __slots__ = ("__weakref__",)
     edges: tuple = ()
     next_functions: tuple = ()
     outputs: tuple = (None,)
@@ -187,9 +199,6 @@ class AccumulateGrad:
 
     def __init__(self, tensor: Tensor):
         self.tensor = tensor
-        self.hooks: list | None = None
-        self.post_hooks: dict | None = None
-        self.segment: Any = None
 
     def name(self) -> str:
         return "AccumulateGrad"

@@ -174,7 +174,7 @@ class Eager:
         t = _new(Tensor)
         t._array = got if type(got) is np.ndarray else np.asarray(got)
         if record and how.differentiable and force.grad:
-            e = (edge_of(x), edge_of(y))
+            e = (edge_of(x) if a is not x else None, edge_of(y) if b is not y else None)
             if e[0] is not None or e[1] is not None:
                 t._node = (Node(how.primitive, (x, y), {}, e, (t,)), 0)
         return t
