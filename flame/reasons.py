@@ -68,8 +68,8 @@ OVERLAPPING_READ = _reason(
 CUSTOM_FUNCTION = _reason(
     "FL1005",
     "custom function",
-    "a result of autograd.Function {} has a gradient of its own",
-    "Write it with flame's operations and leave the derivative to autograd; or keep it at an end of the compiled function.",
+    "a result of autograd.Function {} has a gradient of its own, which is asked for after the call",
+    "Call backward() inside of the compiled function, or write it with flame's operations and leave the derivative to autograd.",
 )
 DISABLED = _reason(
     "FL1006",
@@ -80,8 +80,8 @@ DISABLED = _reason(
 HOOK_REGISTERED = _reason(
     "FL1007",
     "hook registered",
-    "a gradient hook is registered on a result",
-    "Register hooks once, outside of the compiled function; change the gradient after backward() where that suffices.",
+    "a gradient hook is registered on a result, and is to be called after the call, or reads a value",
+    "Call backward() inside of the compiled function, and keep what the hook notes in tensors.",
 )
 HOOK_CALLED = _reason(
     "FL1008",

@@ -151,6 +151,14 @@ PAST: list[tuple[str, Program]] = [
             ("exp", 0.57, 0.346, 0.664),
         ],
     ),
+    (
+        "the tape of a path with a custom function is made anew",
+        [("custom_between", 0.174, 0.713, 0.296), ("param_no_grad", 0.286, 0.388, 0.929), ("moving_average", 0.899, 0.139, 0.873)],
+    ),
+    (
+        "a part of a backward pass while sizes are symbolic",
+        [("shape_loop", 0.021, 0.594, 0.573), ("retained", 0.106, 0.64, 0.434), ("given_cotangent", 0.579, 0.093, 0.284)],
+    ),
 ]  # fmt: skip
 
 SECONDS = 30

@@ -7,6 +7,7 @@ depth-first walk over edges, as in Autograd by Maclaurin et al. 2015). With `cre
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -401,12 +402,15 @@ def _outside_leaf(t: Tensor) -> bool:
 
 
 def register_hook(self: Tensor, hook: Callable) -> RemovableHandle:
-    """Call `hook(grad)` whenever the gradient of this tensor is known; what it returns (if not None) replaces it."""
+    """Call `hook(grad)` when the gradient of this tensor is known; what it returns (if not None) replaces it."""
     if not _requires(self):
         raise RuntimeError("cannot register a hook on a tensor that doesn't require gradient")
     run = force.interpreter
     if run is not None and not _outside_leaf(self):
-        run.leave(HOOK_REGISTERED)
+        take_away = run.hook_on(self, hook) if hasattr(run, "hook_on") else None
+        if take_away is not None:
+            return RemovableHandle(take_away)
+        force.interpreter.leave(HOOK_REGISTERED)
     e = edge(self)
     assert e is not None
     node, entry = e[0], (e[1], hook)
@@ -449,8 +453,12 @@ def retain_grad(self: Tensor) -> None:
         return
     self._retains_grad = True
 
+    this = weakref.ref(self)  # (the tape keeps hooks)
+
     def keep(g: Tensor) -> None:
-        self._grad = g if self._grad is None else add(self._grad, g)
+        t = this()
+        if t is not None:
+            t._grad = g if t._grad is None else add(t._grad, g)
 
     register_hook(self, keep)
 

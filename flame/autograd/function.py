@@ -161,10 +161,20 @@ class Function:
         outs = out if isinstance(out, tuple) else (out,)
         if not (force.grad and any(ctx.needs_input_grad)):
             return out
-        if force.interpreter is not None:  # what forward did was followed; from here on there is a node of the tape
-            force.interpreter.leave(CUSTOM_FUNCTION, cls.__name__)
-        node = FunctionNode(cls, ctx, tuple(edge(a) if isinstance(a, Tensor) else None for a in args), args)
+        run, refs = force.interpreter, None
+        if run is not None:  # what forward did was followed; its backward is a stage of backward passes, or a node of the tape
+            refs = run.function_refs(args, outs, ctx._dirty) if hasattr(run, "function_refs") else None
+            if refs is None:
+                force.interpreter.leave(CUSTOM_FUNCTION, cls.__name__)
+        ends = () if refs is not None else tuple(edge(a) if isinstance(a, Tensor) else None for a in args)
+        node = FunctionNode(cls, ctx, ends, args)
         ctx._node = node
+        if refs is not None:
+            node.outputs = tuple(t.spec if isinstance(t, Tensor) else None for t in outs)
+            wants = [isinstance(t, Tensor) and t.dtype.is_differentiable for t in outs]
+            apart = ctx._not_differentiable
+            run.function(node, args, refs, [t if w and id(t) not in apart else None for t, w in zip(outs, wants, strict=True)])
+            return out
         result = []
         for i, t in enumerate(outs):
             if isinstance(t, Tensor):

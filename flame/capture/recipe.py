@@ -241,6 +241,8 @@ def observe(run: Any, leaf: Step, result: Any, watch: Watch, before: Before) -> 
         if step.key.alias is not None or (w is None and n not in run.originals):
             raise Unprovable(REPLAY_ALIAS, f"the memory of a tensor of {t.spec}", source=step.source)
         number_of[id(original)] = n
+    if run.stages:
+        raise Unprovable(REPLAY_HOOKS, "a result, or a custom function")
     if watch.hooked:
         raise Unprovable(REPLAY_HOOKS, watch.hooked)
     for node, _ in run.outside_edges().values():

@@ -7,10 +7,11 @@ applies what was written to outside memory. `fill` is the part of it that compil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from flame.autograd.engine import let_go, walk
+from flame.autograd.function import Function, FunctionContext, FunctionNode
 from flame.autograd.tape import about_to_write, eager, eager_assign
 from flame.capture.shared import show_to_tape
 from flame.capture.sizes import params_at
@@ -39,8 +40,10 @@ def run_path(
     edges: dict[int, Any],
     bindings: Sequence[Any],
     made: Callable[[Tensor, Ref, Any], None] | None = None,
+    functions: Mapping[int, FunctionNode] = {},
 ) -> tuple[dict[int, Tensor], dict[int, Any]]:
-    """Values (as tensors) and tape edges of everything on the path. `made(tensor, ref, node)` is told of each result.
+    """Values (as tensors) and tape edges of everything on the path. `made(tensor, ref, node)` is told of each result. `functions`
+    are the nodes of custom functions, by their first edge; those that nothing leads through any more need none.
 
     A write makes a new value, and is counted as a version of the memory that it overwrites: what the tape saved of the old value
     is refused from then on, as if it had been written.
@@ -99,6 +102,12 @@ def run_path(
             t._array, t._storage = values[r.value]._array, storage
             values[r.value] = t
 
+    def function(step: Step) -> None:
+        node = functions.get(step.outs[0].edge) or FunctionNode(Function, FunctionContext(), (), ())
+        node.edges = tuple([None if r is None or r.edge is None else tape[r.edge] for r in step.operands])
+        for i, r in zip(step.options[1], step.outs, strict=True):
+            tape[r.edge] = (node, i)
+
     before = force.grad, force.interpreter
     force.interpreter = None
     try:
@@ -107,6 +116,8 @@ def run_path(
                 run(step)
             elif step.kind == "write":
                 write(step)
+            elif step.kind == "function":
+                function(step)
             elif step.kind == "gradient":
                 for s in step.inner:
                     run(s)
@@ -137,7 +148,8 @@ def materialise(run: Any) -> None:
     keep: list = []
     nodes: list = []
     path = run.path
-    values, tape = run_path(path, run.externals, run.outside_edges(), run.bindings, made)
+    values, tape = run_path(path, run.externals, run.outside_edges(), run.bindings, made, run.functions())
+    run.stages_are_real(values, tape)
     for t in alive:  # what the tape saved and what the user holds is one memory: a write to one is seen at the other
         if t._array is not None:
             continue

@@ -23,9 +23,9 @@ from flame.capture.compiled import say
 from flame.capture.control import control, demands
 from flame.capture.effects import Effects
 from flame.capture.follow import Follower
-from flame.capture.gradients import Gradients
 from flame.capture.known import Calls
 from flame.capture.record import Recorder
+from flame.capture.staged import Staged
 from flame.capture.trace import Step, Window
 from flame.capture.updates import Updates
 from flame.errors import GraphBreakError
@@ -37,7 +37,7 @@ from flame.tensor import Tensor
 AFTER_A_BREAK = "the path after a break was followed for the first time"
 
 
-class Run(Follower, Calls, Updates, Recorder, Effects, Gradients):
+class Run(Follower, Calls, Updates, Recorder, Effects, Staged):
     """One segment of one call."""
 
     __slots__ = ()
@@ -107,6 +107,8 @@ class Run(Follower, Calls, Updates, Recorder, Effects, Gradients):
 
     def end(self, kind: str) -> Step:
         """Run what was followed; leave no trace on tensors."""
+        if self.stages:
+            self.part_with_stages()
         leaf = self.next
         if leaf is None or leaf.kind != "end" or leaf.key != kind:
             leaf = next((c for c in self.at.children if c.kind == "end" and c.key == kind), None)
@@ -138,7 +140,7 @@ class Run(Follower, Calls, Updates, Recorder, Effects, Gradients):
         self.alive = False
         self.next = None
         self.capture.run = None
-        self.sizing = None  # (it holds this run)
+        self.sizing = self.stages = None  # (they hold this run)
         if self.originals and not self.following:  # what the tape saved of them is what NumPy sees
             self._as_seen_outside()
         t: Tensor

@@ -100,9 +100,11 @@ class Plan:
         self.signature: list = []  #: of the results asked for last
         #: what that meant: whether one carries gradient; the tape; whether results go straight to where they are wanted
         self.asked: tuple[bool, TapeModel | None, bool] = (False, None, False)
-        for step in op_steps(self.path):
+        for step in [s for whole in self.path for s in (op_steps([whole]) if whole.kind != "function" else [whole])]:
             p = step.primitive
-            assert p is not None
+            if p is None:  # a custom function: what its forward made, with gradient that is not of these operations
+                carrying.update({r.value: r.edge for r in step.outs})
+                continue
             like = number_dtype(step)
             builder.note, builder.source = step.note, step.source
             params = {k: self._sized(v) for k, v in step.params.items()} if step.sized else step.params

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from flame.autograd.engine import let_go, run_engine, walk
-from flame.autograd.tape import edge
+from flame.autograd.tape import Node, edge
 from flame.capture import replay
 from flame.capture.shared import seen_in, written_parts
 from flame.capture.state import same_bits
@@ -329,7 +329,7 @@ class SegmentNode:
             stands[id(ours)] = st, ours.version, intact and stands.get(id(ours), (st, 0, True))[2]
         shown = [(a, values[v]._data()) for a, v in [(a, v) for _, a, v in self._shown] + [(a, v) for a, _, v in self._unsafe]]
         shown = [(now, ours) for now, ours in shown if now is not ours]
-        for node in {node for e, (node, _) in tape.items() if e not in self.external_edges}:
+        for node in {node for e, (node, _) in tape.items() if e not in self.external_edges and isinstance(node, Node)}:
             versions = []
             for x, version, reassigned in node.versions:
                 stand = stands.get(id(x._storage))

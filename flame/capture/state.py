@@ -29,9 +29,9 @@ class RunState:
     """One segment of one call."""
 
     __slots__ = (
-        "alive", "at", "bindings", "capture", "cause", "edges", "externals", "following", "gradient_source", "guards", "inner",
-        "linked", "next", "observer", "originals", "reads", "replaces", "root", "shadow", "sizing", "snapshots", "survivors",
-        "symbols", "thread", "token", "tracked", "unlinked", "written",
+        "alive", "at", "bindings", "capture", "cause", "edges", "externals", "following", "gradient_source", "guards",
+        "inner", "linked", "midway", "next", "observer", "originals", "reads", "replaces", "root", "shadow", "sizing",
+        "snapshots", "stages", "survivors", "symbols", "thread", "token", "tracked", "unlinked", "written",
     )  # fmt: skip
 
     # what the parts of a Run call of each other
@@ -76,6 +76,8 @@ class RunState:
         self.symbols: dict = {}
         self.cause: tuple[str, str] | None = None  #: where and why the last known path was left
         self.gradient_source = ""
+        self.stages: Any = None  #: edge -> a `flame.capture.staged.Stage`, where Python has a place in backward passes
+        self.midway = 0  #: how many backward passes are under way, at a stage
         self.sizing: Any = None  #: while recording a path with Sizes: a `flame.capture.sizes.Sizing`
         self.begin(root, thread)
 

@@ -7,7 +7,7 @@ operation that carries gradient saves what its rules read, a write raises the ve
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from flame.capture.trace import Ref, Step
@@ -34,6 +34,7 @@ class _Record:
     edges: tuple[int, ...]  #: its own
     feeds: tuple[int, ...]  #: those of its operands
     saved: list[tuple[int, int, int]] = field(default_factory=list)  #: (value, memory, version)
+    frees: bool = False  #: a custom function that saves what only it knows
     damage: str = ""  #: FREED or MODIFIED, if it can't be differentiated any more where the path ends
 
 
@@ -69,6 +70,11 @@ class TapeModel:
 
     def home(self, value: int) -> int:
         return self.memory.get(value, value)
+
+    def through(self, edges: Iterable[int]) -> set[int]:
+        """The edges that can still be come through in backward from these."""
+        open_: set[int | None] = {e for e in edges if e not in self.trouble or self.sound.get(e)}
+        return {e for record in _behind(self._order, self._made, open_) for e in record.edges}
 
     def way(self, edges: frozenset[int], wanted: frozenset[int]) -> Way:
         """What backward from these edges visits where only some edges are wanted."""
@@ -141,13 +147,25 @@ def model(path: list[Step], edges: frozenset[int]) -> TapeModel:
                 m = memory.setdefault(target.value, target.value)
                 version[m] = version.get(m, 0) + 1
                 memory[whole.value] = memory[value.value] = m
+            case "function":
+                order.append(
+                    _Record(
+                        s,
+                        len(order),
+                        tuple(r.edge for r in s.outs),
+                        tuple(dict.fromkeys(r.edge for r in s.operands if r is not None and r.edge is not None)),
+                        frees=s.options[0],
+                    )
+                )
+                for e in order[-1].edges:
+                    made[e] = order[-1]
             case "gradient":
                 for inner in s.inner:
                     op(inner)
                 n_y, _, _, retain, _ = s.options
                 if not retain:
                     for record in _behind(order, made, {r.edge for r in s.operands[:n_y]}):
-                        if record.saved:
+                        if record.saved or record.frees:
                             record.damage = FREED
     for record in order:
         if not record.damage and any(version.get(m, 0) != at for _, m, at in record.saved):
@@ -174,7 +192,7 @@ def model(path: list[Step], edges: frozenset[int]) -> TapeModel:
                 trouble.setdefault(e, (record.damage, record.step))
             if record.damage or not tainted.isdisjoint(record.edges):
                 tainted.update(record.feeds)
-            if record.saved or not held_back.isdisjoint(record.edges):
+            if record.saved or record.frees or not held_back.isdisjoint(record.edges):
                 held_back.update(record.feeds)
         reaches[e], passes[e], saved[e] = frozenset(outside), frozenset(through), frozenset(held)
         holders[e] = frozenset(record.number for record in behind if record.saved)

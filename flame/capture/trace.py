@@ -4,7 +4,8 @@
     step    ::= input key -> ref                the first use of a tensor from outside
               | op primitive(operand*, params) grad -> ref*
               | write target value whole                  memory is overwritten: what it held, what is written, all of it after
-              | gradient ref* options inner* -> ref*      a call of backward() or grad(): op steps done by the engine
+              | gradient ref* options inner* -> ref*      a call of backward() or grad(), or a part of one: the engine's op steps
+              | function ref* -> ref*         results of an autograd.Function: the values that its forward made, with their edges
               | end kind -> root                a break or the return; what follows a break is a tree of its own
     operand ::= ref | number | Slot k           a Slot is a number that differs from call to call
     ref     ::= (value, edge)                   interned: the follower compares by identity
@@ -95,12 +96,13 @@ _NOTHING: frozenset = frozenset()
 
 
 class Step:
-    """One node of the tree. `kind` is "root", "input", "op", "write", "gradient" or "end"."""
+    """One node of the tree. `kind` is "root", "input", "op", "write", "gradient", "function" or "end"."""
 
     __slots__ = (
         "kind", "primitive", "operands", "params", "exact_params", "grad", "outs", "children", "note", "source", "key", "inner",
         "guards", "options", "successor", "plan", "plans", "view", "items", "tape",
         "parent", "macros", "numpy", "depth", "plain", "paths", "waiting", "sized", "binds", "facts", "refused",
+        "interrupts",
     )  # fmt: skip
 
     def __init__(self, kind: str, primitive: Primitive | None = None):
@@ -136,6 +138,9 @@ class Step:
             tuple[int, int, Any], ...
         ] = ()  #: whole numbers that it names first: (slot, least, value when recorded)
         self.facts: tuple = ()  #: what has to hold of the Sizes on the path
+        self.interrupts = (
+            False  #: hooks and custom functions after it are asked for by later backward passes: the graph ends there
+        )
         self.refused: frozenset[Primitive] = _NOTHING  #: operations that were seen to raise here
 
     def __repr__(self) -> str:
