@@ -144,6 +144,10 @@ def test_the_readme_example_runs(capsys: pytest.CaptureFixture) -> None:
     losses = [float(line.split()[1]) for line in out.splitlines()[:5]]
     assert losses == sorted(losses, reverse=True) and len(set(losses)) == 5
     assert "@triton.jit" in out
+    [shown] = re.findall(r"```text\n(.*?)```", readme, flags=re.S)
+    printed = [line.split("#")[0].rstrip() for line in out.splitlines()]
+    for line in shown.splitlines():
+        assert line.split("#")[0].rstrip() in printed, line
 
 
 def readme_source(text: str) -> str:
