@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 from flame import (
@@ -25,6 +26,7 @@ from flame import (
     jit,
     legacy,
     linalg,
+    namespace,
     nn,
     optim,
     profiler,
@@ -115,6 +117,7 @@ distributed, hub, onnx = absent.distributed, absent.hub, absent.onnx
 for _name, _method in absent.METHODS.items():
     setattr(Tensor, _name, _method)
 vars(compiler).update(jit.PUBLIC)
+namespace.enter(sys.modules[__name__])
 
 
 def __getattr__(name: str) -> Any:

@@ -57,6 +57,7 @@ LAYERS = (
     "flame.cuda",
     "flame.amp",
     "flame.drawing",
+    "flame.namespace",
     "flame.snapshot",
     "flame.explanation_text",
     "flame.explain",

@@ -12,6 +12,7 @@ from flame.functions import (  # noqa: F401
     indexing,
     linear,
     mathematics,
+    memory,
     parts,
     random,
     reduction,
