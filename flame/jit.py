@@ -42,18 +42,24 @@ BACKENDS = ("auto", "triton", "llvm", "interpret", "eager")
 class _Region:
     """Regions run one at a time: a second thread that calls a compiled function meanwhile runs it eagerly."""
 
-    lock = threading.Lock()
-    thread = 0  #: whose it is, or was last
-    capture: Capture | None = None  #: of whom
+    __slots__ = ("capture", "lock", "thread")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.thread = 0  #: whose it is, or was last
+        self.capture: Capture | None = None  #: of whom
+
+
+_region = _Region()
 
 
 def _open_in_child() -> None:
     """A forked child has one thread; a region of another thread of its parent's would never end there. What that one had
     pending is lost, and tensors from outside are as they were before it."""
-    if _Region.lock.locked() and _Region.thread != threading.get_ident():
-        _Region.lock = threading.Lock()
-        if _Region.capture is not None and _Region.capture.run is not None:
-            _Region.capture.run.close()
+    if _region.lock.locked() and _region.thread != threading.get_ident():
+        _region.lock = threading.Lock()
+        if _region.capture is not None and _region.capture.run is not None:
+            _region.capture.run.close()
 
 
 if hasattr(os, "register_at_fork"):
@@ -76,31 +82,29 @@ class CompiledFunction:
         _all.add(self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._trial is not None and force.interpreter is None:
+        inside = force.interpreter is not None
+        if self._trial is not None and not inside:
             return self._tried(self._trial, args, kwargs)
         replays = self._replays
         packing = watchers and saving.hooks  # (what is saved for backward goes through functions of the user's)
-        if replays is not None and force.interpreter is None and not (control.eager or knobs.disable or packing):
+        plain = inside or control.eager or knobs.disable or packing
+        if replays is not None and not plain:
             result = replays.attempt(args, kwargs)
             if result is not MISS:
                 return result
         c = self._capture
-        lock = _Region.lock
-        if force.interpreter is not None or c.given_up or control.eager or knobs.disable or packing:
-            if (
-                c.given_up
-                and self._options.fullgraph
-                and not (force.interpreter is not None or control.eager or knobs.disable or packing)
-            ):
+        lock = _region.lock
+        if plain or c.given_up:
+            if c.given_up and self._options.fullgraph and not plain:
                 raise RecompileError(f"{c.name}: {c.given_up}; with fullgraph=True it is not run eagerly instead")
             return self._fn(*args, **kwargs)
         if not lock.acquire(False):
-            if _Region.thread != threading.get_ident():
+            if _region.thread != threading.get_ident():
                 c.stats.count(c.stats.fallbacks, "", OTHER_THREAD.text())
             return self._fn(*args, **kwargs)
         try:
-            thread = _Region.thread = threading.get_ident()
-            _Region.capture = c
+            thread = _region.thread = threading.get_ident()
+            _region.capture = c
             if control.compiling != "yes" and not c.root.children:
                 if control.compiling == "no":
                     return self._fn(*args, **kwargs)
@@ -132,7 +136,7 @@ class CompiledFunction:
             if looking is not None:
                 looking.result = result
             if run is not None:  # None: capture raised, and the function caught it and went on eagerly
-                run.end("return")
+                run.returned()
             if looking is not None and replays is not None:
                 replays.settle(looking, run)
             if run is first and run.following:
@@ -143,7 +147,7 @@ class CompiledFunction:
                 say("capture", f"{c.name}: call {s.calls}: {text}")
             return result
         finally:
-            force.interpreter = _Region.capture = None
+            force.interpreter = _region.capture = None
             lock.release()
 
     def _new_trial(self) -> Trial | None:
@@ -186,15 +190,15 @@ class CompiledFunction:
     @contextmanager
     def _alone(self) -> Iterator[bool]:
         """Whether this thread may open a region here; it has it meanwhile."""
-        lock = _Region.lock
+        lock = _region.lock
         if not lock.acquire(blocking=False):
             yield False
             return
         try:
-            _Region.thread, _Region.capture = threading.get_ident(), self._capture
+            _region.thread, _region.capture = threading.get_ident(), self._capture
             yield True
         finally:
-            _Region.capture = None
+            _region.capture = None
             lock.release()
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:

@@ -42,7 +42,7 @@ _METHODS: Final[tuple[tuple[type, str], ...]] = (
     (Effects, "follow_inplace _is_whole_write _writes_freely _follow_write _rebind"),
     (Gradients, "_follow_gradient"),
     (RunState, "__init__ begin live survive advance track"),
-    (Run, "close rest"),
+    (Run, "_returned_as_known close rest"),
     (Capture, "ref"),
     (segment.Plan, "inputs fits"),
     (Compiled, "__call__"),

@@ -136,6 +136,28 @@ class Run(Follower, Calls, Updates, Recorder, Effects, Staged):
         self.capture.stats.followed += self.at.depth if self.following else 0
         return leaf
 
+    def returned(self) -> None:
+        """The function returned: end the segment."""
+        try:
+            if self._returned_as_known():
+                return
+        except BaseException:
+            self.close()
+            raise
+        self.end("return")
+
+    def _returned_as_known(self) -> bool:
+        """The same where that is what comes next on the path; whether it is."""
+        leaf = self.next
+        if leaf is None or leaf.kind != "end" or leaf.key != "return" or not self.following or self.observer is not None:
+            return False
+        force.interpreter = None
+        segment.flush(self, leaf)
+        self.close()
+        if self.following:
+            self.capture.stats.followed += self.at.depth
+        return True
+
     def close(self) -> None:
         self.alive = False
         self.next = None
