@@ -134,7 +134,8 @@ def table(figures: Figures, names: list[str]) -> str:
 NOTES = """\
 Times are medians over the rounds, with the smallest and the largest. "following" is one operation (or composite) inside of a
 compiled function while its path is followed, before anything is computed; a call that is not marked eager is a cached call of a
-compiled function (`flame.compile`, `torch.compile`, `jax.jit`). A break is the difference between a function with an `item()`
+compiled function (`flame.compile`, `torch.compile`, `jax.jit`); "its program alone" is what of that is no capture: the compiled
+program called with arrays. A break is the difference between a function with an `item()`
 in the middle and the same without it. The training step is 75 linear layers of 8 x 8 in a row: flame and JAX compile all of it,
 PyTorch forward and backward. First compiled result: a three-layer network, forward and backward, from the end of the import,
 with an empty cache of compiled code and once more in a second process. Capture's native code is in force but for the last two

@@ -52,7 +52,7 @@ def torch_like(torch: Any, compile: Callable) -> dict[str, Row]:
     torch.manual_seed(0)
     a, b = torch.ones(2, 2), torch.ones(2, 2)
     mlp = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
-    batch = torch.randn(32, 64)
+    batch, single = torch.randn(32, 64), torch.randn(1, 64)
     gpt = _gpt(torch)
     codes = torch.zeros(1, TIME, dtype=torch.int64)
 
@@ -63,7 +63,8 @@ def torch_like(torch: Any, compile: Callable) -> dict[str, Row]:
 
         return quiet
 
-    add, mlp_c, gpt_c = compile(lambda x, y: x + y), no_grad(compile(mlp)), no_grad(compile(gpt))
+    add, gpt_c = compile(lambda x, y: x + y), no_grad(compile(gpt))
+    mlp_c, mlp_1 = (no_grad(compile(lambda x: mlp(x))) for _ in range(2))  # (one for each shape, as if the other never came)
     mlp_e, gpt_e = no_grad(mlp), no_grad(gpt)
 
     def broken(x: Any, y: Any) -> Any:
@@ -83,6 +84,8 @@ def torch_like(torch: Any, compile: Callable) -> dict[str, Row]:
         "a + b on 2 x 2": lambda: each(lambda: add(a, b)),
         "3-layer MLP, inference, eager": lambda: each(lambda: mlp_e(batch)),
         "3-layer MLP, inference": lambda: each(lambda: mlp_c(batch)),
+        "3-layer MLP, inference at batch 1, eager": lambda: each(lambda: mlp_e(single)),
+        "3-layer MLP, inference at batch 1": lambda: each(lambda: mlp_1(single)),
         "12-layer GPT, forward, eager": lambda: each(lambda: gpt_e(codes), 1.0),
         "12-layer GPT, forward": lambda: each(lambda: gpt_c(codes), 1.0),
         "AdamW step, 150 parameters, eager": lambda: each(step_e, 1.0),
@@ -149,6 +152,8 @@ def _training(torch: Any, compile: Callable) -> Callable[[], Any]:
 
 
 def flame_rows() -> dict[str, Row]:
+    import numpy as np
+
     import flame
     from flame.capture import native
 
@@ -199,6 +204,22 @@ def flame_rows() -> dict[str, Row]:
         with flame.no_grad():
             return inside(lambda: forward(codes), spans)
 
+    def without_capture(rows: int) -> Row:
+        """Seconds of the compiled program by itself, called with arrays: what of the network's row is no Python of capture."""
+        nn = flame.nn
+        mlp = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
+        f, given = flame.compile(lambda x: mlp(x)), flame.randn(rows, 64)
+
+        def row() -> float:
+            with flame.no_grad():
+                for _ in range(3):
+                    f(given)
+            (program,) = f.compiled_graphs()
+            arrays = [np.full(s.shape, 0.01, s.dtype.numpy) for s in (v.spec for v in program.graph.inputs)]
+            return each(lambda: program(arrays))
+
+        return row
+
     return torch_like(flame, flame.compile) | {
         "following t * w": following(lambda t: t * w),
         "following t * 2.0": following(lambda t: t * 2.0),
@@ -210,6 +231,8 @@ def flame_rows() -> dict[str, Row]:
         "following layer_norm": following(lambda t: F.layer_norm(t, (8,))),
         "calling a module that does nothing": following(same),
         "12-layer GPT, the Python of forward": follow_gpt,
+        "3-layer MLP, inference, its program alone": without_capture(32),
+        "3-layer MLP, inference at batch 1, its program alone": without_capture(1),
     }
 
 
@@ -233,7 +256,7 @@ def jax_rows() -> dict[str, Row]:
     a = jnp.ones((2, 2))
     sizes = (64, 128, 128, 10)
     mlp_p = [(normal(i, o), jnp.zeros(o)) for i, o in zip(sizes, sizes[1:], strict=False)]
-    batch = normal(32, 64)
+    batch, single = normal(32, 64), normal(1, 64)
 
     def mlp(ps: list, x: Any) -> Any:
         for w, b in ps[:-1]:
@@ -291,6 +314,8 @@ def jax_rows() -> dict[str, Row]:
         "a + b on 2 x 2": lambda: each(ready(add, a, a)),
         "3-layer MLP, inference, eager": lambda: each(ready(mlp, mlp_p, batch)),
         "3-layer MLP, inference": lambda: each(ready(mlp_c, mlp_p, batch)),
+        "3-layer MLP, inference at batch 1, eager": lambda: each(ready(mlp, mlp_p, single)),
+        "3-layer MLP, inference at batch 1": lambda: each(ready(mlp_c, mlp_p, single)),
         "12-layer GPT, forward, eager": lambda: each(ready(gpt, gpt_p, codes), 1.0),
         "12-layer GPT, forward": lambda: each(ready(gpt_c, gpt_p, codes), 1.0),
         "AdamW step, 150 parameters": lambda: each(train, 1.0),

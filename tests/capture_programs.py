@@ -60,6 +60,11 @@ def cases(module: str) -> list:
     return out
 
 
+def programs(module: str) -> list[Case]:
+    """The programs of a test file."""
+    return [c for c in _cases if c.module == module]
+
+
 def agree(case: Case, backend: str, mode: str = "default") -> int:
     """Run a program both ways and compare. How many calls were replayed."""
     compiled: list = []

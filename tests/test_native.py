@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import random
 import subprocess
@@ -21,6 +22,7 @@ from flame.knobs import knobs
 from flame.native import layout
 from flame.native.install import Native
 from flame.native.units import Hints, Unit, Untranslatable
+from tests.capture_programs import agree, programs
 from tests.fuzz_capture import check, generate
 
 pytestmark = pytest.mark.skipif(bool(layout.usable()), reason=layout.usable())
@@ -220,6 +222,17 @@ def test_the_same_programs_take_the_same_steps(switched: Callable[[str], None]) 
             assert check(program, "eager", stats) == "", f"seed {seed}, native {how}"
             seen.append(stats)
         assert seen[0] == seen[1], f"seed {seed}"
+
+
+@pytest.mark.parametrize("file", ["effects", "gradients", "lifetimes", "histories", "mixed", "numbers", "exceptions"])
+def test_programs_of_capture_do_the_same(switched: Callable[[str], None], file: str) -> None:
+    """The programs of tests/test_capture_FILE.py, with native code in force from the first call on."""
+    module = importlib.import_module(f"test_capture_{file}")
+    switched("on")
+    found = programs(module.__name__)
+    assert found
+    for case in found:
+        agree(case, "eager")
 
 
 def test_following_leaves_nothing_behind(switched: Callable[[str], None]) -> None:
