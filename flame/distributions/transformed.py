@@ -358,15 +358,8 @@ class LogitRelaxedBernoulli(_Binary):
         return size + apart - 2.0 * soft
 
 
-class RelaxedBernoulli(TransformedDistribution):
-    """Numbers in (0, 1) in the place of Bernoulli's 0 and 1: the nearer the lower the temperature (Maddison et al., 2017)."""
-
-    support = constraints.unit_interval  # type: ignore[assignment]
-
-    def __init__(self, temperature: Any, probs: Any = None, logits: Any = None, validate_args: bool | None = None):
-        base = LogitRelaxedBernoulli(temperature, probs, logits, validate_args)
-        super().__init__(base, SigmoidTransform(), validate_args)
-        self.temperature = temperature
+class _Relaxed(TransformedDistribution):
+    """A relaxed distribution: its base is in logits, and has the parameters."""
 
     @property
     def logits(self) -> Tensor:
@@ -375,6 +368,20 @@ class RelaxedBernoulli(TransformedDistribution):
     @property
     def probs(self) -> Tensor:
         return self.base_dist.probs  # type: ignore[attr-defined]
+
+    @property
+    def temperature(self) -> Any:
+        return self.base_dist.temperature  # type: ignore[attr-defined]
+
+
+class RelaxedBernoulli(_Relaxed):
+    """Numbers in (0, 1) in the place of Bernoulli's 0 and 1: the nearer the lower the temperature (Maddison et al., 2017)."""
+
+    support = constraints.unit_interval  # type: ignore[assignment]
+
+    def __init__(self, temperature: Any, probs: Any = None, logits: Any = None, validate_args: bool | None = None):
+        base = LogitRelaxedBernoulli(temperature, probs, logits, validate_args)
+        super().__init__(base, SigmoidTransform(), validate_args)
 
 
 class ExpRelaxedCategorical(Distribution):
@@ -411,7 +418,7 @@ class ExpRelaxedCategorical(Distribution):
         return score + math.lgamma(k) + size * float(k - 1)
 
 
-class RelaxedOneHotCategorical(TransformedDistribution):
+class RelaxedOneHotCategorical(_Relaxed):
     """Positive vectors of sum 1 in the place of one-hot ones: the nearer the lower the temperature (Jang et al., 2017)."""
 
     support = constraints.simplex  # type: ignore[assignment]
@@ -419,15 +426,6 @@ class RelaxedOneHotCategorical(TransformedDistribution):
     def __init__(self, temperature: Any, probs: Any = None, logits: Any = None, validate_args: bool | None = None):
         base = ExpRelaxedCategorical(temperature, probs, logits, validate_args)
         super().__init__(base, ExpTransform(), validate_args)
-        self.temperature = temperature
-
-    @property
-    def logits(self) -> Tensor:
-        return self.base_dist.logits  # type: ignore[attr-defined]
-
-    @property
-    def probs(self) -> Tensor:
-        return self.base_dist.probs  # type: ignore[attr-defined]
 
 
 class OneHotCategoricalStraightThrough(OneHotCategorical):
