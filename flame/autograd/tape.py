@@ -95,7 +95,7 @@ class Eager:
                 kind = d if kind is None or kind is d else (kind, d)
                 if not record and (o._node is not None or o._requires_grad or o._view is not None):
                     if force.grad and primitive.vjp is not None:
-                        record = requires_grad(o)
+                        record = o._view is None or requires_grad(o)
             else:
                 arrays.append(o.value if type(o) is Symbolic else o)
         if kind is None:
@@ -120,9 +120,9 @@ class Eager:
                 t._floating = True
             if primitive.view:
                 _link_view(t, operands[0], arrays[0], primitive, params)
-            if not record:
-                return t
-            outs = (t,)
+            if record and _BY_NUMPY[got.dtype].kind in "fc":
+                t._node = (Node(primitive, operands, params, tuple([edge_of(o) for o in operands]), (t,)), 0)
+            return t
         if record:
             node = None
             for i, t in enumerate(outs):

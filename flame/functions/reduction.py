@@ -44,6 +44,8 @@ def sum(
 ) -> Tensor:  # fmt: skip
     """The sum over `dim` (an int, several, or all). Integers and booleans are summed as int64."""
     x = tensor_operand(input, "sum")
+    if dim is axis is dtype is out is None and x.ndim:  # the commonest, straight
+        return SUM(x, dim=tuple(range(x.ndim)), keepdim=keepdim or keepdims)
     x = to_dtype(x, dtype) if dtype is not None else x
     dims = wrap_dims(_axis(dim, axis), x.ndim, "sum")
     y = _reduce(SUM, x, dims, keepdim or keepdims)
