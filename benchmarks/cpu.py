@@ -36,7 +36,7 @@ OWN = ("flame", "flame eager")
 class Worker:
     """A process that measures rows of one framework when asked."""
 
-    def __init__(self, framework: str, python: str, threads: int, cache: str, patience: float):
+    def __init__(self, framework: str, python: str, threads: int, cache: str, patience: float, rows: str = ""):
         self.name, self.patience = framework, patience
         limits = {"OMP_NUM_THREADS": str(threads), "FLAME_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu"}
         if threads == 1:
@@ -45,7 +45,7 @@ class Worker:
         path = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
         self.environment = {**os.environ, **limits, "PYTHONPATH": path}
         self.environment |= {k: os.path.join(cache, v) for k, v in caches.items()}
-        self.command = [python, str(HERE / "cpu_rows.py"), framework, str(threads)]
+        self.command = [python, str(HERE / "cpu_rows.py"), framework, str(threads), *filter(None, [rows])]
         self._start()
 
     def _start(self) -> None:

@@ -1,4 +1,5 @@
-"""What `benchmarks/cpu.py` measures, in one framework: `python benchmarks/cpu_rows.py FRAMEWORK THREADS`.
+"""What `benchmarks/cpu.py` measures, in one framework: `python benchmarks/cpu_rows.py FRAMEWORK THREADS`, or what
+`benchmarks/conv.py` does: `... THREADS layers`.
 
 A row is made when it is asked for. This process prints its versions as JSON, then answers each name on stdin on stdout: {} where
 it has no such row, else by variant ("", "eager", "compiled") the seconds of a call and of the first one, which compiles. A variant
@@ -16,9 +17,10 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import cpu_models as models
+from benchmarks.conv_layers import layers
 
 #: one thread is measured in the processor's time, in which neighbours count less; several in the clock's
-now = time.process_time if sys.argv[2:] == ["1"] else time.perf_counter
+now = time.process_time if sys.argv[2:3] == ["1"] else time.perf_counter
 Call = Callable[[], Any]
 Answer = dict[str, list[float]]  #: by variant, seconds of a call, and of the first one
 Compile = Callable[[Callable], Callable]
@@ -476,8 +478,11 @@ def jax_rows() -> dict[str, Callable[[], Call]]:
 Rows = dict[str, Callable[[], dict[str, Callable[[], Call]]]]  #: name -> variants, each made when it is asked for
 
 
-def variants_of(torch: Any, whole: bool, variants: dict[str, Compile]) -> Rows:
-    rows = TorchLike(torch, whole).rows()
+def variants_of(torch: Any, whole: bool, variants: dict[str, Compile], which: list[str]) -> Rows:
+    here = TorchLike(torch, whole)
+    rows = layers(here.F, here.randn, here.inference, here.layer) if which else here.rows()
+    if which:
+        variants = {v: how for v, how in variants.items() if (v == "") is whole and v != "compiled"}
 
     def variant(make: Callable, how: Compile) -> Callable[[], Call]:
         return lambda: make()(how)
@@ -535,11 +540,11 @@ def main() -> None:
         import torch
 
         torch.set_num_threads(threads)
-        rows = variants_of(torch, False, {"eager": lambda f: f, "compiled": torch.compile})
+        rows = variants_of(torch, False, {"eager": lambda f: f, "compiled": torch.compile}, sys.argv[3:])
     else:
         import flame
 
-        rows = variants_of(flame, True, {"": flame.compile, "eager": lambda f: f})
+        rows = variants_of(flame, True, {"": flame.compile, "eager": lambda f: f}, sys.argv[3:])
     measured = Measured(rows)
     print(json.dumps({"version": __import__(framework).__version__, "rows": list(rows)}), flush=True)
     for line in sys.stdin:
