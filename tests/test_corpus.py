@@ -36,6 +36,7 @@ def source(step: KernelStep, arch: str = "sm_90") -> TritonSource:
     return to_triton(step.kernel, choose_gpu(step.kernel, kernels.gpu(arch), step.symbols))
 
 
+@cache
 def distinct(arch: str = "sm_90") -> dict[str, tuple[str, KernelStep]]:
     """Every kernel of the corpus, by digest, with the first program that has it."""
     found: dict[str, tuple[str, KernelStep]] = {}
@@ -140,6 +141,11 @@ def near(a: np.ndarray, b: np.ndarray, about: str) -> None:
 def test_generated_source_compiles_for(name: str, arch: str) -> None:
     mine = [step for first, step in distinct(arch).values() if first == name]
     assert mine
+    if arch != ARCHES[-1]:  # of what is the same text for the newest, one kernel: with a product, if there is one
+        known = {repr(source(step, ARCHES[-1])) for _, step in distinct(ARCHES[-1]).values()}
+        same = [step for step in mine if repr(source(step, arch)) in known]
+        shown = sorted(same, key=lambda step: "tl.dot" not in source(step, arch).text)[:1]
+        mine = [step for step in mine if step not in same] + shown
     for step in mine:
         binary = compile_triton(source(step, arch), arch)
         assert binary.code[:4] == b"\x7fELF" and not binary.warnings, binary.warnings
