@@ -282,6 +282,8 @@ def _known_by_capture(f: Callable[..., Any], name: str) -> Callable[..., Any]:
     def known(*args: Any, **kwargs: Any) -> Any:
         run = force.interpreter
         if run is not None:
+            if placement.gpu:
+                return placement.beside(lambda *a, **k: run.composite(f, name, a, k), args, kwargs)
             return run.composite(f, name, args, kwargs)
         return placement.beside(f, args, kwargs) if placement.gpu else f(*args, **kwargs)
 
@@ -293,13 +295,23 @@ def _known_by_capture(f: Callable[..., Any], name: str) -> Callable[..., Any]:
     def with_policy(*args: Any, **kwargs: Any) -> Any:  # (`precise(known)` in one function: a second one cost 0.15 us a call)
         if casting.threads and (casts := in_force.casts) is not None:
             return casts.call(policy, known, args, kwargs)
+        if placement.gpu:
+            return known(*args, **kwargs)
         run = force.interpreter
-        if run is not None:
-            return run.composite(f, name, args, kwargs)
-        return placement.beside(f, args, kwargs) if placement.gpu else f(*args, **kwargs)
+        return f(*args, **kwargs) if run is None else run.composite(f, name, args, kwargs)
 
     with_policy.policy = policy  # type: ignore[attr-defined]
     return with_policy
+
+
+def beside(f: Callable[..., Any]) -> Callable[..., Any]:
+    """Have what a function of flame's makes from no tensors lie where its first tensor on a GPU is. (Composites do so anyway.)"""
+
+    @functools.wraps(f)
+    def placed(*args: Any, **kwargs: Any) -> Any:
+        return placement.beside(f, args, kwargs) if placement.gpu else f(*args, **kwargs)
+
+    return placed
 
 
 def broadcast_shapes(*shapes: tuple[int, ...], op: str = "broadcast_shapes") -> tuple[int, ...]:

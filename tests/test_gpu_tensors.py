@@ -16,8 +16,9 @@ from flame import nn
 from flame.compiler.gpu_routines import has_routine
 from flame.dtypes import ALL
 from flame.errors import HostDetourWarning
+from flame.knobs import knobs
 from flame.primitive import REGISTRY
-from flame.runtime import gpu_eager, gpu_exchange
+from flame.runtime import gpu_checks, gpu_eager, gpu_exchange
 from flame.runtime.cuda import gpu
 from flame.runtime.device_array import DeviceArray, reshaped_strides, to_device
 from flame.runtime.gpu_copy import duplicate, host, overwrite
@@ -170,6 +171,15 @@ def test_zeros_keep_their_signs_among_the_numbers_of_calls() -> None:
         assert (x + True).tolist() == [2.0, 3.0] and (x * 1).tolist() == [1.0, 2.0]
 
 
+def test_numbers_beside_a_condition_have_the_dtype_of_the_result() -> None:
+    x, m = flame.arange(4.0), flame.arange(4.0) > 1
+    for i in range(8):  # from some on they are inputs of the kernel
+        want = [0.0, 1.0, i + 0.5, i + 0.5]
+        assert flame.where(m.cuda(), i + 0.5, x.cuda()).tolist() == want
+        assert flame.where(~m.cuda(), x.cuda(), i + 0.5).tolist() == want
+        assert flame.where(m.cuda(), i + 0.5, 0.0).tolist() == [0.0, 0.0, i + 0.5, i + 0.5]
+
+
 def test_devices_do_not_mix_in_silence() -> None:
     x = flame.ones(2, device="cuda")
     with pytest.raises(
@@ -184,10 +194,52 @@ def test_devices_do_not_mix_in_silence() -> None:
     assert "device='cuda:0'" in repr(x)
 
 
-def test_an_index_that_is_not_there_is_told() -> None:
-    w = flame.ones(3, 2, device="cuda")
-    with pytest.raises(IndexError, match="index 7 is out of bounds for dimension 0 with size 3"):
-        nn.functional.embedding(flame.tensor([1, 7], device="cuda"), w)
+EMBED = lambda i, w: nn.functional.embedding(i, w)
+LOOKUPS = {
+    "embedding": EMBED,
+    "compiled": flame.compile(lambda i, w: EMBED(i, w) * 2),
+    "computed": flame.compile(lambda i, w: EMBED(i * 1, w) * 2),
+    "gather": lambda i, w: w.gather(0, i.view(-1, 1)),
+    "select": lambda i, w: w[i],
+}
+
+
+@pytest.mark.parametrize("name", LOOKUPS)
+def test_an_index_that_is_not_there_is_told_by_what_waits(name: str) -> None:
+    w, good, f = flame.ones(3, 2, device="cuda"), flame.tensor([1, 2], device="cuda"), LOOKUPS[name]
+    waits = (lambda y: y.cpu(), lambda y: y.sum().item(), lambda y: flame.cuda.synchronize(), lambda y: y.tolist())
+    for n, wait in enumerate(waits):
+        for _ in range(3 if n == 0 else 1):
+            assert f(good, w).sum().item() == f(good.cpu(), w.cpu()).sum().item()
+        for bad in ([1, 7], [7, 1], [-4, 0]):
+            y = f(flame.tensor(bad, device="cuda"), w)  # (nothing is raised here)
+            worst = 7 if 7 in bad else -4
+            with pytest.raises(IndexError, match=rf"index {worst} is out of bounds for dimension 0 with size 3 .*{__file__}:"):
+                wait(y)
+            assert f(good, w).tolist() == f(good.cpu(), w.cpu()).tolist()
+    y.cpu()
+
+
+def test_an_index_that_is_not_there_is_told_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_checks, "TOGETHER", 4)
+    monkeypatch.setattr(gpu_checks, "MOST", 2)
+    w, bad = flame.ones(3, 2, device="cuda"), flame.tensor([7], device="cuda")
+    with pytest.raises(IndexError, match="index 7 is out of bounds"):
+        for _ in range(gpu_checks.TOGETHER * (gpu_checks.MOST + 3)):
+            w[bad]
+    gpu().checks.close()
+    knobs.launch_blocking = True
+    try:
+        with pytest.raises(IndexError, match="index 7 is out of bounds"):
+            w[bad]
+    finally:
+        knobs.launch_blocking = False
+    side = flame.cuda.Stream()
+    with side:
+        w[bad]
+    assert w.tolist() == [[1.0, 1.0]] * 3  # (of a stream that was not waited for)
+    with pytest.raises(IndexError, match="index 7 is out of bounds"):
+        side.synchronize()
 
 
 def test_writes_reach_what_shows_the_memory() -> None:
@@ -294,17 +346,6 @@ def test_sizes_vary_on_a_gpu() -> None:
         x = flame.randn(n, 3)
         close(f(x.cuda(), w.cuda()).cpu(), nn.functional.layer_norm(x @ w, (4,)).exp().sum(-1))
     assert f._capture.stats.compiled <= 3
-
-
-def test_a_region_tells_of_an_index_that_is_not_there() -> None:
-    f = flame.compile(lambda i, w: nn.functional.embedding(i, w) * 2)
-    w = flame.ones(3, 2, device="cuda")
-    good, bad = flame.tensor([1, 2], device="cuda"), flame.tensor([1, 7], device="cuda")
-    for _ in range(3):
-        f(good, w)
-    with pytest.raises(IndexError, match="out of bounds"):
-        f(bad, w)
-    close(f(good, w).cpu(), np.full((2, 2), 2, np.float32))
 
 
 def test_explained_and_replayed() -> None:

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from flame.autograd.tape import AccumulateGrad, Edge, edge, full, requires_grad
+from flame.autograd.tape import AccumulateGrad, Edge, edge, filled, requires_grad
 from flame.changes import changes
 from flame.precision import in_force, put_in_force
 from flame.primitive import force, registered
@@ -249,7 +249,7 @@ def start(outputs: Sequence[Tensor], given: Sequence[Any] | None, op: str) -> tu
                 )
             if t.dtype.is_complex:
                 raise RuntimeError(f"grad can be implicitly created only for real scalar outputs but got {t.dtype!r}")
-            g = full(1, shape=tuple(t.shape), dtype=t.dtype)
+            g = filled(1, t)
         else:
             if not isinstance(g, Tensor):
                 raise TypeError(f"gradients can be either Tensors or None, but got {type(g).__name__}")
@@ -353,7 +353,7 @@ def grad(
     out = []
     for i, (x, g) in enumerate(zip(xs, got, strict=True)):
         if g is None and materialize_grads:
-            g = full(0, shape=tuple(x.shape), dtype=x.dtype)
+            g = filled(0, x)
         if g is None and not allow_unused:
             raise RuntimeError(
                 "One of the differentiated Tensors appears to not have been used in the graph. "

@@ -11,14 +11,15 @@ from typing import Any
 
 from flame.autograd.engine import grad
 from flame.autograd.modes import enable_grad
+from flame.autograd.tape import filled
 from flame.primitive import force, registered
 from flame.tensor import Tensor
 
-full, copy, reshape, slice_, cat = map(registered, ("full", "copy", "reshape", "slice", "cat"))
+copy, reshape, slice_, cat = map(registered, ("copy", "reshape", "slice", "cat"))
 
 
 def zeros_like(x: Tensor) -> Tensor:
-    return full(0, shape=tuple(x.shape), dtype=x.dtype)
+    return filled(0, x)
 
 
 def _as_tuple(x: Any, op: str, what: str) -> tuple[tuple, bool]:
@@ -61,7 +62,7 @@ def _given(v: Any, like: tuple, op: str) -> tuple:
                 f"The vector v can only be None if the user-provided function returns a single Tensor with a single element "
                 f"(in {op})."
             )
-        return (full(1, shape=tuple(like[0].shape), dtype=like[0].dtype),)
+        return (filled(1, like[0]),)
     vs, _ = _as_tuple(v, op, "v")
     if len(vs) != len(like) or any(a.shape != b.shape for a, b in zip(vs, like, strict=True)):
         raise RuntimeError(f"v has shapes {[list(t.shape) for t in vs]}, but {op} expects {[list(t.shape) for t in like]}")
@@ -132,7 +133,7 @@ def jvp(func: Callable, inputs: Any, v: Any = None, create_graph: bool = False, 
 def _unit(y: Tensor, k: int) -> Tensor:
     """The k-th unit vector in y's shape."""
     n = y.numel()
-    flat = registered("pad")(full(1, shape=(1,), dtype=y.dtype), lo=(k,), hi=(n - 1 - k,), value=0)
+    flat = registered("pad")(filled(1, y, (1,)), lo=(k,), hi=(n - 1 - k,), value=0)
     return reshape(flat, shape=tuple(y.shape))
 
 
@@ -163,7 +164,7 @@ def jacobian(
             blocks = tuple(
                 stacked([r[i] for r in rows], (*y.shape, *x.shape))
                 if rows
-                else full(0, shape=(*y.shape, *x.shape), dtype=x.dtype)
+                else filled(0, x, (*y.shape, *x.shape))
                 for i, x in enumerate(xs)
             )
             out.append(_shown(blocks, single, create_graph))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import flame.ops  # noqa: F401  (enters the primitives in the registry)
-from flame.primitive import Primitive, Rule, force, registered
+from flame.primitive import Primitive, Rule, force, placement, registered
 from flame.slots import with_slots
 from flame.tensor import Tensor, View, wrap
 
@@ -128,6 +128,15 @@ class Node(_Slots):
     def apply(self, cotangents: list) -> list:
         """The cotangents of the operands, given those of the results (None: zero)."""
         self.check_saved()
+        if placement.gpu and force.place is None:  # what rules make from no tensors lies beside the cotangents
+            force.place = next((g.device for g in cotangents if g is not None and g.device.type != "cpu"), None)
+            try:
+                return self._applied(cotangents)
+            finally:
+                force.place = None
+        return self._applied(cotangents)
+
+    def _applied(self, cotangents: list) -> list:
         p = self.primitive
         ys: Any = self.outputs
         if self.results:
@@ -211,6 +220,12 @@ class AccumulateGrad(_SinkSlots):
 def zeros(spec: Any) -> Any:
     """A tensor of zeros like `spec`."""
     return full(0, shape=tuple(spec.shape), dtype=spec.dtype)
+
+
+def filled(value: int, like: Any, shape: tuple | None = None) -> Any:
+    """A tensor of one number, of the dtype of another, where that one is and (unless another is given) of its shape."""
+    where = {"place": str(like.device)} if placement.gpu and like.device.type != "cpu" else {}
+    return full(value, shape=tuple(like.shape) if shape is None else shape, dtype=like.dtype, **where)
 
 
 def fit(g: Any, operand: Any) -> Any:

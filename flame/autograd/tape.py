@@ -22,6 +22,7 @@ from flame.autograd.nodes import (  # noqa: F401  (what stands on the tape is as
     alias,
     edge,
     edge_of,
+    filled,
     fit,
     full,
     requires_grad,
@@ -235,8 +236,8 @@ def _beside(f: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
     """`f(*args, **kwargs)`, with what it makes from no tensors on the GPU of the first tensor that is on one."""
     if force.place is None:
         for x in (*args, *kwargs.values()):
-            if isinstance(x, Tensor) and type(x._array) is DeviceArray:
-                force.place = x._array.device
+            if isinstance(x, Tensor) and x.device.type != "cpu":
+                force.place = x.device
                 try:
                     return f(*args, **kwargs)
                 finally:

@@ -143,7 +143,7 @@ class Entry:
 
     def _is_plain(self) -> bool:
         r, plan = self.recipe, self.plan
-        if plan is None or plan.flags or plan.backward is not None:
+        if plan is None or plan.flags or plan.extremes or plan.backward is not None:
             return False
         if r.writes or r.gradients or r.without:
             return False

@@ -34,7 +34,7 @@ from flame.runtime.gpu_copy import duplicate, host, overwrite
 from flame.symbol import evaluate
 from flame.tensor import Tensor
 
-COPY, LT, GE, ANY, LOGICAL_OR = map(registered, ("copy", "lt", "ge", "any", "logical_or"))
+COPY, LT, GE, ANY, LOGICAL_OR, AMIN, AMAX = map(registered, ("copy", "lt", "ge", "any", "logical_or", "amin", "amax"))
 
 
 class Plan:
@@ -42,8 +42,8 @@ class Plan:
 
     __slots__ = (
         "all_arrays", "arrays", "asked", "backward", "blocked", "device", "differentiated", "differentiated_specs", "edges",
-        "facts", "flags", "forward", "gradients", "graph", "input_edges", "keeps", "known", "path", "place", "positions",
-        "replayed", "residuals", "scalars", "signature", "space", "updated", "values",
+        "extremes", "facts", "flags", "forward", "gradients", "graph", "input_edges", "keeps", "known", "path", "place",
+        "positions", "replayed", "residuals", "scalars", "signature", "space", "updated", "values",
     )  # fmt: skip
 
     def __init__(self, run: Any, values: frozenset[int], edges: frozenset[int], keeps: bool):
@@ -119,9 +119,11 @@ class Plan:
         order = [v for v in graph.inputs if not v.name.startswith("n")] + [v for v in graph.inputs if v.name.startswith("n")]
         graph.inputs[:] = order
         graph.outputs[:] = [made[v] for v in self.values]
-        self.positions, flags = position_checks(self.path, made, builder, operand, self.device.type == "cpu")
+        self.positions, flags, extremes = position_checks(self.path, made, builder, operand, self.device.type == "cpu")
         self.flags = [(len(graph.outputs) + i, what) for i, (_, what) in enumerate(flags)]
         graph.outputs += [v for v, _ in flags]
+        self.extremes = [(len(graph.outputs) + 2 * i, *about) for i, (_, *about) in enumerate(extremes)]
+        graph.outputs += [v for pair, *_ in extremes for v in pair]
         self.graph = graph
         self.place = {v: i for i, v in enumerate(self.values)}
         self.differentiated = [e for e in self.edges if e in self.place]
@@ -238,12 +240,12 @@ def number_dtype(step: Step) -> dtype:
 
 def position_checks(
     path: list[Step], made: dict[int, Value], builder: Builder, number: Callable[[Any, dtype], Any], readable: bool = True
-) -> tuple[list, list]:
-    """What must be looked at so that no index leaves its array: graph inputs (number, least, size, words), and values of the graph
-    that are true where a computed index is out of range (value, words). `number` makes an operand of a size. Inputs that are not
-    `readable` from the host are looked at like what is computed."""
+) -> tuple[list, list, list]:
+    """What must be looked at so that no index leaves its array: graph inputs (number, least, size, words); values of the graph that
+    are true where a computed index is out of range (value, words); and where the host can't read inputs, nor wait for what is
+    computed, the extremes of every index ((lowest, highest), least, size, words). `number` makes an operand of a size."""
     numbers = {v: i for i, v in enumerate(builder.graph.inputs)}
-    on_inputs, computed = [], []
+    on_inputs, computed, extremes = [], [], []
     seen: set = set()
     for step in op_steps(path):
         p = step.primitive
@@ -259,14 +261,19 @@ def position_checks(
             seen.add((v, least, size))
             if v in numbers and readable:
                 on_inputs.append((numbers[v], _bound(least), _bound(size), what))
-            elif not _is_place(v, size):
-                builder.note, builder.source = "index check", step.source
+                continue
+            if _is_place(v, size):
+                continue
+            builder.note, builder.source = "index check", step.source
+            dims = {"dim": tuple(range(v.ndim)), "keepdim": False}
+            if readable:
                 low, high = number(_operand(least), v.dtype), number(_operand(size), v.dtype)
                 wrong = builder.process(LOGICAL_OR, (builder.process(LT, (v, low), {}), builder.process(GE, (v, high), {})), {})
-                if v.ndim:
-                    wrong = builder.process(ANY, (wrong,), {"dim": tuple(range(v.ndim)), "keepdim": False})
-                computed.append((wrong, what.format(size)))
-    return on_inputs, computed
+                computed.append((builder.process(ANY, (wrong,), dims) if v.ndim else wrong, what.format(size)))
+            else:
+                pair = [builder.process(f, (v,), dims) if v.ndim else builder.process(COPY, (v,), {}) for f in (AMIN, AMAX)]
+                extremes.append((pair, _bound(least), _bound(size), what))
+    return on_inputs, computed, extremes
 
 
 def _operand(size: Any) -> Any:
@@ -323,6 +330,8 @@ def flush(run: Any, leaf: Step) -> None:
     results = plan.forward(inputs) if plan.space is None else plan.forward(inputs, plan.sizes(run.bindings))
     if plan.flags:
         _look_at_flags(plan, results)
+    if plan.extremes:
+        _look_later(run, plan, results)
     if not straight or not _base_alone(run.written):
         _fill(run, plan, tape, node, partial, alive, inputs, results)
         return
@@ -357,6 +366,13 @@ def _look_at_flags(plan: Plan, results: list) -> None:
     for number, what in plan.flags:
         if host(results[number]):
             raise PositionError(f"an index is out of bounds for {what}")
+
+
+def _look_later(run: Any, plan: Plan, results: list) -> None:
+    """Indices on a GPU: an error shows when the device has come to it."""
+    for at, least, size, what in plan.extremes:
+        least, size = [n(run.bindings) if callable(n) else n for n in (least, size)]
+        results[at].gpu.checks.add(results[at], results[at + 1], least, size, what.format(size))
 
 
 def _base_alone(written: list) -> bool:

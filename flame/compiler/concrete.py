@@ -48,7 +48,10 @@ def program_at(program: Program, values: Mapping[str, int]) -> Program:
 
     def call(c: CallStep) -> CallStep:
         n = c.node
-        node = Node(n.primitive, n.operands, params_at(n.params, values), (), n.note, n.source)
+        operands = tuple(
+            Value(spec_at(x.spec, values), x.node, x.index, x.name) if isinstance(x, Value) else x for x in n.operands
+        )
+        node = Node(n.primitive, operands, params_at(n.params, values), (), n.note, n.source)
         node.outputs = tuple(Value(spec_at(o.spec, values), node, o.index, o.name) for o in n.outputs)
         arguments = tuple(
             Argument(a.slot, tuple((p, params_at(q, values)) for p, q in a.views)) if isinstance(a, Argument) else a

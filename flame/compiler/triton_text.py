@@ -64,11 +64,20 @@ def literal(value: bool | int | float, d: DType) -> str:
     if d.kind != "f":
         return str(int(value))
     value = float(value)
+    if is_negative_zero(value):  # as a number it is 0.0 in some versions
+        bits = 8 * d.itemsize
+        return f"tl.full([], {-(2 ** (bits - 1))}, tl.int{bits}).to({tl(d)}, bitcast=True)"
     return repr(value) if math.isfinite(value) else f'float("{value}")'
+
+
+def is_negative_zero(value: bool | int | float) -> bool:
+    return type(value) is float and value == 0 and math.copysign(1.0, value) < 0
 
 
 def typed(value: bool | int | float, d: DType) -> str:
     """A number that has dtype `d` by itself."""
+    if d.kind == "f" and is_negative_zero(value):
+        return literal(value, d)
     if d is float32:
         size = abs(float(value))
         if size == 0 or not math.isfinite(size) or 2.0**-126 <= size <= 3.4e38:  # a bare float in this range is float32
@@ -96,7 +105,7 @@ class Text:
     @property
     def tensor(self) -> str:
         """The text as a value that has methods."""
-        return self.text if self.value is None else f"tl.full([], {self.text}, {tl(self.dtype)})"
+        return self.text if self.value is None or self.text.startswith("tl.") else f"tl.full([], {self.text}, {tl(self.dtype)})"
 
 
 #: operators that read a bare number in the other operand's dtype

@@ -46,7 +46,7 @@ def resolved(d: Any) -> Device:
 
 def placed(f: Any) -> Any:
     """A function that makes a tensor, by its keyword `device` on any device: by default that of its first argument, if that is a
-    tensor, else the default device."""
+    tensor, else where the function of flame's that calls it was given tensors, else the default device."""
 
     @functools.wraps(f)
     def make(*args: Any, **kwargs: Any) -> Any:
@@ -60,7 +60,10 @@ def placed(f: Any) -> Any:
             first = args[0] if args else kwargs.get("input")
             if not isinstance(first, Tensor) and hasattr(first, "__cuda_array_interface__"):
                 return f(*args, **kwargs)  # (it stays where it is)
-            where = first.device if isinstance(first, Tensor) else resolved(_default[0])
+            if isinstance(first, Tensor):
+                where = first.device
+            else:  # what a function makes for itself lies beside what it was given
+                where = resolved(_default[0]) if force.place is None else force.place
         else:
             where = resolved(device)
         if where.type == "cpu" and not placement.gpu:

@@ -63,9 +63,8 @@ class Stream:
             return self.gpu.driver.stream_is_done(self.cuda_stream)
 
     def synchronize(self) -> None:
-        """Wait for all its work."""
-        with self.gpu.calling():
-            self.gpu.driver.synchronize_stream(self.cuda_stream)
+        """Wait for all its work. Raises IndexError where an index was out of range in it."""
+        self.gpu.synchronize_stream(self.cuda_stream)
 
     def wait_event(self, event: Event) -> None:
         """Work given from now on waits for what the event marks; the caller does not."""

@@ -32,6 +32,7 @@ from flame.runtime.cuda_host import PinnedAllocator, plain_bytes
 from flame.runtime.cuda_memory import Allocator, Block
 from flame.runtime.cuda_plan import Launcher, LaunchPlan, LaunchStep, failure
 from flame.runtime.device import device
+from flame.runtime.gpu_checks import Checks
 from flame.runtime.locks import Lock
 from flame.runtime.triton_tools import Binary
 
@@ -182,6 +183,8 @@ class Gpu:
         self.graphs = Graphs(driver, self.activate, self.launcher.enter)
         #: what was launched last, for errors that show late
         self.recent: deque[str] = deque(maxlen=8)
+        #: whether indices were in range
+        self.checks = Checks(self)
         self._lock = Lock()
         self._functions: dict[tuple[str, bytes], Function] = {}
         self._modules: list[int] = []
@@ -274,9 +277,20 @@ class Gpu:
             self.driver.synchronize_stream(stream)
 
     def synchronize(self) -> None:
-        """Wait for all work on the device."""
+        """Wait for all work on the device. Raises PositionError where an index was out of range."""
+        self.checks.send()
         with self.calling():
             self.driver.synchronize()
+        self.checks.look()
+
+    def synchronize_stream(self, stream: int) -> None:
+        """Wait for all work of a stream. Raises PositionError where an index was out of range."""
+        if self.checks.waiting:
+            self.checks.send(stream)
+        with self.calling():
+            self.driver.synchronize_stream(stream)
+        if self.checks.sent:
+            self.checks.look()
 
     # ---- streams and events
 
@@ -360,19 +374,24 @@ class Gpu:
         self, destination: np.ndarray, source: Memory | int, stream: int | None = None, non_blocking: bool = False
     ) -> None:
         """Copy from the device to a C-contiguous host array. It is filled when this returns, unless it is pinned and
-        `non_blocking` is asked for: then when the stream has passed."""
+        `non_blocking` is asked for: then when the stream has passed. Raises PositionError where an index was out of range in
+        work that was waited for."""
         if not plain_bytes(destination, "copy_out(): the destination").nbytes:
             return
         if not destination.flags.writeable:
             raise ValueError("copy_out(): the destination is read-only")
         queue = self._queue(stream)
+        block = self.pinned.find(destination) if non_blocking else None
+        if block is None and self.checks.waiting:
+            self.checks.send(queue)
         with self.calling():
-            block = self.pinned.find(destination) if non_blocking else None
             self.driver.copy_out(destination.ctypes.data, _address(source), destination.nbytes, queue)
             if block is not None:
                 self.pinned.mark(block, queue)
-            else:
-                self.driver.synchronize_stream(queue)
+                return
+            self.driver.synchronize_stream(queue)
+        if self.checks.sent:
+            self.checks.look()
 
     def copy(
         self, destination: Memory | int, source: Memory | int, nbytes: int, stream: int | None = None, of: Gpu | None = None
@@ -485,6 +504,7 @@ class Gpu:
         """Hand everything back to the driver."""
         self.activate()
         self.driver.synchronize()
+        self.checks.close()
         self.graphs.close()
         self.memory.close()
         self.pinned.close()

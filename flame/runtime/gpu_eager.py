@@ -9,13 +9,14 @@
 A view is a change of layout and runs nothing. An elementwise operation on arrays of one shape is compiled for a number of elements,
 whatever their dimensions. At its second set of sizes a node is compiled for sizes in general, and from then on nothing is compiled
 for new ones, but for those of which a rule or a pass decided otherwise (`_General`).
+
+Of an operand that holds positions the extremes are computed beside, which `flame.runtime.gpu_checks` looks at later.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -26,7 +27,6 @@ from flame.compiler.graph import Builder, Graph, Value
 from flame.compiler.index_math import evaluate
 from flame.compiler.pipeline import compile_graph
 from flame.dtypes import _BY_NUMPY, dtype, int64
-from flame.errors import PositionError
 from flame.knobs import knobs
 from flame.ops.declare import as_operand
 from flame.primitive import Primitive, Spec, registered
@@ -34,9 +34,10 @@ from flame.runtime.cuda_plan import LaunchPlan
 from flame.runtime.device_array import DeviceArray, empty, to_device
 from flame.runtime.gpu_copy import ALIGNMENT, duplicate, host, view
 from flame.runtime.gpu_program import GpuExecutable, tell_of_detour
+from flame.runtime.lines import user_source
 
 AS_STRIDED = registered("as_strided")
-LT, GE, ANY, LOGICAL_OR = map(registered, ("lt", "ge", "any", "logical_or"))
+AMIN, AMAX, COPY = map(registered, ("amin", "amax", "copy"))
 
 #: values of its numbers for which a node is compiled, before they become inputs
 _CONSTANTS: Final = 4
@@ -47,13 +48,15 @@ _LAYOUTS: Final = 16
 #: a view that shows fewer than one of so many elements of the memory that it spans is copied first
 _SPARSE: Final = 8
 
+#: nodes that are kept, all together
+_MOST_NODES: Final = 4096
 _nodes: dict[tuple, _Node] = {}
 _views: dict[tuple, int] = {}
 
 
 def run(gpu: Any, primitive: Primitive, operands: Sequence[Any], params: dict[str, Any]) -> Any:
-    """The result, or a tuple of results, on `gpu`. Raises PositionError where an index leaves its array, CompileError where a
-    kernel cannot be made."""
+    """The result, or a tuple of results, on `gpu`. Raises CompileError where a kernel cannot be made; where an index leaves its
+    array, PositionError is raised later (`flame.runtime.gpu_checks`)."""
     if primitive.view:
         got = view(primitive, operands[0], params)
         if got is not None:
@@ -75,7 +78,7 @@ def _call(gpu: Any, primitive: Primitive, operands: Sequence[Any], params: dict[
             return None
         else:
             found.append(exactly(o))
-    return (*found, knobs.deterministic, *params.items())
+    return (*found, knobs.deterministic, knobs.matmul_precision, *params.items())
 
 
 def exactly(number: Any) -> tuple:
@@ -84,20 +87,22 @@ def exactly(number: Any) -> tuple:
 
 
 class _Ready:
-    """A call that was made before, of which nothing is left but launches."""
+    """A call that was made before, of which nothing is left but launches, and looking at positions."""
 
-    __slots__ = ("gpu", "launches", "results", "single")
+    __slots__ = ("bounds", "count", "gpu", "launches", "results")
 
-    def __init__(self, gpu: Any, launches: LaunchPlan, results: list[DeviceArray]):
-        self.gpu, self.launches = gpu, launches
-        self.results = [(r.shape, r.dtype) for r in results]
-        self.single = len(results) == 1
+    def __init__(self, made: _Made, launches: LaunchPlan, shape: tuple[int, ...] | None):
+        self.gpu, self.launches = made.node.gpu, launches
+        self.results = [(s.shape if shape is None else shape, s.dtype.numpy) for s in made.executable.results]
+        self.count, self.bounds = made.about.results, made.bounds
 
     def __call__(self, operands: Sequence[Any]) -> Any:
         gpu = self.gpu
         made = [empty(gpu, shape, dtype) for shape, dtype in self.results]
         gpu.run(self.launches, 0, *[o.address for o in operands if type(o) is DeviceArray], *[m.address for m in made])
-        return made[0] if self.single else tuple(made)
+        if self.bounds:
+            look_later(gpu, made, self.bounds)
+        return tuple(made[: self.count]) if self.count else made[0]
 
 
 #: calls that are kept, all together
@@ -138,14 +143,17 @@ def _by_node(gpu: Any, primitive: Primitive, operands: Sequence[Any], params: di
     key = (gpu, primitive, tuple(kinds), tuple(params.items()), knobs.deterministic, knobs.matmul_precision)
     node = _nodes.get(key)
     if node is None:
+        if len(_nodes) >= _MOST_NODES:
+            _nodes.clear()
         node = _nodes[key] = _Node(gpu, primitive, kinds, params)
-    got, launches = node.run(arrays, tuple(sizes), tuple(numbers), general)
+    got, made = node.run(arrays, tuple(sizes), tuple(numbers), general)
     if shape is not None:
         got = got.reshaped(shape)
-    if call is not None and launches is not None:
+    launches = made.executable.plan
+    if call is not None and launches is not None and made.about.number_dtype is None:
         if len(_ready) >= _MOST_READY:
             _ready.clear()
-        _ready[call] = _Ready(gpu, launches, list(got) if isinstance(got, tuple) else [got])
+        _ready[call] = _Ready(made, launches, shape)
     return got
 
 
@@ -196,8 +204,8 @@ class _Node:
         self.constants: set[tuple] = set()
         self.seen: dict[tuple, tuple] = {}  #: by constants, the first sizes
 
-    def run(self, arrays: list[Any], sizes: tuple[int, ...], numbers: tuple, general: bool) -> tuple[Any, LaunchPlan | None]:
-        """The result, and the launches where they are all that another call of the kind takes."""
+    def run(self, arrays: list[Any], sizes: tuple[int, ...], numbers: tuple, general: bool) -> tuple[Any, _Made]:
+        """The result, and what was run."""
         constants: tuple | None = tuple([exactly(v) for v in numbers])
         if numbers and constants not in self.constants:
             if len(self.constants) < _CONSTANTS and self.primitive.kind != "random":
@@ -211,8 +219,7 @@ class _Node:
             while len(self.made) >= _MOST:
                 self.made.pop(next(iter(self.made)), None)
             self.made[key] = made
-        alone = constants is not None and not made.extra and not made.about.flags
-        return made.run(arrays, numbers), made.executable.plan if alone else None
+        return made.run(arrays, numbers), made
 
     def make(self, sizes: tuple[int, ...], numbers: tuple, constants: tuple | None, general: bool) -> _Made:
         first = self.seen.setdefault((constants,), sizes)
@@ -262,7 +269,7 @@ class _Node:
         made = builder.process(self.primitive, tuple(operands), self.params)
         about.results = len(made) if isinstance(made, tuple) else 0
         graph = builder.graph
-        graph.outputs[:] = [*(made if isinstance(made, tuple) else (made,)), *about.flags]
+        graph.outputs[:] = [*(made if isinstance(made, tuple) else (made,)), *about.extremes]
         return graph, about
 
     def _number_dtype(self, operands: list[Any]) -> dtype:
@@ -270,11 +277,13 @@ class _Node:
             return int64
         if "dtype" in self.params:
             return self.params["dtype"]
+        if self.primitive.name == "where":  # (whose condition says nothing of its branches)
+            return self.primitive.infer(*[o.spec if isinstance(o, Value) else o for o in operands], **self.params).dtype
         specs = [o.spec for o in operands if isinstance(o, Value)]
         return specs[-1].dtype
 
     def _check_positions(self, builder: Builder, operands: list[Any], about: _About) -> None:
-        """Results that are true where an index leaves its array."""
+        """The extremes of operands that hold positions, as further results."""
         if self.primitive.positions is None:
             return
         specs = [o.spec if isinstance(o, Value) else o for o in operands]
@@ -282,20 +291,10 @@ class _Node:
             v = operands[k]
             if v.spec.numel == 0:
                 continue
-            bounds = []
-            for b in (least, size):
-                if type(b) is Dim:
-                    about.sizes.append(functools.partial(evaluate, b.expression))
-                    bounds.append(builder.input(Spec((), v.dtype)))
-                    about.size_dtype = v.dtype
-                else:
-                    bounds.append(b)
-            low = builder.process(LT, (v, bounds[0]), {})
-            wrong = builder.process(LOGICAL_OR, (low, builder.process(GE, (v, bounds[1]), {})), {})
-            if v.ndim:
-                wrong = builder.process(ANY, (wrong,), {"dim": tuple(range(v.ndim)), "keepdim": False})
-            about.flags.append(wrong)
-            about.words.append((k, dim, size, least))
+            dims = {"dim": tuple(range(v.ndim)), "keepdim": False}
+            for extreme in (AMIN, AMAX):
+                about.extremes.append(builder.process(extreme, (v,), dims) if v.ndim else builder.process(COPY, (v,), {}))
+            about.bounds.append((dim, size, least))
 
 
 class _About:
@@ -303,11 +302,9 @@ class _About:
 
     def __init__(self) -> None:
         self.number_dtype: dtype | None = None  #: of the numbers that are inputs
-        self.sizes: list[Callable[[dict[str, int]], Any]] = []  #: inputs that are sizes
-        self.size_dtype: dtype = int64
         self.results = 0  #: how many there are, where the primitive gives a tuple
-        self.flags: list[Value] = []
-        self.words: list[tuple] = []  #: of each flag: operand, dimension, size, least
+        self.extremes: list[Value] = []  #: of each operand that holds positions: lowest and highest
+        self.bounds: list[tuple] = []  #: of each of these operands: dimension, size, least
 
 
 class _General:
@@ -318,11 +315,7 @@ class _General:
         self.space = Space(values, dict.fromkeys(values, LEAST))
         self.space.settled = True
         graph, self.about = node.graph(sizes, numbers, as_inputs, self.space)
-        self.program = compile_graph(graph, node.gpu.target, guards=_guards(graph, self.about))
-
-
-def _guards(graph: Graph, about: _About) -> list[int]:
-    return list(range(len(graph.outputs) - len(about.flags), len(graph.outputs)))
+        self.program = compile_graph(graph, node.gpu.target)
 
 
 class _Made:
@@ -330,25 +323,27 @@ class _Made:
 
     def __init__(self, node: _Node, executable: GpuExecutable, about: _About, sizes: dict[str, int]):
         self.node, self.executable, self.about = node, executable, about
-        self.extra = [np.array(f(sizes), about.size_dtype.numpy) for f in about.sizes]
-        self.sizes = sizes
+        at = lambda n: int(evaluate(n.expression, sizes)) if type(n) is Dim else n
+        name = node.primitive.name
+        #: of each operand that holds positions: least, size, words
+        self.bounds = [
+            (at(least), at(size), f"dimension {dim} with size {at(size)} ({name}") for dim, size, least in about.bounds
+        ]
 
     def run(self, arrays: list[Any], numbers: tuple) -> Any:
         about = self.about
         d = about.number_dtype
         if d is not None:
             arrays = [*arrays, *[np.array(v if d.kind == "f" else as_operand(v, d.numpy), d.numpy) for v in numbers]]
-        results = self.executable([*arrays, *self.extra])
-        if about.flags:
-            self._raise_if_out_of_bounds(arrays, results[-len(about.flags) :])
+        results = self.executable(arrays)
+        if self.bounds:
+            look_later(self.node.gpu, results, self.bounds)
         return tuple(results[: about.results]) if about.results else results[0]
 
-    def _raise_if_out_of_bounds(self, arrays: list[Any], flags: list[Any]) -> None:
-        for flag, (k, dim, size, least) in zip(flags, self.about.words, strict=True):
-            if host(flag):
-                least, size = (int(evaluate(b.expression, self.sizes)) if type(b) is Dim else b for b in (least, size))
-                number = sum(not isinstance(kind, type) for kind in self.node.kinds[:k])
-                found = next(int(i) for i in host(arrays[number]).flat if not least <= i < size)
-                raise PositionError(
-                    f"index {found} is out of bounds for dimension {dim} with size {size} ({self.node.primitive.name})"
-                )
+
+def look_later(gpu: Any, results: list[Any], bounds: list[tuple[int, int, str]]) -> None:
+    """Have the extremes, which are the last of the results, looked at when the device has come to them."""
+    line = user_source()
+    first = len(results) - 2 * len(bounds)
+    for i, (least, size, words) in enumerate(bounds):
+        gpu.checks.add(results[first + 2 * i], results[first + 2 * i + 1], least, size, f"{words} at {line})")

@@ -4,11 +4,10 @@
     results = run(arrays)                           in the order of the program's inputs and outputs
 
     executable ::= stage*             stage ::= launches (consecutive kernels, by one call)
-                                              | look (a guard: the program ends here where its one bool is true)
                                               | routine (a primitive that several kernels compute)
                                               | detour (a primitive that has no kernel, by its meaning on the host; told of once)
 
-Launches go to the current stream of the thread and are not waited for; a look and a detour wait for what they read. Inputs may be
+Launches go to the current stream of the thread and are not waited for; a detour waits for what it reads. Inputs may be
 NumPy arrays, which are sent along: numbers of this run, all together, and what was made for no device in particular. Nothing is
 kept between calls but code, so any number of threads may call at once.
 """
@@ -60,6 +59,8 @@ class GpuExecutable:
         self.runs: list[str] = []
         slots = program.slots
         self._inputs = [slots[s].spec for s in program.inputs]
+        #: of each result
+        self.results = [slots[s].spec for s in program.outputs]
         self._owned = [s for s in program.output_slots if slots[s].kind == "output"]
         #: slot -> its place among the call's arrays, for slots that are not temps
         self._number = {s: i for i, s in reversed([*enumerate([*program.inputs, *self._owned])])}
@@ -91,8 +92,7 @@ class GpuExecutable:
         size = self._arena_bytes
         arena = gpu.allocate(size, f"{self.name} at {user_source()}" if size >= LARGE else "") if size else None
         for stage in self._stages:
-            if stage(held, arena):
-                break
+            stage(held, arena)
         for i in self._updated:
             if held[i] is not arrays[i] and isinstance(arrays[i], DeviceArray):
                 overwrite(arrays[i], held[i])
@@ -132,9 +132,9 @@ class GpuExecutable:
 
     # ---- stages
 
-    def _compiled(self, program: Program) -> list[Callable[[Arrays, Any], bool]]:
+    def _compiled(self, program: Program) -> list[Callable[[Arrays, Any], None]]:
         target = self.gpu.target
-        stages: list[Callable[[Arrays, Any], bool]] = []
+        stages: list[Callable[[Arrays, Any], None]] = []
         launches: list[LaunchStep] = []
 
         def finish_launches() -> None:
@@ -148,7 +148,6 @@ class GpuExecutable:
                 [gpu_kernels.source_of(s.kernel, target, {n: s.symbols[n] for n in s.kernel.symbols}) for s in steps]
             )
         for step in program.steps:
-            looks = [s for s in step.writes if s in program.guards]
             if isinstance(step, KernelStep):
                 launch = self._launch(step, target)
                 if launch is not None:
@@ -167,9 +166,6 @@ class GpuExecutable:
                     finish_launches()
                     stages.append(self._routine(step, routine))
                     self.runs.append("triton")
-            if looks:
-                finish_launches()
-                stages += [self._look(s) for s in looks]
         finish_launches()
         return stages
 
@@ -197,7 +193,7 @@ class GpuExecutable:
         words = [(FIRST + at, 0) if at >= 0 else (ARENA, -1 - at) for at in places]
         return function.step(grid, [*words, *((CONSTANT, v) for v in symbols.values())], note)
 
-    def _routine(self, step: CallStep, routine: GpuRoutine) -> Callable[[Arrays, Any], bool]:
+    def _routine(self, step: CallStep, routine: GpuRoutine) -> Callable[[Arrays, Any], None]:
         """A primitive that several kernels compute, whose operands may be views of slots."""
         gpu = self.gpu
         note = f"{step.node.primitive.name} {step.node.source}".strip()
@@ -226,7 +222,7 @@ class GpuExecutable:
             steps.append(function.step(grid, words, f"{launch.source.entry}, {note}"))
         plan = gpu.plan(tuple(steps), len(finds) + len(results), self._graphs) if steps else None
 
-        def run(arrays: Arrays, arena: Any) -> bool:
+        def run(arrays: Arrays, arena: Any) -> None:
             given = []
             for find, views in finds:
                 x: Any = find(arrays, arena)
@@ -240,19 +236,17 @@ class GpuExecutable:
             scratch = gpu.allocate(size) if size else None
             if plan is not None:
                 gpu.run(plan, 0 if scratch is None else scratch.address, *[a.address for a in (*given, *made)])
-            return False
 
         return run
 
-    def _launches(self, launches: list[LaunchStep]) -> Callable[[Arrays, Any], bool]:
+    def _launches(self, launches: list[LaunchStep]) -> Callable[[Arrays, Any], None]:
         """Consecutive kernels, by one call."""
         gpu = self.gpu
         plan = gpu.plan(tuple(launches), len(self._inputs) + len(self._owned), self._graphs)
         self._plans.append(plan)
 
-        def run(arrays: Arrays, arena: Any) -> bool:
+        def run(arrays: Arrays, arena: Any) -> None:
             gpu.run(plan, 0 if arena is None else arena.address, *[a.address for a in arrays])
-            return False
 
         return run
 
@@ -268,16 +262,12 @@ class GpuExecutable:
             return lambda arrays, arena: arrays[at]
         return lambda arrays, arena: in_arena(self.gpu, arena, -1 - at, s)
 
-    def _look(self, slot: int) -> Callable[[Arrays, Any], bool]:
-        find = self._array(slot)
-        return lambda arrays, arena: bool(host(find(arrays, arena)).any())
-
-    def _detour(self, step: CallStep) -> Callable[[Arrays, Any], bool]:
+    def _detour(self, step: CallStep) -> Callable[[Arrays, Any], None]:
         p, params = step.node.primitive, step.node.params
         finds = [(self._array(a.slot), a.views) if isinstance(a, Argument) else a for a in step.arguments]
         results = [None if s < 0 else self._array(s) for s in step.outputs]
 
-        def run(arrays: Arrays, arena: Any) -> bool:
+        def run(arrays: Arrays, arena: Any) -> None:
             tell_of_detour(p, self.gpu)
             operands: list[Any] = []
             for f in finds:
@@ -297,7 +287,6 @@ class GpuExecutable:
             for result, a in zip(results, made if isinstance(made, tuple) else (made,), strict=True):
                 if result is not None and a.size:
                     self.gpu.copy_in(result(arrays, arena).address, np.ascontiguousarray(a))
-            return False
 
         return run
 

@@ -12,7 +12,7 @@ from flame.functions.elementwise import PUBLIC
 from flame.functions.promotion import tensor_operand, to_dtype
 from flame.nn.functional.loss import reduced
 from flame.precision import precise
-from flame.primitive import registered
+from flame.primitive import beside, registered
 from flame.tensor import Tensor
 
 GATHER, WHERE, EXP, LOG, MAXIMUM, PAD, SLICE = map(registered, ("gather", "where", "exp", "log", "maximum", "pad", "slice"))
@@ -53,6 +53,7 @@ def _later(alpha: Tensor, k: int) -> Tensor:
     return PAD(cut, lo=(0, min(k, length)), hi=(0, 0), value=NEVER)
 
 
+@beside
 @precise
 def ctc_loss(
     log_probs: Tensor, targets: Tensor, input_lengths: Any, target_lengths: Any, blank: int = 0, reduction: str = "mean",

@@ -11,6 +11,7 @@ from flame.nn import functional as F
 from flame.nn.modules.container import ModuleList, Sequential
 from flame.nn.modules.linear import Linear
 from flame.nn.modules.module import Module
+from flame.primitive import beside
 from flame.tensor import Tensor
 
 ASMoutput = namedtuple("ASMoutput", ["output", "loss"])
@@ -57,6 +58,7 @@ class AdaptiveLogSoftmaxWithLoss(Module):
             first.reset_parameters()
             second.reset_parameters()
 
+    @beside
     def forward(self, input_: Tensor, target_: Tensor) -> ASMoutput:
         """(output, loss): the log probability of each target, and the mean of their negatives."""
         if input_.ndim not in (1, 2) or target_.ndim != input_.ndim - 1:
