@@ -292,8 +292,8 @@ def compile(
         many paths, instead of running eagerly.
     mode: "default"; "replay" also skips the Python of calls that it proved to be like earlier ones (see docs/graph-breaks.md for
         what that takes, and raises ReplayError where an audit disagrees); "reduce-overhead" and "max-autotune" launch a program
-        on a GPU as a graph of its driver, where that pays. On a CPU "max-autotune" measures schedules of each kernel when it is
-        compiled, and keeps the fastest on disk; "reduce-overhead" does what "default" does.
+        on a GPU as a graph of its driver, where that pays. "max-autotune" (and "max-autotune-no-cudagraphs") measures schedules of
+        each kernel when it is compiled, and keeps the fastest on disk; on a CPU "reduce-overhead" does what "default" does.
     backend: see `BACKENDS`; "interpret" runs kernels in NumPy, "eager" runs primitives one by one.
     dynamic: None and True make a size (of 2 and more) symbolic when it is seen to vary, so that one compilation serves all later
         ones; with False each set of shapes is a path of its own. Other numbers that vary become run-time inputs in any case.

@@ -18,6 +18,7 @@ handed back. Failures can be ordered (`fail`, `fail_kernel`).
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -365,9 +366,11 @@ class FakeLibrary(Device):
                 raise self._refuse(f"{name}: {p.name} is at {address:#x}, which is not a multiple of 16")
             self._find(address, 0, f"{name}: {p.name}")
         if binary is not None:
-            for at in pointers[len(source.parameters) :]:
-                if ctypes.c_uint64.from_address(at).value:
-                    raise self._refuse(f"{name}: a scratch pointer is not null")
+            first, *rest = (ctypes.c_uint64.from_address(at).value for at in pointers[len(source.parameters) :])
+            if any(rest) or bool(first) != bool(binary.scratch):
+                raise self._refuse(f"{name}: of its scratch pointers only that of memory it is lent is not null")
+            if first:
+                self._find(first, math.prod(grid) * binary.scratch, f"{name}: memory that it is lent")
         if not source.fits(symbols):
             raise self._refuse(f"{name}: sizes {symbols} need 64-bit offsets")
         if source.grid(symbols) != grid or 0 in grid:
@@ -384,6 +387,7 @@ class FakeLibrary(Device):
                 whole = (ctypes.c_char * (count * dtype.itemsize)).from_address(address)
                 arrays[buffer] = np.frombuffer(whole, np.uint8).view(dtype.numpy)
             run_interpreted(source, arrays, symbols)
+            self._clock += self.cost(source)
             self.launches.append(name)
 
         return work

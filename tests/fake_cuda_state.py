@@ -124,6 +124,9 @@ class Device:
     def __init__(self, devices: int = 1, memory: int = 1 << 30, lazy: bool = True):
         self.devices, self.capacity, self.lazy = devices, memory, lazy
         self.calls: Counter[str] = Counter()
+        self.cost: Callable[[TritonSource], float] = lambda source: (
+            0.0
+        )  #: milliseconds of a launch, beside the one of every work
         self.launches: list[str] = []  #: names of the kernels that have run
         self.violations: list[str] = []
         self.loading: tuple[bytes, TritonSource] | None = None
@@ -154,7 +157,8 @@ class Device:
     def compile(self, source: TritonSource, arch: str) -> Binary:
         """Instead of Triton's compiler: a binary that only this driver can load."""
         code = b"\x7fFAKE" + arch.encode() + source.digest.encode()
-        made = Binary(source.entry, arch, code, "", (16 << 10) * source.stages, source.warps * 32, 0, 0, 0, 2)
+        lent = (384, 128) if source.descriptors else (0, 1)
+        made = Binary(source.entry, arch, code, "", (16 << 10) * source.stages, source.warps * 32, 0, 0, 0, 2, *lent)
         self.compiled[code] = made
         return made
 

@@ -1,6 +1,6 @@
 """A call of every layer, as data: how to make it and what to give it. For tests that try all of them on another device.
 
-    LAYERS: name -> [(arguments, keywords, inputs)]         inputs: functions of a device that make what is given
+LAYERS: name -> [(arguments, keywords, inputs)]         inputs: functions of a device that make what is given
 """
 
 from __future__ import annotations

@@ -162,9 +162,7 @@ def jacobian(
         for y in ys:
             rows = [_pulled((y,), xs, (_unit(y, k),), create_graph, strict, "jacobian") for k in range(y.numel())]
             blocks = tuple(
-                stacked([r[i] for r in rows], (*y.shape, *x.shape))
-                if rows
-                else filled(0, x, (*y.shape, *x.shape))
+                stacked([r[i] for r in rows], (*y.shape, *x.shape)) if rows else filled(0, x, (*y.shape, *x.shape))
                 for i, x in enumerate(xs)
             )
             out.append(_shown(blocks, single, create_graph))

@@ -130,7 +130,7 @@ class Compiled:
     def _executable(self, program: Program) -> Any:
         if self._gpu is None:
             return Executable(program, backend=self._backend, tune=self._tune)
-        return GpuExecutable(program, self._gpu, self._graphs)
+        return GpuExecutable(program, self._gpu, self._graphs, self._tune)
 
     @functools.cached_property
     def graph(self) -> Graph:

@@ -52,7 +52,7 @@ class Uninitialized:
         """Become an ordinary parameter (or buffer) of this shape, its values not yet set."""
         me: Any = self
         d = object.__getattribute__(self, "_array").dtype if dtype is None else dtype.numpy
-        made = PUBLIC["empty"](*shape, dtype=from_numpy_dtype(d), device=Tensor.device.fget(me) if device is None else device)
+        made = PUBLIC["empty"](*shape, dtype=from_numpy_dtype(d), device=me.device if device is None else device)
         me.__class__ = self._becomes
         me.data = made
 

@@ -5,6 +5,7 @@
             | function     a call of a compiled function                    | program    one run of a compiled segment
             | kernel       a step of such a run, with the user's lines      | compile    a phase of compiling
             | user         `record_function`                                | step       ProfilerStep#n
+            | gpu          a kernel on a GPU, in the device's time: its "thread" is a stream there
 
 Times are nanoseconds of `time.perf_counter_ns`. Events of one thread nest: what is inside of another is its child.
 """
@@ -17,7 +18,8 @@ from typing import Any
 
 #: which kinds count as work of the CPU's, and not as what is around it
 SORTS = (
-    "self_cpu_time_total", "cpu_time_total", "cpu_time", "self_cpu_memory_usage", "cpu_memory_usage", "count", "flops",
+    "self_cpu_time_total", "cpu_time_total", "cpu_time", "self_cuda_time_total", "cuda_time_total", "self_cpu_memory_usage",
+    "cpu_memory_usage", "count", "flops",
 )  # fmt: skip
 
 
@@ -45,13 +47,20 @@ class Event:
 
     @property
     def cpu_time_total(self) -> float:
-        """Microseconds, with what is inside of it."""
-        return self.nanoseconds / 1e3
+        """Microseconds, with what is inside of it; of a kernel on a GPU none."""
+        return 0.0 if self.kind == "gpu" else self.nanoseconds / 1e3
+
+    @property
+    def cuda_time_total(self) -> float:
+        """Microseconds of a kernel on a GPU."""
+        return self.nanoseconds / 1e3 if self.kind == "gpu" else 0.0
+
+    device_time_total = self_device_time_total = self_cuda_time_total = cuda_time_total
 
     @property
     def self_cpu_time_total(self) -> float:
-        """Microseconds, without what is inside of it."""
-        return max(0, self.nanoseconds - sum(c.nanoseconds for c in self.children)) / 1e3
+        """Microseconds, without what is inside of it; of a kernel on a GPU none."""
+        return 0.0 if self.kind == "gpu" else max(0, self.nanoseconds - sum(c.nanoseconds for c in self.children)) / 1e3
 
     @property
     def key(self) -> str:
@@ -89,6 +98,7 @@ class Average:
     count: int = 0
     cpu_time_total: float = 0.0
     self_cpu_time_total: float = 0.0
+    cuda_time_total: float = 0.0
     cpu_memory_usage: int = 0
     self_cpu_memory_usage: int = 0
     flops: int = 0
@@ -100,8 +110,15 @@ class Average:
         """Microseconds a call."""
         return self.cpu_time_total / self.count if self.count else 0.0
 
+    @property
+    def self_cuda_time_total(self) -> float:
+        return self.cuda_time_total
+
+    device_time_total = self_device_time_total = self_cuda_time_total
+
     def add(self, e: Event) -> None:
         self.count += 1
+        self.cuda_time_total += e.cuda_time_total
         outer = e.parent
         while outer is not None and (outer.name != e.name or outer.kind != e.kind):
             outer = outer.parent
@@ -137,7 +154,9 @@ class EventList(list):
         rows: Sequence[Average] = averages(self) if self and isinstance(self[0], Event) else list(self)
         if top_level_events_only and self and isinstance(self[0], Event):
             rows = averages([e for e in self if e.parent is None])
-        by = "self_cpu_time_total" if sort_by is None else sort_by.replace("self_cuda", "self_cpu").replace("cuda", "cpu")
+        by = "self_cpu_time_total" if sort_by is None else sort_by.replace("device", "cuda")
+        if "cuda" in by and not any(r.cuda_time_total for r in rows):
+            by = by.replace("cuda", "cpu")
         if by not in SORTS:
             raise AttributeError(f"table(sort_by={sort_by!r}): expected one of {', '.join(SORTS)}")
         total = sum(r.self_cpu_time_total for r in rows)
@@ -151,6 +170,12 @@ class EventList(list):
             ("CPU total", lambda r: _time(r.cpu_time_total)),
             ("CPU time avg", lambda r: _time(r.cpu_time)),
         ]
+        total_cuda = sum(r.cuda_time_total for r in rows)
+        if total_cuda:
+            columns += [
+                ("CUDA %", lambda r: f"{100 * r.cuda_time_total / total_cuda:.2f}%"),
+                ("CUDA total", lambda r: _time(r.cuda_time_total)),
+            ]
         if any(r.cpu_memory_usage for r in rows):
             columns += [
                 ("CPU Mem", lambda r: size(r.cpu_memory_usage)),
@@ -169,7 +194,8 @@ class EventList(list):
         line = lambda row: "  ".join(
             c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
         )
-        text = [rule, line(cells[0]), rule, *map(line, cells[1:]), rule, f"Self CPU time total: {_time(total)}", ""]
+        text = [rule, line(cells[0]), rule, *map(line, cells[1:]), rule, f"Self CPU time total: {_time(total)}"]
+        text += [f"CUDA time total: {_time(total_cuda)}", ""] if total_cuda else [""]
         return "\n".join(([header] if header else []) + text)
 
     def total_average(self) -> Average:
@@ -193,11 +219,11 @@ def averages(events: Iterable[Event], by_shape: bool = False, by_lines: int = 0)
     found: dict[tuple, Average] = {}
     for e in events:
         lines = e.stack[:by_lines] if by_lines else ()
-        key = (e.kind, e.name, e.source if e.kind == "kernel" else "", e.shapes if by_shape else (), lines)
+        key = (e.kind, e.name, e.source if e.kind in ("kernel", "gpu") else "", e.shapes if by_shape else (), lines)
         a = found.get(key)
         if a is None:
             a = found[key] = Average(e.name, e.kind, input_shapes=e.input_shapes if by_shape else [])
-            a.source = " < ".join(lines) if lines else e.source if e.kind == "kernel" else ""
+            a.source = " < ".join(lines) if lines else e.source if e.kind in ("kernel", "gpu") else ""
         a.add(e)
     return EventList(found.values())
 

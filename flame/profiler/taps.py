@@ -27,9 +27,12 @@ from flame.jit import CompiledFunction
 from flame.ops.flops import flops
 from flame.primitive import Primitive
 from flame.profiler.events import Event
+from flame.profiler.gpu_taps import GpuWatch
 from flame.runtime import cpu, index
 from flame.runtime.apart import Apart
+from flame.runtime.cuda_gpu import Gpu
 from flame.runtime.executable import Executable
+from flame.runtime.gpu_program import GpuExecutable
 from flame.tensor import Tensor
 
 _clock = time.perf_counter_ns
@@ -71,6 +74,10 @@ class Listener:
         self._tap(cpu, "prepare", lambda *_: ("compile", "native code"))
         self._tap(index, "look_up", lambda *_: ("compile", "look up on disk"))
         self._wrap(Executable, "__call__", self._program)
+        self._tap(GpuExecutable, "__call__", lambda program, *_: ("program", f"program {program.name}"))
+        gpu = GpuWatch(self._gpu_kernel)
+        self._undo.append(gpu.stop)
+        self._wrap(Gpu, "run", gpu.run)
 
     def stop(self) -> None:
         while self._undo:
@@ -120,6 +127,11 @@ class Listener:
         finally:
             self._inside.discard(f)
             self.record("function", f"compiled {f._capture.name}", begin, _clock())
+
+    def _gpu_kernel(self, name: str, source: str, begin: int, end: int, where: str) -> None:
+        e = self.record("gpu", name, begin, end, source=source, stack=("",))
+        e.thread, e.stack = hash(where) & 0x7FFFFFFF, ()
+        e.arguments["on"] = where
 
     def _operation(self, process: watch.Process, primitive: Primitive, operands: tuple, params: dict) -> Any:
         begin = _clock()

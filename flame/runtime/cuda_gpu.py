@@ -150,15 +150,18 @@ class Function:
         if knobs.launch_blocking:
             on.wait_blocking(queue)
 
-    def step(self, grid: tuple[int, int, int], places: Sequence[tuple[int, int]], note: str = "") -> LaunchStep:
-        """This kernel as a step of a plan: `places` as in `cuda_plan`, one for each of `parameters`."""
+    def step(
+        self, grid: tuple[int, int, int], places: Sequence[tuple[int, int]], note: str = "", lent: tuple[int, int] | None = None
+    ) -> LaunchStep:
+        """This kernel as a step of a plan: `places` as in `cuda_plan`, one for each of `parameters`, and for the memory that it is
+        lent: `scratch` bytes for each program."""
         if len(places) != len(self.parameters):
             raise TypeError(f"{self.name} takes {len(self.parameters)} parameters, got {len(places)} places")
-        if self.scratch:
-            raise CompileError(
-                f"{self.name} is lent memory at each launch, which a plan does not do: schedule it without descriptors"
-            )
         nulls = tuple((n, 0) for n in self.nulls)
+        if self.scratch:
+            if lent is None:
+                raise TypeError(f"{self.name} is lent {self.scratch} bytes for each of its programs: their place is missing")
+            nulls = (lent, *nulls[1:])
         return LaunchStep(self.handle, grid, self.threads, self.shared, (*places, *nulls), note or self.note)
 
     def __repr__(self) -> str:
@@ -475,7 +478,7 @@ class Gpu:
         """Put a plan's launches on a stream. Raises TypeError for another number of words, CudaError where a launch fails."""
         queue = self._queue(stream)
         if knobs.launch_blocking:
-            self._run_blocking(plan, arena, words, queue)
+            self.run_apart(plan, arena, words, queue, lambda step: self.wait_blocking(queue))
             return
         if type(plan) is GraphPlan:
             self._alive()
@@ -487,8 +490,10 @@ class Gpu:
             raise self.error(code, "a launch" if step is None else f"the launch of {plan.steps[step].note}")
         self.recent.append(plan.note)
 
-    def _run_blocking(self, plan: LaunchPlan, arena: int, words: Sequence[int], queue: int) -> None:
-        """A step at a time, each waited for."""
+    def run_apart(
+        self, plan: LaunchPlan, arena: int, words: Sequence[int], queue: int, after: Callable[[LaunchStep], None]
+    ) -> None:
+        """A step at a time; `after` is called when one was put on the stream."""
         if len(words) + 2 != plan.bases:
             failure(-1)
         bases = (0, arena, *words)
@@ -498,7 +503,7 @@ class Gpu:
             answer = self.launcher.launch(s.function, *s.grid, s.threads, s.shared, self.context, queue, *values)
             if answer is not None:
                 raise self.error(failure(answer)[1], f"the launch of {s.note}")
-            self.wait_blocking(queue)
+            after(s)
 
     def close(self) -> None:
         """Hand everything back to the driver."""

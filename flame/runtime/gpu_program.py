@@ -14,6 +14,7 @@ kept between calls but code, so any number of threads may call at once.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -26,10 +27,11 @@ from flame.compiler.gpu_routines import gpu_routine
 from flame.compiler.graph import Value
 from flame.compiler.program import Argument, CallStep, Decision, KernelStep, Program, Slot
 from flame.compiler.target import Target
+from flame.compiler.to_triton import TritonSource
 from flame.errors import CompileError, HostDetourWarning, Refused
 from flame.knobs import knobs
 from flame.primitive import Number, Primitive, Spec
-from flame.runtime import gpu_kernels
+from flame.runtime import gpu_autotune, gpu_kernels
 from flame.runtime.cuda_plan import ARENA, CONSTANT, FIRST, LaunchPlan, LaunchStep
 from flame.runtime.device_array import LARGE, DeviceArray, empty, to_device
 from flame.runtime.gpu_copy import contiguous, duplicate, host, overwrite, scalars, view
@@ -45,15 +47,15 @@ _told: set[Primitive] = set()
 
 class GpuExecutable:
     """`program`, ready to run on `gpu`. `runs` says of each step how it runs ("triton" or "host"), `decisions` why. With `graphs`
-    launches become graphs of the driver where that pays.
+    launches become graphs of the driver where that pays; with `tune` schedules are measured.
 
     Raises CompileError, naming the kernel and the user's line, where one cannot be compiled.
     """
 
-    def __init__(self, program: Program, gpu: Any, graphs: bool = False):
+    def __init__(self, program: Program, gpu: Any, graphs: bool = False, tune: bool = False):
         self.name = program.name
         self.gpu = gpu
-        self._graphs = graphs
+        self._graphs, self._tune = graphs, tune
         self.program = program
         self.decisions: list[Decision] = []
         self.runs: list[str] = []
@@ -70,6 +72,8 @@ class GpuExecutable:
         #: whether no two results are one array
         self.distinct = len({k for k, _ in self._results}) == len(self._results)
         self._arena_bytes = program.arena_bytes
+        #: behind the arrays of the arena: what kernels are lent, one after the other
+        self._lent_at = -(-program.arena_bytes // _APART) * _APART
         self._plans: list[LaunchPlan] = []
         self._stages = self._compiled(program)
         #: the launches of a program that is nothing else, of inputs to fresh results in their order
@@ -144,9 +148,8 @@ class GpuExecutable:
 
         steps = [s for s in program.steps if isinstance(s, KernelStep)]
         with suppress(Refused):  # (which is told of where the step's turn comes)
-            self.gpu.prepare(
-                [gpu_kernels.source_of(s.kernel, target, {n: s.symbols[n] for n in s.kernel.symbols}) for s in steps]
-            )
+            if not self._tune:
+                self.gpu.prepare([self._source(s, target, {n: s.symbols[n] for n in s.kernel.symbols}) for s in steps])
         for step in program.steps:
             if isinstance(step, KernelStep):
                 launch = self._launch(step, target)
@@ -169,12 +172,18 @@ class GpuExecutable:
         finish_launches()
         return stages
 
+    def _source(self, step: KernelStep, target: Target, symbols: dict[str, int]) -> TritonSource:
+        """A kernel's source under the schedule that is chosen, or measured, for these sizes. Raises Refused."""
+        if self._tune:
+            return gpu_autotune.tuned(self.gpu, step.kernel, symbols)
+        return gpu_kernels.source_of(step.kernel, target, symbols)
+
     def _launch(self, step: KernelStep, target: Target) -> LaunchStep | None:
         """A kernel's launch; None where there are no elements."""
         symbols = {name: step.symbols[name] for name in step.kernel.symbols}
         where = f" (from {', '.join(step.notes)})" if step.notes else ""
         try:
-            source = gpu_kernels.source_of(step.kernel, target, symbols)
+            source = self._source(step, target, symbols)
         except Refused as reason:
             raise CompileError(f"kernel {step.kernel.name} has no form in Triton: {reason}{where}") from reason
         if not source.fits(symbols):
@@ -191,7 +200,11 @@ class GpuExecutable:
             raise CompileError(f"{error}{where}") from error
         places = [self._place(step.buffers[b]) for b in step.kernel.buffers]
         words = [(FIRST + at, 0) if at >= 0 else (ARENA, -1 - at) for at in places]
-        return function.step(grid, [*words, *((CONSTANT, v) for v in symbols.values())], note)
+        lent = None
+        if function.scratch:
+            lent = (ARENA, self._lent_at)
+            self._arena_bytes = max(self._arena_bytes, self._lent_at + math.prod(grid) * function.scratch)
+        return function.step(grid, [*words, *((CONSTANT, v) for v in symbols.values())], note, lent)
 
     def _routine(self, step: CallStep, routine: GpuRoutine) -> Callable[[Arrays, Any], None]:
         """A primitive that several kernels compute, whose operands may be views of slots."""
