@@ -11,7 +11,8 @@ around them, `tests.fuzz_gradients` of the gradients. Together they cover
                 from values; first dimensions that vary, 0 and 1 among them
     gradients   backward and grad inside, outside and across segments; several losses, unused and undefined gradients, inputs,
                 accumulation, retain_graph, create_graph up to third order, penalties; hooks on leaves, results and inner tensors;
-                custom Functions; checkpoints; writes between forward and backward; grad modes in each other
+                custom Functions, in backward passes inside too; autocast; vmap; checkpoints; writes between forward and backward;
+                grad modes in each other
     the rest    modules with buffers and hooks, freezing, state_dict, optimizers with schedules, clipping, random streams, dtypes,
                 compiled functions in each other, calls under no_grad and inference_mode, what happens to results between calls
 

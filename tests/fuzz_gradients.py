@@ -266,6 +266,84 @@ def checkpointed(s: Scene, t: Any, b: float, c: float) -> Any:
     return y.detach()
 
 
+@inside
+def staged(s: Scene, t: Any, b: float, c: float) -> Any:
+    """Hooks on inner results, called in a backward pass inside: they change, look on, read, raise, are taken away."""
+    w0, w1, _ = s.world.weights
+    y = (t.detach() * w0) @ w1
+    z = y.tanh()
+
+    def raises(g: Any) -> Any:
+        raise RuntimeError("Trying to backward: no")  # (which of this and the tape's refusals comes first is not promised)
+
+    hooks = (
+        lambda g: g * 0.5,
+        lambda g: s.world.heard.append(g.sum()),
+        lambda g: s.world.heard.append(g.sum().item()),
+        raises,
+        lambda g: g * s.k + y.detach(),
+    )
+    handle = y.register_hook(hooks[int(b * 5)])
+    z.register_hook(hooks[int(c * 5)])
+    if b > 0.9:
+        handle.remove()
+    loss = (z * y).sum() + (z * w0).sum()
+    s.attempt(lambda: loss.backward(retain_graph=0.3 < c < 0.6))
+    if 0.3 < c < 0.6:
+        s.attempt(lambda: loss.backward(inputs=[w0]))
+    return z if b < 0.2 else z.detach()
+
+
+@inside
+def staged_custom(s: Scene, t: Any, b: float, c: float) -> Any:
+    """Custom functions with hooks and in each other, differentiated inside, once or twice."""
+    w0 = s.world.weights[0]
+    y = Halved.apply(t.detach() * w0)
+    if b < 0.5:
+        y.register_hook(lambda g: g * 2.0)
+    p, _ = Pair.apply(y, w0 if c < 0.5 else w0 * 0.5, float(s.k))
+    loss = (p * y).sum()
+    if b < 0.3 or b > 0.9:
+        (g,) = flame.autograd.grad(loss, w0, create_graph=True)
+        (g * g).sum().backward()
+        return t + g if c < 0.3 else None
+    loss.backward(retain_graph=c < 0.2)
+    return y if c < 0.2 else y.detach()
+
+
+@inside
+def autocast(s: Scene, t: Any, b: float, c: float) -> Any:
+    w0, w1, _ = s.world.weights
+    with flame.autocast("cpu", dtype=flame.bfloat16, enabled=s.flag if b < 0.5 else True):
+        y = t @ w1
+        z = (y.float() * w0).sum()
+    if c < 0.4 and z.requires_grad:
+        z.backward(retain_graph=True)
+    return y.float()
+
+
+@inside
+def batched(s: Scene, t: Any, b: float, c: float) -> Any:
+    w0 = s.world.weights[0]
+    d = t.detach()
+    if not d.shape[0]:
+        return None
+    if c < 0.5:
+        return flame.func.vmap(lambda r: (r * w0.detach()).tanh() * s.k)(d)
+    return flame.func.vmap(flame.func.grad(lambda r: (r * r * w0.detach()).sum()))(d)
+
+
+@inside
+def default_dtype(s: Scene, t: Any, b: float, c: float) -> Any:
+    flame.set_default_dtype(flame.float64 if s.flag else flame.float32)
+    try:
+        y = flame.full((3,), 0.5) + (flame.ones(3) if b < 0.5 else flame.tensor([1.0, 2.0, 3.0]))
+    finally:
+        flame.set_default_dtype(flame.float32)
+    s.log.append(str(y.dtype))
+    return t + y.float()
+
+
 # ---------------------------------------------------------------- between two calls
 
 

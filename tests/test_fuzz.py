@@ -156,6 +156,14 @@ PAST: list[tuple[str, Program]] = [
         [("custom_between", 0.174, 0.713, 0.296), ("param_no_grad", 0.286, 0.388, 0.929), ("moving_average", 0.899, 0.139, 0.873)],
     ),
     (
+        "a freed result of a custom function is written",
+        [("staged_custom", 0.865, 0.579, 0.194), ("write_twice", 0.451, 0.249, 0.367)],
+    ),
+    (
+        "a backward pass that begins outside, while hooks wait for one inside",
+        [("custom_raises", 0.227, 0.296, 0.466), ("late_backward", 0.819, 0.931, 0.138), ("keep_loss", 0.935, 0.63, 0.988)],
+    ),
+    (
         "a part of a backward pass while sizes are symbolic",
         [("shape_loop", 0.021, 0.594, 0.573), ("retained", 0.106, 0.64, 0.434), ("given_cotangent", 0.579, 0.093, 0.284)],
     ),

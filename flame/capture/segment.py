@@ -502,7 +502,6 @@ def _plan(run: Any, leaf: Step, alive: list[Tensor]) -> tuple[Plan, bool, TapeMo
         e = t._ref.edge
         if e is not None and e not in run.edges:
             edges.add(e)
-            values.add(e)
     for w in run.written:
         if w.external is not None:
             values.add(w.current)
@@ -510,7 +509,6 @@ def _plan(run: Any, leaf: Step, alive: list[Tensor]) -> tuple[Plan, bool, TapeMo
         e = t._ref.edge
         if e is not None and e != ref.edge and e not in run.edges:
             edges.add(e)
-            values.add(e)
     if not values:  # nothing to compute; views of memory from outside still want to be made
         replay.fill(run, alive, _absent, run.outside_edges().__getitem__)
         return None
@@ -521,6 +519,7 @@ def _plan(run: Any, leaf: Step, alive: list[Tensor]) -> tuple[Plan, bool, TapeMo
             leaf.tape = leaf.tape or {}
             tape = leaf.tape[frozenset(edges)] = model(run.path, frozenset(edges))
         edges -= tape.trouble.keys()
+        values |= edges
     differentiated = bool(edges)
     keeps = differentiated or (tape is not None and any(tape.sound.values()))
     plans = leaf.plans

@@ -297,9 +297,6 @@ class Staged(Gradients):
         if self.originals and self.rewritten():
             self.leave(SHARED_MEMORY_READ)
             return None
-        if not self.following and not self._all_here(ys):
-            self.leave(HOOK_CALLED)
-            return None
         found: dict[Any, Any] = {}
         todo: dict[int, Any] = {}
         before, casts = force.grad, in_force.casts
@@ -371,9 +368,9 @@ class Staged(Gradients):
                 self.leave(HOOK_CALLED)
                 return None
             self.diverge(OTHER_GRADIENT)
-            if not self.midway and not self._all_here(roots):
-                self.leave(HOOK_CALLED)
-                return None
+        if not self.midway and not self._all_here(roots):
+            self.leave(HOOK_CALLED)
+            return None
         return self._record_step(roots, given, xs, refs, options, stages)
 
     def _sorted(self, step: Step, gs: list, stops: tuple) -> tuple[list, list]:
