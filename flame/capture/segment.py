@@ -17,7 +17,7 @@ import numpy as np
 from flame.autograd.tape import about_to_write
 from flame.capture import replay
 from flame.capture.background import compile_meanwhile, compile_now
-from flame.capture.compiled import Compiled, compile_pair, compile_segment
+from flame.capture.compiled import Compiled, collector_paused, compile_pair, compile_segment
 from flame.capture.control import control
 from flame.capture.segment_node import SegmentNode, TroubledNode
 from flame.capture.sizes import Size, SizedSpec, compiled, condition
@@ -543,12 +543,15 @@ def _plan(run: Any, leaf: Step, alive: list[Tensor]) -> tuple[Plan, bool, TapeMo
             cause = f"more of what it computes is used afterwards ({len(values - set(plan.values))} more)"
             values |= set(plan.values)
             edges |= set(plan.edges)
-        wanted = Plan(run, frozenset(values), frozenset(edges), keeps or plan is not None and plan.keeps)
+        with collector_paused():
+            wanted = Plan(run, frozenset(values), frozenset(edges), keeps or plan is not None and plan.keeps)
+            if not meanwhile:
+                plan = compile_now(run.capture, leaf, wanted, plan, cause)
         if meanwhile:
             compile_meanwhile(run.capture, leaf, wanted, plan, cause)
             run.fall_back()
             return None
-        plan = compile_now(run.capture, leaf, wanted, plan, cause)
+        assert plan is not None
     leaf.plan = plan
     return plan, differentiated, tape
 

@@ -182,6 +182,7 @@ class Builder:
         self._count = max(map(int, taken), default=-1) + 1
         #: what shape rules answered: of a primitive without parameters on values, by the identity of their specs (held here too)
         self._inferred: dict[tuple, tuple[tuple[Spec, ...], list]] = {}
+        self._specs: dict[Spec, Spec] = {}  #: of known sizes: equal ones are made one, so that the above finds them
 
     def input(self, spec: Spec, name: str = "") -> Value:
         v = Value(spec, None, len(self.graph.inputs), name or f"a{len(self.graph.inputs)}")
@@ -200,7 +201,8 @@ class Builder:
             key = (primitive, *map(id, held))
             known = self._inferred.get(key)
             if known is None:
-                known = self._inferred[key] = infer_specs(primitive, held, params), held  # type: ignore[arg-type]
+                made = infer_specs(primitive, held, params)  # type: ignore[arg-type]
+                known = self._inferred[key] = tuple(map(self._one, made)), held
             specs = known[0]
         outs = []
         for i, spec in enumerate(infer(primitive, operands, params) if specs is None else specs):
@@ -209,6 +211,9 @@ class Builder:
         node.outputs = tuple(outs)
         self.graph.nodes.append(node)
         return node
+
+    def _one(self, spec: Spec) -> Spec:
+        return self._specs.setdefault(spec, spec) if all([type(n) is int for n in spec.shape]) else spec
 
     def composite(self, f: Any, name: str, args: tuple, kwargs: dict) -> Any:
         """A named function over primitives: its nodes are appended one by one."""
