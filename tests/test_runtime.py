@@ -17,12 +17,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+import flame
 from flame import dtypes
+from flame.capture import background
 from flame.compiler.target_cpu import CpuTarget
 from flame.errors import CompileError, MissingTargetError
 from flame.functions.placing import resolved
 from flame.primitive import Spec
-from flame.runtime import cpu, cuda, entry, llvm_jit, threads
+from flame.runtime import cpu, cuda, entry, llvm_jit, memory, threads
 from flame.runtime.device import as_device, device
 from flame.runtime.entry import NativeStep, Plan
 from flame.runtime.locks import Lock
@@ -638,3 +640,27 @@ def test_a_forked_child_finds_locks_open_that_another_thread_held() -> None:
     assert os.waitpid(child, 0)[1] == 0
     done.set()
     holder.join()
+
+
+@pytest.mark.skipif(memory._heap() is None or not os.path.exists("/proc/self/statm"), reason="not glibc's heap")
+def test_memory_that_was_freed_goes_back_to_the_system() -> None:
+    def resident() -> int:
+        with open("/proc/self/statm") as f:
+            return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    large = np.ones(24 << 20, np.uint8)
+    del large  # from now on arrays of up to this size are in the heap
+    many = [np.ones(1 << 20, np.uint8) for _ in range(150)]
+    most, last = resident(), many[-1]
+    del many
+    memory.trim()
+    assert resident() < most - (100 << 20) and last.all()
+
+
+def test_compiling_gives_back_what_the_recorded_call_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+    monkeypatch.setattr(background, "trim", lambda: given.append(1))
+    f = flame.compile(lambda x: x * 2 + 1)
+    for n in (0, 1, 1):
+        f(flame.ones(3))
+        assert len(given) == n

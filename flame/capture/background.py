@@ -22,6 +22,7 @@ from flame.capture.trace import Capture, Step
 from flame.knobs import knobs
 from flame.reasons import NOT_COMPILED
 from flame.runtime.locks import Lock, compiling
+from flame.runtime.memory import trim
 
 
 class Job:
@@ -117,6 +118,7 @@ def compile_now(capture: Capture, leaf: Step, plan: Any, old: Any, cause: str) -
     started = time.perf_counter()
     with compiling, collector_paused():
         plan.make(capture)
+    trim()  # of what the recorded operations held
     seconds = time.perf_counter() - started
     leaf.plans = [p for p in leaf.plans or [] if p is not old] + [plan]
     stats = capture.stats

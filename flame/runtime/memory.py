@@ -14,6 +14,7 @@ giving back is one list append, and byte counts are derived from the lists.
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
 import math
 import os
@@ -31,6 +32,8 @@ ALIGNMENT: Final = 64
 SMALL: Final = 32 << 10
 #: what may lie unused beyond half of the most that was ever used at once
 _SPARE: Final = 256 << 20
+#: free bytes of the C library's heap from which on it is asked for them
+_MUCH: Final = 32 << 20
 
 
 class Block:
@@ -194,6 +197,40 @@ def _lease_type(size: int, free: list[Block]) -> Any:
         give(self.block)
 
     return type("Lease", (ctypes.c_char * size,), {"__del__": __del__, "__doc__": "Keeps a block from being free."})
+
+
+class _HeapInfo(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+    ]
+
+
+@functools.cache
+def _heap() -> tuple[Callable[[], _HeapInfo], Callable[[int], int]] | None:
+    """What glibc says of its heap, and the way to shrink it; None for other C libraries."""
+    try:
+        library = ctypes.CDLL(None)
+        info, shrink = library.mallinfo2, library.malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return None
+    info.restype, shrink.argtypes = _HeapInfo, [ctypes.c_size_t]
+    return info, shrink
+
+
+def trim() -> None:
+    """Give back to the system what the C library keeps of freed memory, where that is much.
+
+    Arrays of up to 32 MB that eager operations made lie in glibc's heap, which shrinks from its end only: whatever small thing
+    was allocated last holds all of them. Called when a program was compiled that takes the place of such operations.
+    """
+    heap = _heap()
+    if heap is not None:
+        info, shrink = heap
+        if info().fordblks >= _MUCH:
+            shrink(0)
 
 
 def _physical() -> int:
