@@ -165,7 +165,7 @@ def main() -> None:
     versions = sorted({f"{e.split()[0]} {f['version']}" for got in found.values() for e, f in got.items()})
     about = [*(f"- {what}: {value}" for what, value in machine().items()), f"- measured: {', '.join(versions)}; 1 thread each"]
     text = "\n".join(
-        ["# What training takes of memory", "", *(__doc__ or "").splitlines()[2:-1], "", *about, "", table(found), ""]
+        ["# What training takes of memory", "", *(__doc__ or "").splitlines()[2:], "", *about, "", table(found), ""]
     )
     print(text)
     if given.out is not None:
