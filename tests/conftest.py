@@ -31,6 +31,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from flame.runtime import cuda  # noqa: E402
+from tests.gpu.results import Results  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 WITHOUT_TORCH = "the second oracle is not installed: pip install 'flame-jit[oracle]'"
@@ -48,6 +49,19 @@ hypothesis.settings.load_profile("flame")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite golden files instead of comparing with them")
     parser.addoption("--fake-gpu", action="store_true", help="try the GPU suite on a driver that interprets kernels")
+    parser.addoption("--out", type=Path, help="a folder for the GPU suite's results (write --out=FOLDER)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.markexpr == "gpu":
+        config.pluginmanager.register(Results(config.getoption("--out")))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`-m gpu` looks at nothing but the GPU suite: what another file lacks on that machine is no matter there."""
+    if config.option.markexpr == "gpu" and collection_path.parent == ROOT / "tests" and collection_path.suffix == ".py":
+        return True
+    return None
 
 
 MOST_PROCESSES = 8  # of `-n auto`: each takes about 1 GB

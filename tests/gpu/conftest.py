@@ -1,5 +1,5 @@
-"""The GPU suite: what must hold on hardware. `python -m pytest -m gpu` from a plain checkout; nothing here runs without a GPU,
-but for `--fake-gpu`, which tries the suite itself on a driver that runs kernels in Triton's interpreter.
+"""The GPU suite: what must hold on hardware. `python -m pytest -m gpu [--out=FOLDER]` from a plain checkout; nothing here runs
+without a GPU, but for `--fake-gpu`, which tries the suite itself on a driver that runs kernels in Triton's interpreter.
 
 It has nine minutes: what comes later is skipped, and says so.
 """
@@ -40,4 +40,6 @@ def hardware(dry: bool) -> Iterator[FakeLibrary | None]:
             pytest.skip(f"the suite's time is over ({SECONDS:.0f} s)")
         yield None
         gc.collect()
-        cuda.gpu().synchronize()
+        gpu = cuda.gpu()
+        gpu.checks.close()
+        gpu.synchronize()
