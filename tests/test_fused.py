@@ -90,7 +90,7 @@ def others(arrays: tuple, dtype: Any) -> list[flame.Tensor]:
 
 
 @pytest.fixture
-def by_operations() -> Iterator[Callable[[], Any]]:
+def by_operations() -> Iterator[Callable[[Callable[[], Any]], Any]]:
     """Calls a function with programs switched off."""
 
     def call(f: Callable[[], Any]) -> Any:
@@ -171,7 +171,12 @@ def test_one_compilation_serves_other_sizes(monkeypatch: Any) -> None:
     from flame.runtime import eager_programs
 
     compile_graph = eager_programs.compile_graph
-    monkeypatch.setattr(eager_programs, "compile_graph", lambda *a, **k: (made.append("one"), compile_graph(*a, **k))[1])
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        made.append("one")
+        return compile_graph(*args, **kwargs)
+
+    monkeypatch.setattr(eager_programs, "compile_graph", counted)
     monkeypatch.setattr(eager_programs.index, "look_up", lambda *a: None)
 
     @fused.fused
@@ -229,7 +234,12 @@ def test_targets_that_are_no_class_are_refused_as_they_are_by_the_operations() -
 def test_hooks_on_saved_tensors_and_profilers_see_operations() -> None:
     x = flame.tensor(draw(*ROWS), requires_grad=True)
     packed: list[Any] = []
-    with flame.autograd.graph.saved_tensors_hooks(lambda t: (packed.append(t), t)[1], lambda t: t):
+
+    def pack(t: flame.Tensor) -> flame.Tensor:
+        packed.append(t)
+        return t
+
+    with flame.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         y = F.silu(x)
     assert packed and not isinstance(y.grad_fn, FusedNode)
 
