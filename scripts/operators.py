@@ -9,6 +9,7 @@ import numpy as np
 
 import flame.ops  # noqa: F401  (fills the registry)
 from flame import dtypes
+from flame.compiler.gpu_routines import has_routine
 from flame.primitive import REGISTRY, Primitive, Rule
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "operators.md"
@@ -16,7 +17,7 @@ HEAD = """# Operators
 
 Made from the registry of primitives by `python scripts/operators.py`; a test compares. What users call (softmax, layer_norm, an
 optimizer's update) is composed of these. "kernel" means that the compiler spells it in fused kernels for CPUs and GPUs; "library
-call" that a compiled program runs its eager meaning as a step of its own.
+call" that a compiled program runs its eager meaning as a step of its own; "GPU: routine" that a GPU has kernels of its own for it.
 
 | operator | kind | dtypes | gradient | compiled as | meaning |
 |---|---|---|---|---|---|
@@ -53,7 +54,7 @@ def how_compiled(p: Primitive) -> str:
     if p.scalar is not None or p.lower is not None:
         return "kernel"
     reason = p.refused.get("lower") or p.refused.get("scalar") or "no kernel form"
-    return f"library call: {reason}"
+    return f"CPU: library call; GPU: routine ({reason})" if has_routine(p) else f"library call: {reason}"
 
 
 def page() -> str:
