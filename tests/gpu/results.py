@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ class Results:
     def __init__(self, folder: Path | None):
         self.folder = folder
         self.parts: dict[str, Counter[str]] = {}
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "suite.jsonl").write_text("", encoding="utf-8")
