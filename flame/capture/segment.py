@@ -509,7 +509,7 @@ def _plan(run: Any, leaf: Step, alive: list[Tensor]) -> tuple[Plan, bool, TapeMo
         e = t._ref.edge
         if e is not None and e != ref.edge and e not in run.edges:
             edges.add(e)
-    if not values:  # nothing to compute; views of memory from outside still want to be made
+    if not values and not edges:  # nothing to compute; views of memory from outside still want to be made
         replay.fill(run, alive, _absent, run.outside_edges().__getitem__)
         return None
     tape = None
