@@ -10,15 +10,18 @@ from flame.compiler.attention_kernels import refusal
 from flame.compiler.graph import Builder, Graph, Node, Value
 from flame.compiler.program import Decision
 from flame.compiler.target import Target
-from flame.ops import attention, pool
+from flame.ops import attention, phases, pool
 
-_COMPOSED = {**attention.composed, **pool.composed}
+_COMPOSED = {**attention.composed, **phases.composed, **pool.composed}
 
 
 def _why(n: Node, target: Target) -> str:
     """Why a target has neither routine nor kernels for a node; "" where it has, or where nothing else could be meant."""
     if n.primitive.name not in _COMPOSED:
         return ""
+    if n.primitive.name in phases.composed:
+        taken = not target.is_gpu and phases.has_phases(*n.operands, **n.params)
+        return "a strided gradient would multiply holes" if taken else ""
     if n.primitive.name not in attention.composed:
         return "a GPU has no routine for it" if target.is_gpu else ""
     if target.is_gpu:
