@@ -12,6 +12,10 @@ from tests.fuzz_capture import EVERYTHING, FORMS, Program, check, difference, ge
 #: Programs that once differed. An operation that is chosen by value (a, b, c) keeps its numbers.
 PAST: list[tuple[str, Program]] = [
     (
+        "a custom function after a break, differentiated after the call",
+        [("numpy_peek", 0.916, 0.786, 0.828), ("custom_pair", 0.76, 0.16, 0.192)],
+    ),
+    (
         "what is detached lies as it did",
         [
             ("expanded_write", 0.367, 0.198, 0.118), ("custom", 0.784, 0.115, 0.604), ("detach", 0.545, 0.01, 0.1),

@@ -151,6 +151,8 @@ class Run(Follower, Calls, Updates, Recorder, Effects, Staged):
         leaf = self.next
         if leaf is None or leaf.kind != "end" or leaf.key != "return" or not self.following or self.observer is not None:
             return False
+        if self.stages is not None:
+            return False
         force.interpreter = None
         segment.flush(self, leaf)
         self.close()

@@ -141,7 +141,7 @@ class Staged(Gradients):
             if r is None and isinstance(a, Tensor):
                 return None
             refs.append(r)
-        return refs
+        return None if self.at.interrupts else refs  # (arguments that were new are known by now: here is where it is entered)
 
     def function(self, node: FunctionNode, args: tuple, refs: list, outs: Sequence[Tensor | None]) -> None:
         """Enter the call of a custom function; `outs` are its results that get a gradient (None for others)."""
