@@ -238,6 +238,18 @@ def test_what_dead_processes_left_is_removed(tmp_path: Path) -> None:
     assert young.exists()
 
 
+def test_what_others_are_writing_is_not_removed_to_make_room(tmp_path: Path) -> None:
+    store = DiskCache(tmp_path, limit=1000)
+    store.put(NAME, b"x" * 100)
+    theirs = entry_file(store).parent / ".new-theirs"
+    theirs.write_bytes(b"half")
+    os.utime(theirs, (time.time() - 60,) * 2)  # older than all entries
+    for i in range(40):
+        store.put(key(str(i)), b"y" * 200)
+    assert theirs.exists() and not store.disabled
+    assert store.get(NAME) is None, "nothing was removed at all"
+
+
 def test_processes_share_a_folder_while_it_is_being_cleared(tmp_path: Path) -> None:
     """Three writers with a small limit: all the time entries appear, are read, and are removed by others."""
     script = """

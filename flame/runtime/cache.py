@@ -156,8 +156,9 @@ class DiskCache:
                         state = entry.stat(follow_symlinks=False)
                     except FileNotFoundError:
                         continue  # another process was faster
-                    if entry.name.startswith(".new-") and now - state.st_mtime > _STALE_SECONDS:
-                        _remove(entry.path)
+                    if entry.name.startswith(".new-"):  # of another process, which is about to rename it, or died
+                        if now - state.st_mtime > _STALE_SECONDS:
+                            _remove(entry.path)
                     else:
                         found.append((state.st_mtime, state.st_size, entry.path))
             total = sum(s for _, s, _ in found)
