@@ -263,7 +263,7 @@ def test_following_leaves_nothing_behind(switched: Callable[[str], None]) -> Non
 
     turn()
     before, counts = turn(), [sys.getrefcount(t) for t in (x, *layer.parameters())]
-    assert abs(turn() - before) <= 2
+    assert turn() - before < 50  # (an object left by each call would make it 100)
     assert [sys.getrefcount(t) for t in (x, *layer.parameters())] == counts
 
 

@@ -1,5 +1,6 @@
 """Reverse-mode differentiation: the tape, backward and grad, modes, custom functions."""
 
+import flame.autograd.attributes  # noqa: F401 (hangs backward, hooks and properties on Tensor)
 from flame.autograd import functional, graph
 from flame.autograd.engine import backward, grad
 from flame.autograd.function import Function

@@ -26,12 +26,13 @@ from flame.autograd.tape import Node, alias, edge, requires_grad, zeros
 from flame.dtypes import _BY_NUMPY
 from flame.knobs import knobs
 from flame.primitive import Primitive, force, placement, registered
-from flame.runtime.eager_kernels import LEAST
+from flame.runtime.eager_kernels import LEAST, keep
 from flame.runtime.eager_programs import REFUSALS, EagerProgram, Ready
 from flame.tensor import Tensor, wrap
 
 #: sets of shapes for which a function is kept ready
 _MOST: Final = 512
+_UNKNOWN: Final[Any] = object()
 CAST = registered("cast")
 
 
@@ -55,13 +56,12 @@ class Fused:
         self.admits = admits  #: whether the values of these arrays may be given to a program
         name = f.__name__.strip("_")
         self.primitive = Primitive(name, "opaque", f, f)
-        self.off = ""  #: why every call is left to the function
         self.programs: dict[tuple, EagerProgram] = {}
-        self.bound: dict[tuple, Ready] = {}
+        self.bound: dict[tuple, Ready | None] = {}  #: None where operands of these kinds are left to the function
         functools.update_wrapper(self, f)
 
     def __call__(self, *operands: Any, **static: Any) -> Any:
-        if force.interpreter is None and not self.off and placement.direct:
+        if force.interpreter is None and placement.direct:
             a = operands[0]._array
             if a is not None and a.size >= LEAST and knobs.eager_kernels:
                 got = self._native(operands, static)
@@ -89,19 +89,18 @@ class Fused:
                 arrays.append(np.array(o, _BY_NUMPY[arrays[0].dtype].accumulator.numpy))
                 kinds.append(0)
         key = (*kinds, wrt, *static.values())
-        ready = self.bound.get(key)
-        if ready is None:
-            ready = self._bind(key, kinds, wrt, static)
-            if ready is None:
-                return None
-        if self.admits is not None and not self.admits(*arrays, **static):
+        ready = self.bound.get(key, _UNKNOWN)
+        if ready is _UNKNOWN:
+            ready = self._bind(kinds, wrt, static)
+            keep(self.bound, key, ready, _MOST)
+        if ready is None or (self.admits is not None and not self.admits(*arrays, **static)):
             return None
         results = ready.forward(arrays)
         if wrt:
             return FusedNode.leave(self, operands, static, arrays, ready, results)
         return wrap(results[0]) if ready.results == 1 else tuple(map(wrap, results))
 
-    def _bind(self, key: tuple, kinds: list, wrt: tuple[int, ...], static: dict[str, Any]) -> Ready | None:
+    def _bind(self, kinds: list, wrt: tuple[int, ...], static: dict[str, Any]) -> Ready | None:
         known = _BY_NUMPY
         if any(type(k) is tuple and known[k[1]].kind not in "fbui" for k in kinds) or known[kinds[0][1]].kind != "f":
             return None
@@ -113,16 +112,11 @@ class Fused:
             program = self.programs[tuple(static.items())] = EagerProgram(self.primitive.name, self.f, dict(static))
         given = [(k[0], known[k[1]]) if type(k) is tuple else None if k is None else like.accumulator for k in kinds]
         try:
-            ready = program.ready(given, wrt)
-        except REFUSALS as why:
+            return program.ready(given, wrt)
+        except REFUSALS:
             if knobs.verify:
                 raise
-            self.off = f"{type(why).__name__}: {why}"
             return None
-        while len(self.bound) >= _MOST:
-            self.bound.pop(next(iter(self.bound)), None)
-        self.bound[key] = ready
-        return ready
 
 
 def fused(f: Callable[..., Any]) -> Fused:

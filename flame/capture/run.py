@@ -149,9 +149,9 @@ class Run(Follower, Calls, Updates, Recorder, Effects, Staged):
     def _returned_as_known(self) -> bool:
         """The same where that is what comes next on the path; whether it is."""
         leaf = self.next
-        if leaf is None or leaf.kind != "end" or leaf.key != "return" or not self.following or self.observer is not None:
+        if leaf is None or leaf.kind != "end" or leaf.key != "return" or not self.following:
             return False
-        if self.stages is not None:
+        if self.observer is not None or self.stages is not None:  # (somebody looks on; stages are parted with)
             return False
         force.interpreter = None
         segment.flush(self, leaf)

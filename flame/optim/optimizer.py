@@ -18,7 +18,7 @@ from typing import Any
 
 from flame import dtypes
 from flame.autograd import enable_grad, no_grad
-from flame.autograd.engine import RemovableHandle
+from flame.autograd.attributes import RemovableHandle
 from flame.autograd.tape import update
 from flame.functions.elementwise import PUBLIC
 from flame.functions.promotion import to_dtype

@@ -108,10 +108,15 @@ class EagerKernel:
             except (CompileError, MissingTargetError, Refused, VerificationError) as why:
                 self.off = str(why)
                 return None
-            while len(self.made) >= _MOST:
-                self.made.pop(next(iter(self.made)), None)
-            self.made[key] = got
+            keep(self.made, key, got, _MOST)
         return got
+
+
+def keep(made: dict, key: Any, got: Any, most: int) -> None:
+    """Enter something under a key, of at most so many: the oldest go."""
+    while len(made) >= most:
+        made.pop(next(iter(made)), None)
+    made[key] = got
 
 
 def is_worth_it(p: Primitive, d: dtype, operands: int) -> bool:
@@ -152,9 +157,7 @@ class EagerReduction:
         except REFUSALS as why:
             self.off = str(why)
             return None
-        while len(self.made) >= _MOST:
-            self.made.pop(next(iter(self.made)), None)
-        self.made[key] = got
+        keep(self.made, key, got, _MOST)
         return got
 
 

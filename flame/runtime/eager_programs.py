@@ -37,7 +37,7 @@ from flame.runtime.locks import compiling
 
 COPY = registered("copy")
 Operand = tuple[tuple[int, ...], dtype] | dtype | None
-#: what may be in the way of native code: a function it happens to is left to NumPy, once and for all
+#: what may be in the way of native code: operands it happens to are left to NumPy
 REFUSALS: Final = (CompileError, MissingTargetError, Refused, VerificationError, TypeError, NotImplementedError)
 #: sets of sizes for which one program is kept on disk by one process
 _KEPT: Final = 64

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from flame.autograd import no_grad
-from flame.autograd.engine import RemovableHandle
+from flame.autograd.attributes import RemovableHandle
 from flame.changes import Noted, changes
 from flame.dtypes import dtype as DType
 from flame.jit import compile as compile_function

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from flame.autograd import no_grad
-from flame.autograd.engine import RemovableHandle
+from flame.autograd.attributes import RemovableHandle
 from flame.nn.parameter import Parameter
 from flame.tensor import Tensor
 
