@@ -13,7 +13,7 @@ import flame
 import flame.nn.functional as F
 from flame.utils.checkpoint import checkpoint
 from tests.fuzz_features import Scene, inside, outside
-from tests.fuzz_world import Halved, Pair, Refusing, World
+from tests.fuzz_world import Halved, Pair, Refusing, World, rounded
 
 # ---------------------------------------------------------------- gradients inside of the function
 
@@ -315,11 +315,11 @@ def staged_custom(s: Scene, t: Any, b: float, c: float) -> Any:
 def autocast(s: Scene, t: Any, b: float, c: float) -> Any:
     w0, w1, _ = s.world.weights
     with flame.autocast("cpu", dtype=flame.bfloat16, enabled=s.flag if b < 0.5 else True):
-        y = t @ w1
-        z = (y.float() * w0).sum()
+        y = rounded(t) @ rounded(w1)
+        z = (rounded(y.float()) * w0).sum()
     if c < 0.4 and z.requires_grad:
         z.backward(retain_graph=True)
-    return y.float()
+    return rounded(y.float())
 
 
 @inside

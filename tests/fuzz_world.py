@@ -41,6 +41,30 @@ def tensor(*shape: int, seed: int, grad: bool = False) -> Any:
     return flame.tensor(a, requires_grad=grad)
 
 
+class Rounded(flame.autograd.Function):
+    """Numbers, and gradients that come to them, moved by as much as rounding to a dtype of 16 bits may move them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, least: float) -> Any:
+        ctx.least = least
+        return _moved(x, least)
+
+    @staticmethod
+    def backward(ctx: Any, g: Any) -> Any:
+        return _moved(g, ctx.least), None
+
+
+def _moved(x: Any, least: float) -> Any:
+    a = np.random.default_rng((len(x.shape), shaken)).uniform(-0.5, 0.5, x.shape)
+    return x * flame.tensor((1 + least * a).astype(np.float32))
+
+
+def rounded(x: Any, d: Any = flame.bfloat16) -> Any:
+    """A tensor that 16-bit computation begins with or gives. Eager rounds every result between, kernels only those that they
+    store; so where inputs are shaken this is too, by half a unit in its last place."""
+    return Rounded.apply(x, flame.finfo(d).eps) if shaken else x
+
+
 class Halved(flame.autograd.Function):
     """A custom function that saves its operand and returns half of the gradient."""
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import random
 import time
+from typing import Any
 
 import pytest
 
+import flame
+from tests import fuzz_gradients
 from tests.fuzz_capture import EVERYTHING, FORMS, Program, check, difference, generate
 
 #: Programs that once differed. An operation that is chosen by value (a, b, c) keeps its numbers.
@@ -173,6 +176,13 @@ PAST: list[tuple[str, Program]] = [
     ),
 ]  # fmt: skip
 
+#: Programs that differed in kernels, by the rounding of 16-bit numbers that kernels do not store.
+ROUNDED: list[Program] = [
+    [("autocast", 0.307, 0.557, 0.814), ("leaf_hook", 0.327, 0.834, 0.801)],
+    [("autocast", 0.638, 0.6, 0.027)],
+    [("autocast", 0.388, 0.72, 0.241)],
+]
+
 SECONDS = 30
 SEEDS = range(9000, 9900)
 
@@ -213,3 +223,20 @@ def test_rounding_is_told_by_eager_itself() -> None:
     assert difference([1.0, -2e-4], [1.0, -6e-4]) == "[1]: -0.0002 / -0.0006"
     assert difference([1.0, -2e-4], [1.0, -6e-2], "", near)
     assert difference([1.0, -2e-4], [1.1, -2e-4], "", near)
+
+
+@pytest.mark.parametrize("program", ROUNDED)
+def test_rounding_of_16_bits_is_no_finding_and_no_excuse(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eager rounds every result under autocast, kernels those that they store. A result that is off by more is still found."""
+    assert not check(program, "llvm")
+
+    def wrong(f: Any, backend: str) -> Any:
+        def called(*args: Any) -> Any:
+            with monkeypatch.context() as m:
+                m.setattr(fuzz_gradients, "rounded", lambda x: x * 1.03)
+                return f(*args)
+
+        return called
+
+    monkeypatch.setattr(flame, "compile", wrong)
+    assert check(program, "llvm")
