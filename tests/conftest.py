@@ -31,6 +31,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from flame.runtime import cuda  # noqa: E402
+from tests.gpu.parts import InParts, OneProcess  # noqa: E402
 from tests.gpu.results import Results  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,12 +50,21 @@ hypothesis.settings.load_profile("flame")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite golden files instead of comparing with them")
     parser.addoption("--fake-gpu", action="store_true", help="try the GPU suite on a driver that interprets kernels")
+    parser.addoption(
+        "--one-process", type=int, help="run the GPU suite in this process, and tell of it on a file descriptor (or 0)"
+    )
     parser.addoption("--out", type=Path, help="a folder for the GPU suite's results (write --out=FOLDER)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.option.markexpr == "gpu":
+    if config.option.markexpr != "gpu" or "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    to = config.getoption("--one-process")
+    if to is None:
         config.pluginmanager.register(Results(config.getoption("--out")))
+        config.pluginmanager.register(InParts(config))
+    elif to:
+        config.pluginmanager.register(OneProcess(config, to))
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

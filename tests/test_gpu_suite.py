@@ -15,7 +15,7 @@ from flame.runtime import cuda
 pytest.importorskip("triton", reason="Triton is installed on Linux only")
 
 ROOT = Path(__file__).resolve().parent.parent
-QUICK = "described or events or ordered or handed_back or told_and_survived or (bytes and 1000) or row_any"
+QUICK = "described or events or handed_back"
 
 
 def run(*command: str) -> subprocess.CompletedProcess:
@@ -30,6 +30,48 @@ def test_the_suite_runs_on_the_fake_driver() -> None:
         "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "--fake-gpu", "tests/gpu/test_on_gpu_runtime.py", "-k", QUICK
     )
     assert ran.returncode == 0 and " passed" in ran.stdout and "deselected" in ran.stdout, ran.stdout + ran.stderr
+
+
+BREAKS = """
+import os, time, pytest
+from flame.errors import CudaError
+from flame.runtime import cuda
+pytestmark = pytest.mark.gpu
+def test_1_right(): pass
+def test_2_crashes(): os.abort()
+def test_3_right(): pass
+def test_4_loses_the_device():
+    def gpu(): raise CudaError("CUDA_ERROR_ILLEGAL_ADDRESS", 700, "")
+    cuda.opened, cuda.gpu = lambda: True, gpu
+    assert False, "wrong"
+def test_5_is_not_reached_by_that(): assert not cuda.opened()
+def test_6_is_skipped(): pytest.skip("for a reason")
+def test_7_hangs(): time.sleep(60)
+"""
+QUICKER = "from tests.gpu import parts; parts.PARTS = (parts.Part('others', '', 60, patience=6),)"
+
+
+def test_what_breaks_one_process_of_the_suite_is_told_and_the_rest_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "test_breaks.py").write_text(BREAKS, encoding="utf-8")
+    (tmp_path / "quicker.py").write_text(QUICKER, encoding="utf-8")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}",
+        "PYTEST_ADDOPTS": f"-p tests.conftest -p quicker -c {ROOT / 'pyproject.toml'} --rootdir {tmp_path}",
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "--fake-gpu", f"--out={tmp_path}"]
+    ran = subprocess.run(
+        [*command, str(tmp_path / "test_breaks.py")],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    assert "| others | 3 | 3 | 1 |" in ran.stdout, ran.stdout + ran.stderr
+    lines = [json.loads(line) for line in (tmp_path / "suite.jsonl").read_text(encoding="utf-8").splitlines()]
+    told = {about["test"].split("::")[1]: about.get("why", "") for about in lines}
+    assert len(lines) == len(told) == 7
+    assert "its process ended with SIGABRT" in told["test_2_crashes"] and "test_2_crashes" in told["test_2_crashes"]
+    assert "wrong" in told["test_4_loses_the_device"]
+    assert "said nothing for 6 s" in told["test_7_hangs"]
 
 
 @pytest.mark.skipif(cuda.available(), reason="this machine has a GPU")

@@ -1,13 +1,12 @@
 """The GPU suite: what must hold on hardware. `python -m pytest -m gpu [--out=FOLDER]` from a plain checkout; nothing here runs
 without a GPU, but for `--fake-gpu`, which tries the suite itself on a driver that runs kernels in Triton's interpreter.
 
-It has nine minutes: what comes later is skipped, and says so.
+It has nine minutes, in parts that are processes of their own (`parts.py`).
 """
 
 from __future__ import annotations
 
 import gc
-import time
 import warnings
 from collections.abc import Iterator
 
@@ -16,9 +15,6 @@ from fake_cuda import FakeLibrary, gpu_for_tests
 
 from flame.errors import HostDetourWarning
 from flame.runtime import cuda
-
-SECONDS = 500.0
-_begun = time.monotonic()
 
 
 @pytest.fixture(scope="session")
@@ -36,8 +32,6 @@ def hardware(dry: bool) -> Iterator[FakeLibrary | None]:
             with gpu_for_tests() as fake:
                 yield fake
             return
-        if time.monotonic() - _begun > SECONDS:
-            pytest.skip(f"the suite's time is over ({SECONDS:.0f} s)")
         yield None
         gc.collect()
         gpu = cuda.gpu()

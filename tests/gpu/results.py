@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.gpu.parts import part_of
+
 OUTCOMES = ("passed", "failed", "skipped")
 
 
@@ -23,7 +25,7 @@ class Results:
             (folder / "suite.jsonl").write_text("", encoding="utf-8")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        part = Path(report.nodeid.split("::")[0]).stem
+        part = part_of(report.nodeid).name
         self.seconds[part] += report.duration
         if report.when != "call" and report.passed:
             return
@@ -36,6 +38,7 @@ class Results:
                 about["said"] = report.capstdout[-2000:]
             with open(self.folder / "suite.jsonl", "a", encoding="utf-8") as f:
                 f.write(json.dumps(about) + "\n")
+            (self.folder / "suite.md").write_text(self.table() + "\n", encoding="utf-8")
 
     def table(self) -> str:
         lines = [f"| part | {' | '.join(OUTCOMES)} | seconds |", "|---|" + "---:|" * (len(OUTCOMES) + 1)]
@@ -44,8 +47,5 @@ class Results:
         return "\n".join(lines)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        if not self.parts:
-            return
-        terminalreporter.write_line(self.table())
-        if self.folder is not None:
-            (self.folder / "suite.md").write_text(self.table() + "\n", encoding="utf-8")
+        if self.parts:
+            terminalreporter.write_line(self.table())
