@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import replace
 
 import kernels_for_tests as given
@@ -12,6 +13,7 @@ import pytest
 from llvm_for_tests import HOST, Runner
 from random_kernels import random_case
 
+import flame
 from flame import dtypes
 from flame.compiler import cpu_cost
 from flame.compiler.index_math import var
@@ -424,3 +426,26 @@ def test_kernels_of_much_work_or_of_unknown_sizes_call_nothing() -> None:
     for t in range(9):
         m.store(f"y{t}", (var("i"),), m.op("tanh", m.op("add", x, m.const(float(t), dtypes.float32))))
     assert cpu_cost.called_often(m.case()[0]) == set()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (5, 64), (40, 33), (7, 1000)])
+def test_arrays_that_are_shifted_around_are_read_where_they_lie(shape: tuple[int, int]) -> None:
+    """Neighbours that wrap around, and parts that are joined, in one pass; away from the edges nothing is masked."""
+    x = np.random.default_rng(0).standard_normal(shape)
+
+    def stencil(u: flame.Tensor) -> flame.Tensor:
+        return u.roll(1, 0) * 2 + u.roll(-1, 0) * 3 + u.roll(1, 1) * 5 + u.roll(-3, 1) * 7 + flame.cat([u[1:], u[:1] * 2]) * 11
+
+    compiled = flame.compile(stencil)
+    for _ in range(3):
+        got = compiled(flame.tensor(x))
+    rolled = np.roll(x, 1, 0) * 2 + np.roll(x, -1, 0) * 3 + np.roll(x, 1, 1) * 5 + np.roll(x, -3, 1) * 7
+    np.testing.assert_allclose(got.numpy(), rolled + np.concatenate([x[1:], x[:1] * 2]) * 11, rtol=1e-13, atol=1e-13)
+
+
+def test_a_shift_takes_one_load_without_a_mask_away_from_the_edges() -> None:
+    shift = flame.compile(lambda u: u.roll(1, 0) + u.roll(1, 1))
+    for _ in range(3):
+        shift(flame.ones(64, 512, dtype=flame.float64))
+    loops = re.findall(r"body\d+:\n(?:(?!br ).)*?store[^\n]*\n", shift.kernels[0].llvm, re.S)
+    assert any(loop.count(" = load <") == 2 and "masked" not in loop for loop in loops)

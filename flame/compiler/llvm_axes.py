@@ -65,8 +65,9 @@ def unit_axes(kernel: Kernel, t: Load | Store, step: int = 1) -> set[str]:
 
 
 def inside(kernel: Kernel, lane: str, sinks: Sequence[Sink], lanes: int) -> tuple[int, int] | None:
-    """The part of the lanes' axis, in whole vectors, where no mask that varies along it forbids anything; None where masks do
-    not depend on it, or the part is too short to be worth code of its own."""
+    """The part of the lanes' axis, in whole vectors, where every mask that varies along it either forbids nothing or forbids
+    everything (a shift that wraps around reads one of two places); None where masks do not depend on it, or the part is too
+    short to be worth code of its own."""
     bounds, n = kernel.bounds, lanes
     extent = kernel.axes[lane].const
     if extent is None:
@@ -78,12 +79,20 @@ def inside(kernel: Kernel, lane: str, sinks: Sequence[Sink], lanes: int) -> tupl
     for c in masks:
         step = sum(k for m, k in c.expr.terms if m == (lane,))
         rest = c.expr - var(lane) * step
-        least = extreme(rest, -1, bounds)
+        least, most = extreme(rest, -1, bounds), extreme(rest, 1, bounds)
         if c.kind != "ge" or not step or lane in names(rest) or least is None or least.const is None:
             return None
-        if step > 0:
-            first = max(first, -(least.const // step))
-        else:
-            last = min(last, least.const // -step + 1)
+        holds = _where(step, least.const, extent)
+        if most is not None and most.const is not None:
+            fails = _where(-step, -most.const - 1, extent)
+            holds = max(holds, fails, key=lambda part: part[1] - part[0])
+        first, last = max(first, holds[0]), min(last, holds[1])
     first, last = -(-first // n) * n, last // n * n  # vectors begin at multiples of the lanes
     return (first, last) if masks and last - first >= 2 * n else None
+
+
+def _where(step: int, rest: int, extent: int) -> tuple[int, int]:
+    """The part of [0, extent) where step * i + rest >= 0."""
+    if step > 0:
+        return min(extent, max(0, -(rest // step))), extent
+    return 0, max(0, min(extent, rest // -step + 1))

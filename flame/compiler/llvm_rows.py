@@ -17,6 +17,7 @@ from flame.compiler.cpu_cost import EXPENSIVE, called_often, cone, microseconds,
 from flame.compiler.index_math import E, ex, var
 from flame.compiler.kernel import Kernel, Load, Op, Reduce, Store
 from flame.compiler.llvm_axes import inside, lanes_for, product, size, vector_axis
+from flame.compiler.llvm_choice import ChoosingPoint
 from flame.compiler.llvm_machine import LlvmMachine, Value
 from flame.compiler.llvm_point import Linear, Point
 from flame.compiler.llvm_reduce import JOIN, Accumulator, State, identity
@@ -69,7 +70,9 @@ class RowWriter:
         axis = schedule.vector_axis or vector_axis(kernel, nest, self.lanes)
         self.outer_lane = axis if axis in nest.outer and not nest.across else ""
         self.unroll = self._unroll()
-        self.point = Point(kernel, self.function, self.machine, self.lanes, entry.buffers, entry.symbols, entry.function.name)
+        self.point: Point = ChoosingPoint(
+            kernel, self.function, self.machine, self.lanes, entry.buffers, entry.symbols, entry.function.name
+        )
         self.sweep = 0
         self.kept: dict[str, tuple[int, str, tuple[str, ...]]] = {}  # value -> (sweep that makes it, memory, axes)
         if not self.outer_lane:
