@@ -1,9 +1,11 @@
-"""Matrix products beside NumPy's BLAS: `python -m benchmarks.gemm [--threads 1] [--rounds 5] [--only TEXT] [--out FOLDER]`.
+"""Matrix products beside NumPy's BLAS: `python -m benchmarks.gemm [--threads 1] [--rounds 5] [--only TEXT] [--part 1/1] [--out
+FOLDER]`.
 
 Forty shapes: squares, odd sizes, every transposition, few rows, vectors, deep and flat ones, batches, float64; then narrow dtypes.
 Both sides make a fresh result, in one process and in turn; a figure is the least of all rounds, of a whole call (for flame that is
 a compiled function's in replay mode, Python included; short ones are timed several at once). The last column is the native code
-alone, beside NumPy's product into memory that is there. Nothing is asserted. `--out` writes gemm-DATE-THREADS.md and .json.
+alone, beside NumPy's product into memory that is there. Nothing is asserted. `--out` writes gemm-DATE-THREADS.md and .json, and
+keeps what they say of shapes that this run does not measure: `--part 2/3` measures every third shape from the second on.
 """
 
 from __future__ import annotations
@@ -100,10 +102,13 @@ def sides(shape: Shape) -> tuple[Callable[[], Any], Callable[[], Any], Callable[
 
 
 def least(call: Callable[[], Any], now: Callable[[], float]) -> float:
-    """The least seconds of a call, in a thirtieth of a second."""
-    begin = now()
+    """The least seconds of a call, in a thirtieth of a second; `now` is for calls that others may interrupt."""
+    begin = time.perf_counter()
     call()
-    times = max(1, int(5e-5 / max(now() - begin, 1e-7)))
+    took = time.perf_counter() - begin
+    if took < 1e-3:
+        now = time.perf_counter  # (the time of a process is counted too coarsely, and the least of many is undisturbed)
+    times = max(1, int(5e-5 / max(took, 1e-7)))
     best, end = math.inf, now() + 0.03
     while True:
         begin = now()
@@ -128,11 +133,24 @@ def measure(shape: Shape, rounds: int, now: Callable[[], float]) -> list[float]:
     return best
 
 
+COLUMNS = ("flame", "numpy", "flame alone", "numpy alone")
+
+
+def _kept(stem: Path | None) -> dict[str, dict[str, float]]:
+    """What an earlier part of the same table measured, by shape."""
+    try:
+        found = json.loads(stem.with_suffix(".json").read_text())["figures"] if stem else []
+    except OSError:
+        return {}
+    return {f.pop("shape"): f for f in found}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", action="append", default=[], help="shapes whose name has this text")
+    parser.add_argument("--part", default="1/1", help="2/3: the second third of the shapes")
     parser.add_argument("--out", type=Path, help="folder for the report and its figures")
     given = parser.parse_args()
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "FLAME_NUM_THREADS"):
@@ -145,18 +163,21 @@ def main() -> None:
 
     now = time.process_time if given.threads == 1 else time.perf_counter
     lines = ["| m x k x n | flame | NumPy | flame, GFLOP/s | ratio | native code alone |", "|---|---:|---:|---:|---:|---:|"]
-    ratios, alone, figures = [], [], []
-    for shape in [*SHAPES, *NARROW]:
-        if given.only and not any(text in str(shape) for text in given.only):
+    stem = given.out and given.out / f"gemm-{datetime.date.today().isoformat()}-{given.threads}"
+    ratios, alone, figures = [], [], _kept(stem)
+    part, parts = map(int, given.part.split("/"))
+    for number, shape in enumerate([*SHAPES, *NARROW]):
+        if number % parts == part - 1 and (not given.only or any(text in str(shape) for text in given.only)):
+            figures[str(shape)] = dict(zip(COLUMNS, measure(shape, given.rounds, now), strict=True))
+            print(shape, *map(duration, figures[str(shape)].values()), file=sys.stderr, flush=True)
+        elif str(shape) not in figures:
             continue
-        own, other, native, product = measure(shape, given.rounds, now)
+        own, other, native, product = (figures[str(shape)][c] for c in COLUMNS)
         if shape in SHAPES:
             ratios.append(other / own)
             alone.append(product / native)
-        figures.append({"shape": str(shape), "flame": own, "numpy": other, "flame alone": native, "numpy alone": product})
         speed, ratio = shape.flops / own / 1e9, f"{other / own:.2f} | {product / native:.2f}"
         lines.append(f"| {shape} | {duration(own)} | {duration(other)} | {speed:.1f} | {ratio} |")
-        print(lines[-1], file=sys.stderr, flush=True)
 
     def said(ratios: list[float]) -> str:
         mean = math.exp(sum(map(math.log, ratios)) / max(1, len(ratios)))
@@ -167,11 +188,10 @@ def main() -> None:
     total = f"Against NumPy: {said(ratios)}. Native code alone: {said(alone)}."
     text = "\n".join(["# Matrix products on a CPU", "", *about, "", *lines, "", total, ""])
     print(text)
-    if given.out is not None:
-        given.out.mkdir(parents=True, exist_ok=True)
-        stem = given.out / f"gemm-{datetime.date.today().isoformat()}-{given.threads}"
+    if stem is not None:
+        stem.parent.mkdir(parents=True, exist_ok=True)
         stem.with_suffix(".md").write_text(text, encoding="utf-8")
-        kept = {"machine": machine(), "threads": given.threads, "figures": figures}
+        kept = {"machine": machine(), "threads": given.threads, "figures": [{"shape": s, **f} for s, f in figures.items()]}
         stem.with_suffix(".json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 

@@ -57,7 +57,7 @@ class CudaError(RuntimeError):
 
 
 class OutOfMemoryError(RuntimeError):
-    """The GPU has no memory left for an allocation; the message says who holds it."""
+    """There is no memory left for an allocation, on a GPU or on the CPU; the message says who holds it."""
 
 
 class PositionError(IndexError, RuntimeError):

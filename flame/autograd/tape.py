@@ -34,6 +34,7 @@ from flame.ops.declare import quiet
 from flame.ops.strided import shows_an_element_twice
 from flame.primitive import Primitive, force, install_base_interpreter, placement, registered
 from flame.reasons import COMPLEX
+from flame.runtime import memory
 from flame.runtime.cuda import gpu as gpu_at
 from flame.runtime.device import as_device
 from flame.runtime.device_array import DeviceArray, to_device
@@ -41,6 +42,7 @@ from flame.runtime.eager_kernels import LEAST, eager_kernels
 from flame.runtime.gpu_copy import host, overwrite
 from flame.runtime.gpu_eager import run as run_on_gpu
 from flame.runtime.lines import user_source  # noqa: F401  (asked for here by capture)
+from flame.runtime.scarcity import refusal, unmet
 from flame.symbol import Symbolic
 from flame.tensor import Storage, Tensor, View, wrap
 
@@ -112,6 +114,8 @@ class Eager:
         except (ValueError, TypeError, IndexError, OverflowError):
             infer(primitive, operands, params)  # says it in the primitive's own words, if the operands do not fit
             raise
+        except MemoryError:
+            got = _with_more_room(meaning, primitive, operands, arrays, params)
         if type(got) is tuple:
             outs = tuple(wrap(a) for a in got)
         else:
@@ -138,7 +142,10 @@ class Eager:
         f, s = how.ufunc, x._storage
         if f is None or a.size >= how.most or not placement.direct or (s is not None and s.pending is not None):
             return self.process(how.primitive, (x,), {})
-        got = quiet.run(f, a, order="C")
+        try:
+            got = quiet.run(f, a, order="C")
+        except MemoryError:  # it says how much
+            return self.process(how.primitive, (x,), {})
         t = _new(Tensor)
         t._array = got if type(got) is np.ndarray else np.asarray(got)
         if (x._node is not None or x._requires_grad or x._view is not None) and how.differentiable and force.grad:
@@ -170,7 +177,7 @@ class Eager:
             return self.process(how.primitive, (x, y), {})
         try:
             got = quiet.run(f, a, b, order="C")
-        except (ValueError, TypeError, OverflowError):  # it says why not
+        except (ValueError, TypeError, OverflowError, MemoryError):  # it says why not
             return self.process(how.primitive, (x, y), {})
         t = _new(Tensor)
         t._array = got if type(got) is np.ndarray else np.asarray(got)
@@ -183,6 +190,23 @@ class Eager:
     def composite(self, f: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> Any:
         """A named function over primitives."""
         return f(*args, **kwargs)
+
+
+def _with_more_room(meaning: Callable, primitive: Primitive, operands: tuple, arrays: list, params: dict) -> Any:
+    """`meaning(*arrays, **params)`, for which there was no memory, once what was kept for later is given back.
+
+    Raises OutOfMemoryError, with the operation, its operands and the line.
+    """
+    memory.shared.release()
+    try:
+        return meaning(*arrays, **params)
+    except MemoryError as error:
+        wanted = unmet(error)
+    made = infer(primitive, operands, params)
+    specs = made if type(made) is tuple else (made,)
+    given = ", ".join(str(o.spec) if isinstance(o, Tensor) else str(o) for o in operands)
+    what = f"{primitive.name}({given}), which makes {', '.join(map(str, specs))}"
+    raise refusal(wanted or sum(s.nbytes for s in specs), what)
 
 
 def _link_view(t: Tensor, x: Tensor, array: Any, primitive: Primitive, params: dict) -> None:

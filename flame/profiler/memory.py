@@ -9,7 +9,7 @@
 
 An allocation is one array of memory: views of it are not counted again, and it goes when the last of them does. What lived before
 is one line of its own ("before watching"). Memory inside of an operation, and the scratch memory that compiled programs share, is
-not seen by line; `flame.memory_summary()` counts it.
+not seen by line; `flame.memory_summary()` counts it. An OutOfMemoryError that is raised meanwhile says which lines hold most.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from flame.primitive import Primitive
 from flame.profiler.events import size
 from flame.profiler.taps import user_stack
 from flame.runtime import memory as runtime_memory
+from flame.runtime import scarcity
 from flame.runtime.executable import Executable
 from flame.tensor import Tensor
 
@@ -165,6 +166,10 @@ class _Watch:
     def now(self) -> float:
         return time.perf_counter() - self._begin
 
+    def held(self) -> dict[str, int]:
+        """Bytes by line, the largest first: for an error that says who has the memory."""
+        return self.snapshot.held(self.now())
+
     def note(self, array: Any, line: str, what: str) -> None:
         if not isinstance(array, np.ndarray) or not array.nbytes:
             return
@@ -215,9 +220,11 @@ def watching() -> Iterator[Snapshot]:
 
     Executable.__call__ = tapped  # type: ignore[method-assign]
     watch.watch(w.operation)
+    scarcity.accounts.append(w.held)
     try:
         yield w.snapshot
     finally:
+        scarcity.accounts.remove(w.held)
         watch.unwatch(w.operation)
         Executable.__call__ = run  # type: ignore[method-assign]
         resume()

@@ -68,10 +68,10 @@ class Apart:
         held = [
             fitted(a, spec, f"{recipe.name}: input {i}") for i, (a, spec) in enumerate(zip(given, recipe.inputs, strict=True))
         ]
-        held += [memory.shared.empty(s.shape, s.dtype.numpy) for s in recipe.owned]
+        held += [make() for make in self._of._makers]
         if self._parallel and threads.shared.wanting:
             threads.shared.start()
-        block = memory.shared.take_arena(max(recipe.arena_bytes, 1))
+        block = memory.shared.take_arena(max(recipe.arena_bytes, 1), self._of._refuse)
         try:
             for step, stage, stops in self._stages:
                 begin = clock()

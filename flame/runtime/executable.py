@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
 from flame.compiler.interpret import interpret
+from flame.compiler.memory_peak import largest
 from flame.compiler.program import Argument, CallStep, Decision, KernelStep, Program, Step
 from flame.compiler.target_cpu import CpuTarget
 from flame.errors import CompileError, Refused
@@ -31,6 +33,7 @@ from flame.runtime.entry import NativeStep, Plan, entry
 from flame.runtime.memory import ALIGNMENT, Block
 from flame.runtime.recipe import CallUse, GuardUse, InterpretedUse, NativeUse, Place, Recipe, Use, View
 from flame.runtime.routines import NativeRoutine, routine
+from flame.runtime.scarcity import refused_program, unmet
 
 Backend = Literal["llvm", "interpret"]
 BACKENDS: tuple[Backend, ...] = ("llvm", "interpret")
@@ -49,7 +52,8 @@ class Executable:
     """
 
     __slots__ = (
-        "_arena_bytes", "_enter", "_inputs", "_makers", "_only", "_parallel", "_results", "_simple", "__dict__", "__weakref__",
+        "_arena_bytes", "_enter", "_inputs", "_makers", "_only", "_parallel", "_refuse", "_results", "_simple", "__dict__",
+        "__weakref__",
     )  # fmt: skip
 
     def __init__(
@@ -86,7 +90,8 @@ class Executable:
         self.kernels = kernels
         self._inputs = recipe.inputs
         arrays = [*recipe.inputs, *recipe.owned]
-        self._makers = [memory.shared.maker(s.shape, s.dtype.numpy) for s in recipe.owned]
+        self._refuse = partial(refused_program, recipe)  # (of the recipe: a reference to self would be a circle)
+        self._makers = [memory.shared.maker(s.shape, s.dtype.numpy, self._refuse) for s in recipe.owned]
         self._results = recipe.results
         self._updated = recipe.updated
         n = len(recipe.inputs)
@@ -136,7 +141,8 @@ class Executable:
         """Run it. Inputs that are not contiguous or not aligned are copied; results share memory with nothing else, but
         results that are one value are one array, and one that the program writes over an input is that input's array.
 
-        Raises TypeError or RuntimeError where an input is not what the program was compiled for.
+        Raises TypeError or RuntimeError where an input is not what the program was compiled for, OutOfMemoryError (with the
+        program's largest arrays) where there is no room.
         """
         if len(arrays) != len(self._inputs):
             raise self._other_count(len(arrays))
@@ -147,7 +153,7 @@ class Executable:
             all_arrays = self._run([*arrays, *outputs])
         else:
             size = self._arena_bytes
-            block = memory.shared.take_arena(size) if size else None  # (where the call raises, it is freed)
+            block = memory.shared.take_arena(size, self._refuse) if size else None  # (where the call raises, it is freed)
             wrong = self._enter(self._only.address, 0 if block is None else block.address, *arrays, *outputs)  # type: ignore[misc]
             if block is not None:
                 memory.shared.give_arena(block)
@@ -165,16 +171,20 @@ class Executable:
     def _run(self, arrays: Arrays) -> Arrays:
         """All stages, on arrays that may need to be made fit first."""
         given = arrays[: len(self._inputs)]
-        for i, spec in enumerate(self._inputs):
-            arrays[i] = fitted(arrays[i], spec, f"{self.name}: input {i}")
-        block = memory.shared.take_arena(max(self._arena_bytes, 1))
+        block: Block | None = None
         try:
+            for i, spec in enumerate(self._inputs):
+                arrays[i] = fitted(arrays[i], spec, f"{self.name}: input {i}")
+            block = memory.shared.take_arena(max(self._arena_bytes, 1), self._refuse)
             for i, stage in enumerate(self._stages):
                 stage(arrays, block)
                 if any(arrays[s].any() for s in self._stops.get(i, ())):
                     break
+        except MemoryError as error:  # of a copied input, or inside of an eager function
+            raise self._refuse(unmet(error)) from None
         finally:
-            memory.shared.give_arena(block)
+            if block is not None:
+                memory.shared.give_arena(block)
         for i in self._updated:
             if arrays[i] is not given[i]:
                 np.copyto(given[i], arrays[i])
@@ -296,7 +306,16 @@ class _Writer:
             tuple(uses),
             tuple(self._runs),
             tuple(self._decisions),
+            self._largest(),
         )
+
+    def _largest(self) -> tuple[tuple[int, str], ...]:
+        """What weighs most: arrays, and what kernels use beside them."""
+        found = list(largest(self.program))
+        scratch = self._arena_bytes - self._scratch
+        if scratch:
+            found.append((scratch, "scratch memory of kernels"))
+        return tuple(sorted(found, key=lambda x: -x[0]))
 
     def _uses(self, index: int, step: Step) -> list[Use]:
         if isinstance(step, CallStep):

@@ -34,6 +34,8 @@ SMALL: Final = 32 << 10
 _SPARE: Final = 256 << 20
 #: free bytes of the C library's heap from which on it is asked for them
 _MUCH: Final = 32 << 20
+#: the error for so many bytes that are not to be had
+Refuse = Callable[[int], Exception]
 
 
 class Block:
@@ -94,8 +96,9 @@ class Allocator:
         """A fresh C-contiguous array, contents undefined."""
         return self.maker(shape, dtype)()
 
-    def maker(self, shape: tuple[int, ...], dtype: np.dtype) -> Callable[[], np.ndarray]:
-        """A function that makes such arrays: what does not change from call to call is worked out once."""
+    def maker(self, shape: tuple[int, ...], dtype: np.dtype, refuse: Refuse = MemoryError) -> Callable[[], np.ndarray]:
+        """A function that makes such arrays: what does not change from call to call is worked out once. Where the system has no
+        more, it raises `refuse(bytes)`."""
         n = math.prod(shape) * dtype.itemsize
         array: Any = np.ndarray
         if n < SMALL:
@@ -107,7 +110,7 @@ class Allocator:
             try:
                 block = take()
             except IndexError:
-                block = serve(c)
+                block = serve(c, refuse)
             else:
                 c.reuses += 1
             c.used = next(clock)
@@ -117,14 +120,15 @@ class Allocator:
 
         return make
 
-    def take_arena(self, size: int) -> Block:
-        """Scratch memory of at least `size` bytes, to be handed to `give_arena`; programs that run in turn share one."""
+    def take_arena(self, size: int, refuse: Refuse = MemoryError) -> Block:
+        """Scratch memory of at least `size` bytes, to be handed to `give_arena`; programs that run in turn share one. Raises
+        `refuse(bytes)` where the system has no more."""
         try:
             block = self._arenas.pop()
         except IndexError:
-            return self._block(size_class(size))
+            return self._block(size_class(size), refuse)
         # One that is too small is dropped: the larger will serve whoever used it.
-        return block if block.size >= size else self._block(size_class(size))
+        return block if block.size >= size else self._block(size_class(size), refuse)
 
     def give_arena(self, block: Block) -> None:
         self._arenas.append(block)
@@ -154,28 +158,33 @@ class Allocator:
                 c = self._classes[size] = SizeClass(size, _lease_type(size, free), free)
             return c
 
-    def _serve(self, c: SizeClass) -> Block:
+    def _serve(self, c: SizeClass, refuse: Refuse = MemoryError) -> Block:
         """A new block of a class that has none free."""
         with self._lock:
             cached = self._cached()
-            self._peak = max(self._peak, self._held - cached + c.size)
-            bound = min(self._peak // 2 + self.spare, _PHYSICAL // 2)
+            peak = max(self._peak, self._held - cached + c.size)
+            bound = min(peak // 2 + self.spare, _PHYSICAL // 2)
             for other in sorted(self._classes.values(), key=lambda o: o.used):
                 if cached <= bound:
                     break
                 dropped = self._drop(other, -((bound - cached) // other.size))
                 cached -= dropped
-            block = self._block(c.size)
+            block = self._block(c.size, refuse)
+            self._peak = peak
             self._held += c.size
             self._misses += 1
             return block
 
-    def _block(self, size: int) -> Block:
+    def _block(self, size: int, refuse: Refuse) -> Block:
+        """A new block; what is free goes first, if need be."""
         try:
             return Block(size)
         except MemoryError:
             self.release()
+        try:
             return Block(size)
+        except MemoryError:
+            raise refuse(size) from None
 
     def _drop(self, c: SizeClass, count: int) -> int:
         """Forget up to `count` free blocks of a class; the bytes that went."""

@@ -1,6 +1,6 @@
 """How a program runs on this machine, as data that another process can take up: what `Executable` is made from.
 
-    recipe ::= name inputs owned results updated arena_bytes use*
+    recipe ::= name inputs owned results updated arena_bytes use* largest
     use    ::= native (a phase of a stored kernel, the places of its buffers, its chunks)
              | call (a primitive by name, its arguments' and results' places)
              | guard (an array of one bool: where it is true, the rest is not run)
@@ -91,7 +91,7 @@ Use = NativeUse | CallUse | InterpretedUse | GuardUse
 class Recipe:
     """`results` gives, for each result, its array's number and whether that is an input that stays the caller's; `updated`
     are the numbers of the inputs that results are written over. `runs` says by what each step of the program is run: "native",
-    "library", "call" or "interpreted"."""
+    "library", "call" or "interpreted". `largest` are the arrays that weigh most, as (bytes, words): what an error shows."""
 
     name: str
     inputs: tuple[Spec, ...]
@@ -102,6 +102,7 @@ class Recipe:
     uses: tuple[Use, ...]
     runs: tuple[str, ...] = ()
     decisions: tuple[Decision, ...] = ()
+    largest: tuple[tuple[int, str], ...] = ()
 
     @property
     def kernels(self) -> tuple[str, ...]:
@@ -155,6 +156,7 @@ def encoded(recipe: Recipe) -> str:
         "uses": uses,
         "runs": recipe.runs,
         "decisions": [[d.verdict, d.what, d.reason] for d in recipe.decisions],
+        "largest": recipe.largest,
     }
     return json.dumps(facts, separators=(",", ":"))
 
@@ -220,7 +222,8 @@ def decoded(text: str | bytes) -> Recipe:
         updated = tuple(map(array, facts["updated"]))
         decisions = tuple(Decision(*map(str, d)) for d in facts["decisions"])
         runs = tuple(map(str, facts["runs"]))
-        return Recipe(str(facts["name"]), inputs, owned, results, updated, arena, tuple(uses), runs, decisions)
+        largest = tuple((int(n), str(told)) for n, told in facts["largest"])
+        return Recipe(str(facts["name"]), inputs, owned, results, updated, arena, tuple(uses), runs, decisions, largest)
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise Unencodable(f"no recipe: {type(error).__name__}: {error}") from None
 
