@@ -2,6 +2,7 @@
 
     dtype ::= bool | uint8 | int8 | int16 | int32 | int64 | float16 | bfloat16 | float32 | float64
             | uint16 | uint32 | uint64          (storage and bit arithmetic only: no promotion with other dtypes)
+            | float8_e4m3fn | float8_e5m2   (storage: computed in float32 and rounded once; no promotion with other dtypes)
             | complex64 | complex128            (eager: compiled code runs these operations between its kernels)
 
 Promotion is a join in a lattice: within a category the wider wins, across categories the higher (bool < integer <
@@ -60,8 +61,8 @@ class dtype:
 
     @property
     def is_narrow_float(self) -> bool:
-        """float16 or bfloat16: kernels and reductions compute these in float32 and round once."""
-        return self.kind == "f" and self.itemsize == 2
+        """Of 16 or 8 bits: kernels and reductions compute these in float32 and round once."""
+        return self.kind == "f" and self.itemsize <= 2
 
     @property
     def accumulator(self) -> dtype:
@@ -92,16 +93,21 @@ float16 = dtype("float16", np.float16, "f")
 bfloat16 = dtype("bfloat16", ml_dtypes.bfloat16, "f")
 float32 = dtype("float32", np.float32, "f")
 float64 = dtype("float64", np.float64, "f")
+float8_e4m3fn = dtype("float8_e4m3fn", ml_dtypes.float8_e4m3fn, "f")
+float8_e5m2 = dtype("float8_e5m2", ml_dtypes.float8_e5m2, "f")
 complex64 = dtype("complex64", np.complex64, "c")
 complex128 = dtype("complex128", np.complex128, "c")
 
 ALL: Final = (bool_, uint8, int8, int16, int32, int64, float16, bfloat16, float32, float64)
 BITS: Final = (uint16, uint32, uint64)
+FLOAT8: Final = (float8_e4m3fn, float8_e5m2)
+#: what NumPy has no type of its own for
+FOREIGN: Final = frozenset({bfloat16, *FLOAT8})
 COMPLEX: Final = (complex64, complex128)
 FLOATS: Final = tuple(d for d in ALL if d.kind == "f")
 INTS: Final = tuple(d for d in ALL if d.kind in "ui")
-BY_NAME: Final = {d.name: d for d in ALL + BITS + COMPLEX}
-_BY_NUMPY: Final = {d.numpy: d for d in ALL + BITS + COMPLEX}
+BY_NAME: Final = {d.name: d for d in ALL + BITS + FLOAT8 + COMPLEX}
+_BY_NUMPY: Final = {d.numpy: d for d in ALL + BITS + FLOAT8 + COMPLEX}
 _SIGNED: Final = {1: int8, 2: int16, 4: int32, 8: int64}
 
 _default_float = float32
@@ -144,6 +150,10 @@ def dtype_of_number(x: bool | int | float | complex) -> dtype:
 def _promote(a: dtype, b: dtype) -> dtype:
     if a is b:
         return a
+    if a in FLOAT8 or b in FLOAT8:
+        raise RuntimeError(
+            f"Promotion for Float8 Types is not supported, attempted to promote {a.name} and {b.name}: cast one of them"
+        )
     if "c" in (a.kind, b.kind):
         return complex128 if float64 in (a, b) or complex128 in (a, b) else complex64
     if a.category != b.category:

@@ -408,11 +408,11 @@ class Tensor(_Slots):
         """The value of a one-element tensor as a Python number. Raises RuntimeError for any other size."""
         if self.numel() != 1:
             raise RuntimeError(f"a Tensor with {self.numel()} elements cannot be converted to Scalar")
-        return self._read().item() if self.dtype is not dtypes.bfloat16 else float(self._read().reshape(()))
+        return self._read().item() if self.dtype not in dtypes.FOREIGN else float(self._read().reshape(()))
 
     def tolist(self) -> Any:
         a = self._read()
-        return (a.astype(np.float32) if self.dtype is dtypes.bfloat16 else a).tolist()
+        return (a.astype(np.float32) if self.dtype in dtypes.FOREIGN else a).tolist()
 
     def __bool__(self) -> bool:
         if self.numel() != 1:

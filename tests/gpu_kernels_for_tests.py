@@ -161,6 +161,14 @@ ROWS: dict[str, Callable[[], tuple[Callable, tuple]]] = {
         (flame.randint(0, 500, (8, 64)), _given(500, 256, dtype=flame.bfloat16)),
     ),
     "adamw of four": _updates,
+    "scaled product float8 512": lambda: (
+        lambda a, b, s: flame._scaled_mm(a, b, s, s.t(), out_dtype=flame.bfloat16),
+        (flame.randn(512, 256).to(flame.float8_e4m3fn), flame.randn(256, 512).to(flame.float8_e4m3fn), flame.rand(512, 1)),
+    ),
+    "row scales and casts to float8": lambda: (
+        lambda x: (x / (x.abs().amax(1, True) / 448.0)).to(flame.float8_e4m3fn),
+        (flame.randn(64, 4096).to(flame.bfloat16),),
+    ),
 }
 
 

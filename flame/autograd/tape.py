@@ -170,10 +170,10 @@ class Eager:
         if isinstance(y, Tensor):
             b = y._array
             s = y._storage
-            if (a is x and (b.size >= how.most or b.itemsize == 2)) or (s is not None and s.pending is not None):
+            if (a is x and (b.size >= how.most or b.itemsize <= 2)) or (s is not None and s.pending is not None):
                 return self.process(how.primitive, (x, y), {})
             record = record or y._node is not None or y._requires_grad or y._view is not None
-        elif a.itemsize == 2:  # (no number is rounded to a narrow dtype)
+        elif a.itemsize <= 2:  # (no number is rounded to a narrow dtype)
             return self.process(how.primitive, (x, y), {})
         try:
             got = quiet.run(f, a, b, order="C")

@@ -1,7 +1,7 @@
 """Which operands of a product the copy engine of a GPU (TMA) can fetch: matrices that lie as its descriptors say.
 
     matrix_of(kernel, value, own, summed)        how an operand lies, or None
-    describable(kernel, sides)                   can both operands be fetched so?
+    describable(kernel, factors, sides)          can both operands be fetched so?
 
 One instruction then copies a whole tile to shared memory, with zeros beyond the edges, and no thread computes an address.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from flame.compiler.chain import coefficient
 from flame.compiler.index_math import E, names, var
-from flame.compiler.kernel import Contract, Kernel, Load, flat
+from flame.compiler.kernel import Kernel, Load, flat
 
 
 def matrix_of(kernel: Kernel, v: str, own: tuple[str, ...], summed: tuple[str, ...]) -> tuple[Load, int, bool, E] | None:
@@ -34,9 +34,8 @@ def matrix_of(kernel: Kernel, v: str, own: tuple[str, ...], summed: tuple[str, .
     return s, outer, turned, origin
 
 
-def describable(kernel: Kernel, m: tuple[str, ...], n: tuple[str, ...], summed: tuple[str, ...]) -> bool:
-    """Do both operands of the kernel's contraction lie so?"""
-    c = kernel.contraction
-    return isinstance(c, Contract) and all(
-        matrix_of(kernel, v, own, summed) is not None for v, own in zip(c.operands, (m, n), strict=True)
-    )
+def describable(
+    kernel: Kernel, factors: tuple[str, str], m: tuple[str, ...], n: tuple[str, ...], summed: tuple[str, ...]
+) -> bool:
+    """Do both operands of the kernel's contraction, as they are multiplied, lie so?"""
+    return all(matrix_of(kernel, v, own, summed) is not None for v, own in zip(factors, (m, n), strict=True))

@@ -2,7 +2,7 @@
 
 A `Value` is the text of an SSA value or constant, its dtype, and how many lanes it has: 1, or as many as the other vectors at
 hand. An operation with a vector among its operands gives a vector; the scalars are splat. Arithmetic carries no fast-math
-flags. float16 and bfloat16 are only loaded, stored and cast; where the CPU cannot convert float16, integer arithmetic does.
+flags. Narrow floats are only loaded, stored and cast; where the CPU cannot convert float16, integer arithmetic does.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from flame.compiler.llvm_text import Function, element, literal, repeat, suffix,
 from flame.compiler.target_cpu import CpuTarget
 from flame.dtypes import bfloat16, bool_, float16, float32, float64, int32, int64, uint32
 from flame.dtypes import dtype as DType
+from flame.ops import float8
 from flame.ops.machine import BASIC, LIBM, Machine
 from flame.primitive import REGISTRY
 
@@ -331,6 +332,10 @@ class LlvmMachine(Machine):
 
     def _float_to_float(self, x: Value, d: DType) -> Value:
         s = x.dtype
+        if s in dtypes.FLOAT8:
+            return self.cast(float8.widened(self, Value(x.text, dtypes.uint8, x.lanes), s), d)
+        if d in dtypes.FLOAT8:
+            return Value(float8.narrowed(self, self.cast(x, float32), d).text, d, x.lanes)
         if s is bfloat16:
             wider = self._shift(self._convert("zext", Value(x.text, dtypes.uint16, x.lanes), int32), "shl", 16)
             return self.cast(self.bitcast(wider, float32), d)

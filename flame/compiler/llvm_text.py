@@ -16,14 +16,15 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from flame.dtypes import dtype
+from flame.dtypes import FOREIGN, dtype
 
 Int = int | str
 
 #: how a dtype is held in registers; float16 is LLVM's half, bfloat16 its bits
 SCALAR = {
     "bool": "i1", "uint8": "i8", "int8": "i8", "uint16": "i16", "int16": "i16", "uint32": "i32", "int32": "i32",
-    "uint64": "i64", "int64": "i64", "float16": "half", "bfloat16": "i16", "float32": "float", "float64": "double",
+    "uint64": "i64", "int64": "i64", "float16": "half", "bfloat16": "i16", "float8_e4m3fn": "i8", "float8_e5m2": "i8",
+    "float32": "float", "float64": "double",
 }  # fmt: skip
 #: the suffix of an overloaded intrinsic
 SUFFIX = {"i1": "i1", "i8": "i8", "i16": "i16", "i32": "i32", "i64": "i64", "half": "f16", "float": "f32", "double": "f64"}
@@ -52,8 +53,8 @@ def literal(value: bool | int | float, d: dtype) -> str:
     """A scalar constant as LLVM writes it. Integers wrap into the dtype."""
     if d.name == "bool":
         return "true" if value else "false"
-    if d.name == "bfloat16":
-        (bits,) = struct.unpack("<H", d.numpy.type(value).tobytes())
+    if d in FOREIGN:
+        (bits,) = struct.unpack("<H" if d.itemsize == 2 else "<B", d.numpy.type(value).tobytes())
         return str(bits)
     if d.kind == "f":
         if d.itemsize < 8:  # exact when widened: the text of a float or half constant is that of the double it equals

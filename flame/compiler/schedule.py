@@ -18,7 +18,7 @@ from flame.compiler.index_math import E, evaluate, ex, subst
 from flame.compiler.kernel import Contract, Kernel, Load, Op, Reduce, Store, domain, domain_of, flat, numel, reads, stage
 from flame.compiler.schedule_tiles import ChainShape, Product, chain_tiles, power_of_two, product_tiles
 from flame.compiler.target import Target
-from flame.dtypes import bool_, dtype, float32, float64, int8, int32
+from flame.dtypes import FLOAT8, bool_, dtype, float32, float64, int8, int32
 from flame.primitive import REGISTRY
 
 #: basic operations from which on a primitive's own values fill a thread's registers: lgamma and integer powers spill at 8 elements
@@ -51,6 +51,8 @@ class GpuSchedule:
     k_lanes: str = ""
     #: dot: of float32 operands
     precision: Literal["ieee", "tf32", "tf32x3"] = "ieee"
+    #: dot: operands of 8-bit floats are multiplied as they are; else as float16, which holds all of their numbers
+    float8: bool = False
     #: dot: operands are copied to shared memory a tile at a time by the copy engine (TMA), where they lie as it takes them
     descriptors: bool = False
     #: dot: some warps copy and others multiply
@@ -95,6 +97,17 @@ class Sides:
     k: tuple[str, ...]
 
 
+def factors(kernel: Kernel, c: Contract) -> tuple[str, str]:
+    """What a tiled product multiplies: the operands, or the 8-bit floats that both were widened from, whose products are exact."""
+    a, b = (
+        s.operands[0] if isinstance(s, Op) and s.op == "cast" and kernel.definitions[s.operands[0]].dtype in FLOAT8 else v
+        for v in c.operands
+        for s in (kernel.definitions[v],)
+    )
+    both = all(kernel.definitions[v].dtype in FLOAT8 for v in (a, b))
+    return (a, b) if both and c.dtype is float32 else (c.operands[0], c.operands[1])
+
+
 def sides(kernel: Kernel) -> Sides | None:
     """The sides of a kernel that is one contraction with what is fused to it, in a form that a tiled matrix product takes;
     None where it is anything else."""
@@ -102,8 +115,9 @@ def sides(kernel: Kernel) -> Sides | None:
     if len(contractions) != 1 or any(isinstance(s, Reduce) for s in kernel.statements):
         return None
     c = contractions[0]
-    left, right = (kernel.definitions[v].dtype for v in c.operands)
-    if left is not right or not _has_dot(left, c.dtype):
+    left, right = (kernel.definitions[v].dtype for v in factors(kernel, c))
+    alike = left is right or (left in FLOAT8 and right in FLOAT8)
+    if not alike or not _has_dot(left, c.dtype):
         return None
     still = {a for a, e in kernel.axes.items() if e == 1}
     a, b = (kernel.domains[v] - set(c.axes) - still for v in c.operands)
@@ -154,7 +168,8 @@ def tiled_candidates(kernel: Kernel, target: Target, hints: Mapping[str, int] | 
     found = _tiled(kernel, target, env)
     by_engine: list[GpuSchedule] = []
     sided = sides(kernel) if found and found[0].form == "dot" and "tma" in target.features else None
-    if sided is not None and describable(kernel, sided.m, sided.n, sided.k):
+    c = kernel.contraction
+    if sided is not None and c is not None and describable(kernel, factors(kernel, c), sided.m, sided.n, sided.k):
         large = [s for s in found if s.m_block >= 64 and s.n_block >= 64][:4]
         by_engine = [replace(s, descriptors=True) for s in large]
         by_engine += [replace(s, descriptors=True, specialized=True, warps=4) for s in large if s.m_block * s.n_block <= 2**14]
@@ -179,7 +194,8 @@ def _dots(kernel: Kernel, target: Target, found: Sides, size: dict[str, int]) ->
     """Schedules of a product, the best guess first."""
     contraction = kernel.contraction
     assert contraction is not None
-    kind = kernel.definitions[contraction.operands[0]].dtype
+    kind = kernel.definitions[factors(kernel, contraction)[0]].dtype
+    own = kind not in FLOAT8 or "fp8" in target.features
     lanes, depth = "", size["k"]
     if len(found.k) > 1:
         extents = {a: kernel.axes[a].const or 512 for a in found.k}
@@ -189,11 +205,19 @@ def _dots(kernel: Kernel, target: Target, found: Sides, size: dict[str, int]) ->
     after = kernel.statements[kernel.statements.index(contraction) :]
     done = sum(isinstance(s, Op) and s.op != "cast" and len(kernel.domains[s.name]) > 1 for s in after)
     precision = _precision(kind, target)
-    p = Product(size["m"], size["n"], size["batch"], depth, kind.itemsize, contraction.dtype.itemsize, done)
+    p = Product(size["m"], size["n"], size["batch"], depth, kind.itemsize if own else 2, contraction.dtype.itemsize, done)
     return [
         GpuSchedule(
-            "dot", m_block=t.m, n_block=t.n, k_block=t.k, k_lanes=lanes, precision=precision, warps=t.warps, stages=t.stages
-        )
+            "dot",
+            m_block=t.m,
+            n_block=t.n,
+            k_block=t.k,
+            k_lanes=lanes,
+            precision=precision,
+            float8=own and kind in FLOAT8,
+            warps=t.warps,
+            stages=t.stages,
+        )  # fmt: skip
         for t in product_tiles(p, target, precision != "ieee")
         if not lanes or t.m * t.n <= 1 << 14  # the addresses of a window take registers: larger tiles were seen to spill
     ]

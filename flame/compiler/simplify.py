@@ -319,8 +319,8 @@ def where_not(rw: Rewriter, n: Node) -> Value | None:
 
 # --------------------------------------------------------------------------------------------------------- casts
 
-_MANTISSA = {"float16": 11, "bfloat16": 8, "float32": 24, "float64": 53}
-_EXPONENT = {"float16": 5, "bfloat16": 8, "float32": 8, "float64": 11}
+_MANTISSA = {"float8_e4m3fn": 4, "float8_e5m2": 3, "float16": 11, "bfloat16": 8, "float32": 24, "float64": 53}
+_EXPONENT = {"float8_e4m3fn": 4, "float8_e5m2": 5, "float16": 5, "bfloat16": 8, "float32": 8, "float64": 11}
 
 
 def holds(b: dtype, a: dtype) -> bool:

@@ -77,7 +77,7 @@ _GPUS = {
     "sm_100": DataSheet(32, 148, 227, 64, 255, 64, (*_TENSOR, "fp8", "tma", "tcgen05")),
     "sm_120": DataSheet(32, 170, 99, 64, 255, 48, (*_TENSOR, "fp8", "tma")),
     "gfx90a": DataSheet(64, 104, 64, 128, 512, 32, ("fp16", "bf16")),
-    "gfx942": DataSheet(64, 304, 64, 128, 512, 32, ("fp16", "bf16", "tf32", "fp8")),
+    "gfx942": DataSheet(64, 304, 64, 128, 512, 32, ("fp16", "bf16", "tf32")),  # (its fp8 is of another format)
     "gfx950": DataSheet(64, 256, 160, 128, 512, 32, ("fp16", "bf16", "fp8")),
     "gfx1100": DataSheet(32, 96, 64, 96, 256, 32, ("fp16", "bf16")),
 }

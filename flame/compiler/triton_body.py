@@ -41,6 +41,8 @@ from flame.ops.access import Cond
 
 Dims = frozenset[int]
 NO_DIMS: Dims = frozenset()
+#: what stands before a file's name in file:line: source is the same wherever the user's files lie
+_FOLDERS = re.compile(r"(?<!\S)\S*[/\\](?=[^/\\\s]+:\d+)")
 INT32_MAX = 2**31 - 1
 
 
@@ -101,7 +103,7 @@ class Body:
     # ---- lines
 
     def line(self, text: str, note: str = "") -> None:
-        note = " ".join(note.split())
+        note = _FOLDERS.sub("", " ".join(note.split()))
         if note and note != self._note:
             text += f"  # {note}"
         self._note = note or self._note

@@ -16,10 +16,10 @@ from dataclasses import replace
 from flame.compiler.copy_engine import matrix_of
 from flame.compiler.index_math import E
 from flame.compiler.kernel import Contract, Kernel, Load, domain_of, reads
-from flame.compiler.schedule import GpuSchedule, sides, unit_stride_axis
+from flame.compiler.schedule import GpuSchedule, factors, sides, unit_stride_axis
 from flame.compiler.triton_body import Body, Lanes, Scope
 from flame.compiler.triton_text import Text, tl, typed
-from flame.dtypes import dtype, float32
+from flame.dtypes import FLOAT8, dtype, float8_e4m3fn, float32
 from flame.errors import Refused
 
 
@@ -36,7 +36,8 @@ class Dot:
         self.body = body
         self.programs: list[tuple[E, int]] = []
         self._described: dict[int, tuple[str, str, bool, bool]] = {}
-        self.contraction = next(s for s in kernel.statements if isinstance(s, Contract))
+        contraction = next(s for s in kernel.statements if isinstance(s, Contract))
+        self.contraction = replace(contraction, operands=factors(kernel, contraction))
         self.sides = replace(found, m=self._ordered(found.m, 0), n=self._ordered(found.n, 1))
 
     def _ordered(self, axes: tuple[str, ...], operand: int) -> tuple[str, ...]:
@@ -144,8 +145,18 @@ class Dot:
         name, own_first, turned, transpose = self._described[operand]
         at = f"[{start}, {own_first}]" if turned else f"[{own_first}, {start}]"
         out = self.body.names.fresh("ab"[operand])
-        self.body.line(f"{out} = {name}.load({at}){'.T' if transpose else ''}")
+        tile = self._multiplied(f"{name}.load({at})", self.contraction.operands[operand])
+        self.body.line(f"{out} = {tile}{'.T' if transpose else ''}")
         return out
+
+    def _multiplied(self, text: str, v: str) -> str:
+        """A tile as the product takes it: the bits of 8-bit floats as numbers."""
+        kind = self.kernel.definitions[v].dtype
+        if kind not in FLOAT8:
+            return text
+        if not self.schedule.float8:
+            return f"{self.body.functions.float8('halved', kind)}({text})"
+        return f"{text}.to({'tl.float8e4nv' if kind is float8_e4m3fn else 'tl.float8e5'}, bitcast=True)"
 
     def _mask(self, lanes: str, count: E, block: int) -> str:
         if count.const and count.const % block == 0:
@@ -195,6 +206,8 @@ class Dot:
                 body.place(Lanes(k, axes, dim, mask))
                 factors.append(self._factor(side, operand, mask, own))
         precision = f', input_precision="{self.schedule.precision}"' if self._kind() is float32 else ""
+        if self.schedule.float8:  # tensor cores of sm_90 keep 14 bits of a sum: it is moved to whole registers on the way
+            precision = f", max_num_imprecise_acc={min(128, self.schedule.k_block)}"
         out = f", out_dtype={tl(self.contraction.dtype)}" if self.contraction.dtype is not float32 else ""
         body.line(f"{acc} = tl.dot({factors[0]}, {factors[1]}, {acc}{precision}{out})", self.contraction.note)
 
@@ -217,6 +230,7 @@ class Dot:
         if not masked:
             text = f"tl.where({mask}, {text}, {typed(0, s.dtype)})"
             dims |= {1 if side == "a" else 0}
+        text = self._multiplied(text, operand)
         name = body.names.fresh(side)
         body.line(f"{name} = {body.spread(text, dims)}", getattr(s, "note", ""))
         return name

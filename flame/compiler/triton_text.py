@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from flame.dtypes import bool_, by_name, float32, float64
+from flame.dtypes import FLOAT8, bool_, by_name, float32, float64, uint8
 from flame.dtypes import dtype as DType
+from flame.ops import float8
 from flame.ops.machine import BASIC, COMPARISONS, Machine
 from flame.primitive import REGISTRY
 
@@ -31,6 +32,7 @@ LANGUAGE = {
     "uint64": ("uint64", "u64"), "int8": ("int8", "i8"), "int16": ("int16", "i16"), "int32": ("int32", "i32"),
     "int64": ("int64", "i64"), "float16": ("float16", "fp16"), "bfloat16": ("bfloat16", "bf16"),
     "float32": ("float32", "fp32"), "float64": ("float64", "fp64"),
+    "float8_e4m3fn": ("uint8", "u8"), "float8_e5m2": ("uint8", "u8"),  # held as bits: not every GPU knows them
 }  # fmt: skip
 
 
@@ -61,6 +63,8 @@ def literal(value: bool | int | float, d: DType) -> str:
     """A number as it is written beside a value of dtype `d`, which it takes on."""
     if d is bool_:
         return "True" if value else "False"
+    if d in FLOAT8:
+        return str(np.asarray(value, d.numpy).view(np.uint8).item())
     if d.kind != "f":
         return str(int(value))
     value = float(value)
@@ -76,7 +80,7 @@ def is_negative_zero(value: bool | int | float) -> bool:
 
 def typed(value: bool | int | float, d: DType) -> str:
     """A number that has dtype `d` by itself."""
-    if d.kind == "f" and is_negative_zero(value):
+    if d.kind == "f" and d not in FLOAT8 and is_negative_zero(value):
         return literal(value, d)
     if d is float32:
         size = abs(float(value))
@@ -199,6 +203,17 @@ class Functions:
         self._longer.add(kinds)
         return ""
 
+    def float8(self, how: str, d: DType) -> str:
+        """The name of the function that casts from an 8-bit float (`widened`, `halved`) or to it (`narrowed`)."""
+        name = f"_{d.name}_{how}"
+        if name not in self.texts:
+            machine = TritonMachine(self)
+            x = Text(machine.names.fresh("x"), float32 if how == "narrowed" else uint8)
+            result = getattr(float8, how)(machine, x, d)
+            lines = [f"def {name}({x.text}):", *machine.lines, f"    return {result.alone}"]
+            self.texts[name] = "\n".join(("@triton.jit", *lines))
+        return name
+
     def primitive(self, name: str, arguments: tuple[DType, ...]) -> str:
         """The name of the function that an elementwise primitive's definition becomes for operands of these dtypes."""
         kinds = {d for d in arguments if d is not bool_} or {bool_}
@@ -223,7 +238,7 @@ class Functions:
 def spell(op: str, args: tuple[Text, ...], out: DType, functions: Functions) -> str:
     """The text of a basic operation, a cast, or an elementwise primitive, on values and numbers."""
     if op == "cast":
-        return _cast(args[0], out)
+        return _cast(args[0], out, functions)
     if op == "bitcast":
         return f"{args[0].tensor}.to({tl(out)}, bitcast=True)"
     if op not in BASIC:
@@ -281,9 +296,15 @@ def _infix(symbol: str, args: tuple[Text, ...]) -> str:
     return f"{left} {symbol} {b.text}"
 
 
-def _cast(x: Text, out: DType) -> str:
+def _cast(x: Text, out: DType, functions: Functions) -> str:
     if out is x.dtype:
         return x.tensor
+    if x.dtype in FLOAT8:
+        wide = f"{functions.float8('widened', x.dtype)}({x.tensor})"
+        return wide if out is float32 else _cast(Text(wide, float32), out, functions)
+    if out in FLOAT8:
+        wide = x.tensor if x.dtype is float32 else _cast(x, float32, functions)
+        return f"{functions.float8('narrowed', out)}({wide})"
     if out is bool_:
         return f"{x.tensor} != 0"
     text = x.tensor
@@ -342,7 +363,7 @@ class TritonMachine(Machine):
         return Text.number(value if isinstance(value, bool | int | float) else np.asarray(value).item(), d)
 
     def cast(self, x: Text, d: DType) -> Text:
-        return self._line(_cast(x, d), d)
+        return self._line(_cast(x, d, self.functions), d)
 
     def bitcast(self, x: Text, d: DType) -> Text:
         return self._line(spell("bitcast", (x,), d, self.functions), d)

@@ -29,7 +29,7 @@ def data_ptr(self: Tensor) -> int:
 
 @method()
 def numpy(self: Tensor, *, force: bool = False) -> np.ndarray:
-    """The values as a NumPy array that shares this tensor's memory (bfloat16 comes as ml_dtypes.bfloat16).
+    """The values as a NumPy array that shares this tensor's memory (bfloat16 and the 8-bit floats come as `ml_dtypes` has them).
 
     Raises RuntimeError if the tensor requires grad (use `.detach().numpy()`), unless `force`.
     """
@@ -81,8 +81,8 @@ def __dlpack__(
     """A DLPack capsule of this memory (of a copy, if asked for); versioned where `max_version` is at least (1, 0). On a GPU
     `stream` is the consumer's, which waits for what was launched so far.
 
-    Raises BufferError for tensors that require gradient, for bfloat16 on the CPU, for other devices, and for a stream of the
-    CPU.
+    Raises BufferError for tensors that require gradient, for bfloat16 and 8-bit floats on the CPU, for other devices, and
+    for a stream of the CPU.
     """
     if self.requires_grad:
         raise BufferError("Can't export tensors that require gradient, use tensor.detach()")
@@ -92,8 +92,8 @@ def __dlpack__(
             raise BufferError(f"this tensor is on {self.device}, device {here}; it can't be exported to {tuple(dl_device)}")
         a = _handed_memory(self)
         return exported(duplicate(a) if copy else a, stream, max_version is not None and max_version >= (1, 0))
-    if self.dtype is dtypes.bfloat16:
-        raise BufferError("bfloat16 cannot be exported through NumPy's DLPack; cast to float32 first")
+    if self.dtype in dtypes.FOREIGN:
+        raise BufferError(f"{self.dtype.name} cannot be exported through NumPy's DLPack; cast to float32 first")
     if stream is not None and stream != -1:
         raise BufferError(f"stream must be None for memory of the CPU, got {stream!r}")
     if dl_device is not None and tuple(dl_device) != (1, 0):

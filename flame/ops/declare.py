@@ -63,12 +63,12 @@ def as_operand(x: Any, d: np.dtype) -> Any:
 
 
 def is_narrow(d: np.dtype) -> bool:
-    """float16 or bfloat16 (whose NumPy kind is V)."""
-    return d.itemsize == 2 and d.kind in "fV"
+    """float16, bfloat16 (whose NumPy kind is V) or an 8-bit float."""
+    return d.itemsize <= 2 and d.kind in "fV"
 
 
 def widened(x: np.ndarray) -> np.ndarray:
-    """float16 or bfloat16 as float32."""
+    """A narrow float as float32."""
     return quiet.run(x.astype, np.float32)
 
 
@@ -94,7 +94,7 @@ def meaning(f: Callable[..., Any], *, ordered: bool = False) -> Callable[..., An
                 like = x.dtype
             else:
                 numbers = True
-        if like.itemsize == 2 and like.kind in "fV":
+        if like.itemsize <= 2 and like.kind in "fV":
             out = quiet.run(f, *[_widened(x, like) for x in xs], **kwargs)
             if out.dtype == np.float32:
                 out = quiet.run(out.astype, like)

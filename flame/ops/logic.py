@@ -145,6 +145,8 @@ def _cast_eager(x: np.ndarray, *, dtype: DType) -> np.ndarray:
         x = widened(x)
     if x.dtype.kind == "c" and dtype.kind != "c":
         x = x.real if dtype.kind != "b" else x != 0
+    if dtype in dtypes.FLOAT8:
+        x = widened(x)
     return quiet.run(x.astype, dtype.numpy, order="C")
 
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from flame.dtypes import BY_NAME, from_numpy_dtype
+from flame.dtypes import BY_NAME, FOREIGN, from_numpy_dtype
 from flame.runtime.cuda import gpu
 from flame.runtime.device_array import DeviceArray, dense_strides
 from flame.runtime.gpu_copy import ALIGNMENT
@@ -97,7 +97,7 @@ def exported(a: DeviceArray, stream: Any = None, versioned: bool = False) -> Any
     d = from_numpy_dtype(a.dtype)
     if d.name == "bfloat16":
         code = _BFLOAT
-    elif a.dtype.kind in _CODES:
+    elif a.dtype.kind in _CODES and d not in FOREIGN:
         code = _CODES[a.dtype.kind]
     else:
         raise BufferError(f"{d.name} cannot be exported through DLPack; cast it first")
@@ -171,8 +171,9 @@ def _over(on: Any, address: int, shape: tuple, strides: tuple, dtype: np.dtype, 
 
 
 def described(a: DeviceArray) -> dict[str, Any]:
-    """What `__cuda_array_interface__` says of an array. Raises AttributeError for bfloat16, which it has no word for."""
-    if a.dtype.kind not in "iufcb":
+    """What `__cuda_array_interface__` says of an array. Raises AttributeError for bfloat16 and 8-bit floats: it has no
+    word for them."""
+    if a.dtype.kind not in "iufcb" or from_numpy_dtype(a.dtype) in FOREIGN:
         raise AttributeError(f"{from_numpy_dtype(a.dtype).name} has no word in the CUDA array interface: use DLPack")
     return {
         "shape": a.shape,

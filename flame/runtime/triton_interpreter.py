@@ -6,9 +6,9 @@ rule, and `interpret` builds what the other mode would have built, for one run: 
 standard library such as `tl.sum`) stands aside for its plain one.
 
 The interpreter itself is put right where it departs from what GPUs do: bfloat16 rounds to nearest even (it truncates),
-`tl.dot` of bfloat16 multiplies numbers (it multiplies their bit patterns), integer `tl.dot` wraps, a scalar condition may mask
-a tile, functions of `libdevice` exist, and reductions with a function of one's own fold halves of a tile instead of one element
-at a time, as a GPU does, and faster. In older versions ~ of unsigned integers and run-time loop bounds fail with NumPy 2.
+`tl.dot` of bfloat16 and 8-bit floats multiplies numbers (it multiplies their bit patterns), integer `tl.dot` wraps, a scalar
+condition may mask a tile, functions of `libdevice` exist, and reductions with a function of one's own fold halves of a tile instead of
+one element at a time, as a GPU does, and faster. In older versions ~ of unsigned integers and run-time loop bounds fail with NumPy 2.
 """
 
 from __future__ import annotations
@@ -154,8 +154,13 @@ def _repairs(tl: Any, interpreter: Any) -> list[tuple[Any, str, Any]]:
     cast_impl, reduce_slowly = builder.cast_impl, interpreter.ReduceOps.generic_reduce
     patch_tensor = interpreter._patch_lang_tensor
 
+    narrow = {
+        tl.bfloat16: ml_dtypes.bfloat16, tl.float8e4nv: ml_dtypes.float8_e4m3fn, tl.float8e5: ml_dtypes.float8_e5m2,
+    }  # fmt: skip
+
     def values(x: Any) -> np.ndarray:
-        return x.data.view(ml_dtypes.bfloat16).astype(np.float32) if x.dtype.scalar == tl.bfloat16 else x.data
+        kind = narrow.get(x.dtype.scalar)
+        return x.data if kind is None else x.data.view(kind).astype(np.float32)
 
     def cast(self: Any, src: Any, to: Any) -> Any:
         kinds = (src.dtype.scalar, to.scalar)

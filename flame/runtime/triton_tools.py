@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from flame.compiler.to_triton import TritonSource
+from flame.dtypes import FLOAT8
 from flame.errors import CompileError, MissingTargetError
 from flame.runtime.triton_interpreter import interpret
 
@@ -261,7 +262,7 @@ def run_interpreted(source: TritonSource, buffers: Mapping[str, np.ndarray], sym
         a = buffers[p.buffer]
         if a.dtype != p.dtype.numpy or not a.flags.c_contiguous:
             raise ValueError(f"{source.entry}: buffer {p.buffer} is a contiguous array of {p.dtype.name}, got {a.dtype}")
-        arguments.append(a)
+        arguments.append(a.view(np.uint8) if p.dtype in FLOAT8 else a)
     grid = source.grid(symbols)
     if 0 in grid:
         return

@@ -28,8 +28,8 @@ from flame import dtypes
 
 _NAMES = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32", "I32": "int32",
-    "U64": "uint64", "I64": "int64", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
-    "C64": "complex64", "C128": "complex128",
+    "U64": "uint64", "I64": "int64", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+    "F32": "float32", "F64": "float64", "C64": "complex64", "C128": "complex128",
 }  # fmt: skip
 _SPELLED = {name: short for short, name in _NAMES.items()}
 CHECKSUMS, DIGEST = "flame.checksums", "flame.digest"
