@@ -7,8 +7,9 @@ standard library such as `tl.sum`) stands aside for its plain one.
 
 The interpreter itself is put right where it departs from what GPUs do: bfloat16 rounds to nearest even (it truncates),
 `tl.dot` of bfloat16 and 8-bit floats multiplies numbers (it multiplies their bit patterns), integer `tl.dot` wraps, a scalar
-condition may mask a tile, functions of `libdevice` exist, and reductions with a function of one's own fold halves of a tile instead of
-one element at a time, as a GPU does, and faster. In older versions ~ of unsigned integers and run-time loop bounds fail with NumPy 2.
+condition may mask a tile, functions of `libdevice` exist, and reductions with a function of one's own fold halves of a tile
+instead of one element at a time, as a GPU does, and faster. In older versions ~ of unsigned integers and run-time loop bounds
+fail with NumPy 2.
 """
 
 from __future__ import annotations
