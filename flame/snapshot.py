@@ -81,7 +81,7 @@ class Snapshot:
                 yield name, x.__func__
             case functools.partial():
                 yield from [(name, v) for v in (x.func, *x.args, *x.keywords.values())]
-            case FunctionType() if x.__module__ == self._home or not x.__module__.startswith("flame."):
+            case FunctionType() if x.__module__ == self._home or not (x.__module__ or "").startswith("flame."):
                 self._hold_variables(x)
                 yield from _reached(x)
             case _ if isinstance(x, _ATTRIBUTED) or (type(x).__module__ == self._home and not isinstance(x, type)):

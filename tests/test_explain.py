@@ -8,6 +8,8 @@ import io
 import math
 import random
 import re
+import sys
+import types
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -238,6 +240,19 @@ def test_explain_names_breaks_with_the_users_line() -> None:
     assert event.code == "FL1001" and event.remedy in REASONS["FL1001"].remedy and "What to do" in str(e)
     assert 2 <= e.calls <= 8 and max(map(len, str(e).splitlines())) <= 120
     assert "Breaks, in" in str(e) and "test_explain.py" in str(e) and "value is read" in str(e)
+
+
+def test_lines_in_a_notebook_are_named_by_their_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"/somewhere/ipykernel_7/123.py": ("Cell", "In[3]")}
+    shell = types.SimpleNamespace(compile=types.SimpleNamespace(format_code_name=names.get))
+    notebook = types.SimpleNamespace(get_ipython=lambda: shell)
+    monkeypatch.setitem(sys.modules, "IPython", notebook)  # type: ignore[arg-type]
+    scope: dict[str, Any] = {}
+    exec(compile("def f(x):\n    return (x + 1).exp() if x.sum() > 0 else x\n", "/somewhere/ipykernel_7/123.py", "exec"), scope)
+    (graph_break,) = flame.explain(scope["f"], flame.ones(3)).breaks
+    assert "In[3]:2" in str(graph_break) and "ipykernel" not in str(graph_break)
+    notebook.get_ipython = lambda: None  # type: ignore[assignment]  (the library alone, without a notebook)
+    assert "123.py:2" in str(flame.explain(scope["f"], flame.ones(3)).breaks[0])
 
 
 def test_explain_shows_where_a_call_left_the_recorded_path() -> None:

@@ -33,6 +33,7 @@ from flame.runtime.apart import Apart
 from flame.runtime.cuda_gpu import Gpu
 from flame.runtime.executable import Executable
 from flame.runtime.gpu_program import GpuExecutable
+from flame.runtime.lines import named
 from flame.tensor import Tensor
 
 _clock = time.perf_counter_ns
@@ -44,7 +45,7 @@ def user_stack() -> tuple[str, ...]:
     while f is not None:
         module = f.f_globals.get("__name__", "")
         if not module.startswith("flame.") or module.startswith("flame.demo."):
-            found.append(f"{f.f_code.co_filename}:{f.f_lineno}")
+            found.append(f"{named(f.f_code.co_filename)}:{f.f_lineno}")
         f = f.f_back  # type: ignore[assignment]
     return tuple(found)
 
