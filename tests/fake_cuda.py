@@ -443,7 +443,7 @@ def gpu_for_tests(check: bool = True, **kwargs: Any) -> Iterator[FakeLibrary]:
     """flame runs on a fake device (see FakeLibrary for what can be said of it); at the end all must be well."""
     driver = FakeDriver(**kwargs)
     try:
-        with cuda.use_driver(driver, driver.fake.compile):
+        with cuda.use_driver(driver, driver.fake.compile, lambda: driver.fake.products()):
             yield driver.fake
     finally:
         placement.gpu = False

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from flame.compiler.to_triton import TritonSource
+from flame.errors import MissingTargetError
 from flame.runtime.cuda_driver import Attribute, signatures, symbol
 from flame.runtime.triton_tools import Binary
 
@@ -161,6 +162,10 @@ class Device:
         made = Binary(source.entry, arch, code, "", (16 << 10) * source.stages, source.warps * 32, 0, 0, 0, 2, *lent)
         self.compiled[code] = made
         return made
+
+    def products(self) -> Any:
+        """A library of matrix products for this device: none, but for tests that put one here."""
+        raise MissingTargetError("there is no library of matrix products here")
 
     def fail(self, call: str, code: int, after: int = 0, times: int = 1, sticky: bool = False) -> None:
         """Let the next `times` calls after `after` good ones fail; a sticky error is every later call's answer too."""

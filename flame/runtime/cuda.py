@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, Final
 
 from flame.errors import CudaError, MissingTargetError
+from flame.runtime.cublas import open_library
 from flame.runtime.cuda_driver import Driver, open_driver
 from flame.runtime.cuda_gpu import Compiler, Gpu, Process
 from flame.runtime.cuda_plan import launcher
@@ -185,9 +187,9 @@ class Event:
 class Runtime:
     """A driver and the devices opened through it. The process has one; `use_driver` puts another in its place."""
 
-    def __init__(self, driver: Driver, compiler: Compiler):
+    def __init__(self, driver: Driver, compiler: Compiler, products: Callable[[], Any]):
         self.driver = driver
-        self.process = Process(driver, compiler, launcher(driver))
+        self.process = Process(driver, compiler, launcher(driver), products)
         self.count = driver.device_count()
         self.gpus: dict[int, Gpu] = {}
         self._lock = Lock()
@@ -226,7 +228,8 @@ def runtime() -> Runtime:
     with _opening:
         if _runtime is None and not _missing:
             try:
-                made = Runtime(open_driver(), binary_of)
+                driver = open_driver()
+                made = Runtime(driver, binary_of, partial(open_library, driver.version()[0]))
                 if not made.count:
                     raise MissingTargetError(
                         "the CUDA driver finds no GPU (is CUDA_VISIBLE_DEVICES empty?); run on device 'cpu'"
@@ -302,12 +305,17 @@ def current_stream(index: int | None = None) -> Stream:
     return Stream.of(on, on.current_stream)
 
 
+def _none() -> Any:
+    raise MissingTargetError("there is no library of matrix products for this driver")
+
+
 @contextmanager
-def use_driver(driver: Driver, compiler: Compiler = binary_of) -> Iterator[Runtime]:
-    """Everything in this module goes through `driver`, and kernels through `compiler`, until the context ends; then all that
-    was taken is handed back. For tests, on one thread."""
+def use_driver(driver: Driver, compiler: Compiler = binary_of, products: Callable[[], Any] = _none) -> Iterator[Runtime]:
+    """Everything in this module goes through `driver`, kernels through `compiler` and products that a library is to compute
+    through the one that `products` gives, until the context ends; then all that was taken is handed back. For tests, on one
+    thread."""
     global _runtime
-    before, _runtime = _runtime, Runtime(driver, compiler)
+    before, _runtime = _runtime, Runtime(driver, compiler, products)
     made = _runtime
     try:
         yield made

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -59,6 +59,8 @@ class Process:
     driver: Driver
     compiler: Compiler
     launcher: Launcher
+    #: a library of matrix products; raises MissingTargetError
+    products: Callable[[], Any]
     local: _Local = field(default_factory=_Local)
     forked: bool = False  #: it is a child of one that had opened the driver
 
@@ -194,6 +196,7 @@ class Gpu:
         self._streams: dict[int, list[int]] = {}
         self._streams_given: dict[int, int] = {}
         self._events: dict[tuple[bool, bool], deque[int]] = {}
+        self._libraries: dict[str, Any] = {}
 
     # ---- what it is
 
@@ -469,6 +472,17 @@ class Gpu:
         """A source compiled for this device and loaded. Raises CompileError."""
         return self.load(self._process.compiler(source, self.target.arch), source, note)
 
+    def library(self, name: str, make: Callable[[], Any]) -> Any:
+        """What a library keeps on this device, made by the first call; its `close` is called before the device's own."""
+        with self._lock:
+            if name not in self._libraries:
+                self._libraries[name] = make()
+            return self._libraries[name]
+
+    def products(self) -> Any:
+        """The library of matrix products. Raises MissingTargetError where there is none."""
+        return self._process.products()
+
     def plan(self, steps: Sequence[LaunchStep], words: int, graph: bool = False) -> LaunchPlan:
         """The steps as one plan, for calls with `words` addresses and numbers of their own. `graph`: launch it as a graph of
         the driver where that pays."""
@@ -510,6 +524,9 @@ class Gpu:
         self.activate()
         self.driver.synchronize()
         self.checks.close()
+        for library in self._libraries.values():
+            library.close()
+        self._libraries.clear()
         self.graphs.close()
         self.memory.close()
         self.pinned.close()

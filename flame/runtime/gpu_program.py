@@ -153,6 +153,11 @@ class GpuExecutable:
         for step in program.steps:
             if isinstance(step, KernelStep):
                 launch = self._launch(step, target)
+                if isinstance(launch, gpu_autotune.ByLibrary):
+                    finish_launches()
+                    stages.append(self._by_library(step, launch))
+                    self.runs.append("cuBLASLt")
+                    continue
                 if launch is not None:
                     launches.append(launch)
                 self.runs.append("triton")
@@ -173,17 +178,32 @@ class GpuExecutable:
         return stages
 
     def _source(self, step: KernelStep, target: Target, symbols: dict[str, int]) -> TritonSource:
-        """A kernel's source under the schedule that is chosen, or measured, for these sizes. Raises Refused."""
-        if self._tune:
-            return gpu_autotune.tuned(self.gpu, step.kernel, symbols)
+        """A kernel's source under the schedule that is chosen for these sizes. Raises Refused."""
         return gpu_kernels.source_of(step.kernel, target, symbols)
 
-    def _launch(self, step: KernelStep, target: Target) -> LaunchStep | None:
-        """A kernel's launch; None where there are no elements."""
+    def _by_library(self, step: KernelStep, product: gpu_autotune.ByLibrary) -> Callable[[Arrays, Any], None]:
+        """A kernel that a library computes."""
+        finds = {b: self._array(slot) for b, slot in step.buffers.items()}
+        note = ", ".join((str(product), *step.notes))
+
+        def run(arrays: Arrays, arena: Any) -> None:
+            self.gpu.recent.append(note)
+            product.launch(None, {b: find(arrays, arena).address for b, find in finds.items()})
+
+        return run
+
+    def _launch(self, step: KernelStep, target: Target) -> LaunchStep | gpu_autotune.ByLibrary | None:
+        """A kernel's launch, by what was measured to be fastest where that is asked for; None where there are no elements."""
         symbols = {name: step.symbols[name] for name in step.kernel.symbols}
         where = f" (from {', '.join(step.notes)})" if step.notes else ""
         try:
-            source = self._source(step, target, symbols)
+            if self._tune:
+                chosen = gpu_autotune.tuned(self.gpu, step.kernel, symbols)
+                if isinstance(chosen, gpu_autotune.ByLibrary):
+                    return chosen
+                source = chosen
+            else:
+                source = self._source(step, target, symbols)
         except Refused as reason:
             raise CompileError(f"kernel {step.kernel.name} has no form in Triton: {reason}{where}") from reason
         if not source.fits(symbols):
