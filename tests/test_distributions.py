@@ -13,6 +13,8 @@ R = np.random.default_rng(5)
 LOC, SCALE, P = R.standard_normal((3, 4)), R.uniform(0.5, 2, (4,)), R.uniform(0.1, 0.9, (3, 4))
 M = R.standard_normal((2, 3, 3)) * 0.3 + np.eye(3)
 COVARIANCE = M @ np.swapaxes(M, -1, -2)
+CORRELATION = np.linalg.cholesky(COVARIANCE)
+CORRELATION = CORRELATION / np.linalg.norm(CORRELATION, axis=-1, keepdims=True)
 FIVE = np.concatenate([P, P[:, :1]], 1) / np.concatenate([P, P[:, :1]], 1).sum(1, keepdims=True)
 
 #: name -> how it is made of a module (flame or PyTorch) and its tensors, and values at which it is asked
@@ -61,20 +63,29 @@ MADE: dict[str, tuple[Any, Any]] = {
         ),
         P,
     ),
+    "ContinuousBernoulli": (lambda d, t: d.ContinuousBernoulli(t(np.where(P < 0.3, 0.5, P))), P),
+    "ContinuousBernoulli by logits": (lambda d, t: d.ContinuousBernoulli(logits=t(LOC)), P),
+    "LowRankMultivariateNormal": (
+        lambda d, t: d.LowRankMultivariateNormal(t(LOC[:2, :3]), t(M[..., :2]), t(P[:2, :3])),
+        LOC[:2, :3] + 0.2,
+    ),
+    "Wishart": (lambda d, t: d.Wishart(t(np.array([4.5, 7.0])), t(COVARIANCE)), COVARIANCE * 3),
+    "LKJCholesky": (lambda d, t: d.LKJCholesky(3, t(SCALE[:2])), CORRELATION),
     "RelaxedBernoulli": (lambda d, t: d.RelaxedBernoulli(t(np.array(0.7)), t(P)), P),
     "RelaxedOneHotCategorical": (lambda d, t: d.RelaxedOneHotCategorical(t(np.array(0.7)), t(P)), P / P.sum(-1, keepdims=True)),
 }
 #: moments that are not known to PyTorch either, or infinite
-NO_MOMENTS = {"TransformedDistribution", "RelaxedBernoulli", "RelaxedOneHotCategorical", "LogisticNormal"}
+NO_MOMENTS = {"TransformedDistribution", "RelaxedBernoulli", "RelaxedOneHotCategorical", "LogisticNormal", "LKJCholesky"}
 NO_ENTROPY = NO_MOMENTS | {"FisherSnedecor", "VonMises", "NegativeBinomial", "MixtureSameFamily", "Kumaraswamy", "Poisson"}
 
 
 CDF = {*"Normal Laplace Cauchy Gumbel LogNormal Exponential Uniform HalfNormal HalfCauchy Gamma Chi2 Weibull Pareto".split(),
-       "Kumaraswamy", "MixtureSameFamily", "TransformedDistribution", "InverseGamma"}  # fmt: skip
+       "Kumaraswamy", "MixtureSameFamily", "TransformedDistribution", "InverseGamma", "ContinuousBernoulli",
+       "ContinuousBernoulli by logits"}  # fmt: skip
 DIVERGE = [n for n in MADE if n not in {
     "Gumbel", "Cauchy", "HalfNormal", "InverseGamma", "StudentT", "FisherSnedecor", "HalfCauchy", "VonMises", "Weibull",
     "Kumaraswamy", "NegativeBinomial", "Multinomial", "MixtureSameFamily", "RelaxedBernoulli", "RelaxedOneHotCategorical",
-    "Binomial by logits",
+    "Binomial by logits", "LKJCholesky", "Wishart",
 }]  # fmt: skip
 
 
@@ -93,6 +104,8 @@ def asked(module: Any, name: str) -> dict[str, Any]:
         "Multinomial",
         "NegativeBinomial",
         "Kumaraswamy",
+        "ContinuousBernoulli",
+        "ContinuousBernoulli by logits",
         *NO_MOMENTS,
     ):
         out["mode"] = d.mode
@@ -184,7 +197,10 @@ def test_reparametrised_draws_lead_to_the_parameters_and_compile() -> None:
         (lambda d: d.Independent(d.Normal(0.0, 1.0), 1), ValueError, "reinterpreted_batch_ndims"),
         (lambda d: d.MultivariateNormal(flame.zeros(2), -flame.eye(2)), ValueError, "positive definite"),
         (lambda d: d.kl_divergence(d.Normal(0.0, 1.0), d.Exponential(1.0)), NotImplementedError, "Exponential"),
-        (lambda d: d.Wishart, AttributeError, "MultivariateNormal"),
+        (lambda d: d.Wishart(1.5, flame.eye(3)), ValueError, "ndim - 1"),
+        (lambda d: d.LKJCholesky(1), ValueError, "greater than or equal to 2"),
+        (lambda d: d.LowRankMultivariateNormal(flame.zeros(2), flame.ones(3, 1), flame.ones(2)), ValueError, "2 x m"),
+        (lambda d: d.GeneralizedPareto(0.0, 1.0, -1.0).log_prob(flame.tensor(2.0)), ValueError, "support"),
         (lambda d: d.Gamma(-1.0, 1.0), ValueError, "concentration"),
         (lambda d: d.Gamma(1.0, 1.0).log_prob(flame.tensor(-1.0)), ValueError, "support"),
         (lambda d: d.Dirichlet(flame.tensor(1.0)), ValueError, "one-dimensional"),
@@ -222,7 +238,28 @@ CONTINUOUS: dict[str, tuple[Any, Any]] = {
     "Uniform": (lambda d, t: d.Uniform(t(1.0), t(3.0)), lambda s: s.uniform(1, 2)),
     "LogNormal": (lambda d, t: d.LogNormal(t(0.3), t(0.5)), lambda s: s.lognorm(0.5, scale=np.exp(0.3))),
     "HalfNormal": (lambda d, t: d.HalfNormal(t(2.0)), lambda s: s.halfnorm(scale=2)),
+    "GeneralizedPareto": (lambda d, t: d.GeneralizedPareto(t(1.0), t(2.0), t(0.3)), lambda s: s.genpareto(0.3, 1, 2)),
+    "GeneralizedPareto, bounded": (
+        lambda d, t: d.GeneralizedPareto(t(0.0), t(2.0), t(-0.7)),
+        lambda s: s.genpareto(-0.7, 0, 2),
+    ),
+    "GeneralizedPareto, exponential": (lambda d, t: d.GeneralizedPareto(t(0.0), t(2.0), t(0.0)), lambda s: s.expon(scale=2)),
+    "Kumaraswamy": (lambda d, t: d.Kumaraswamy(t(1.0), t(2.5)), lambda s: s.beta(1, 2.5)),
+    "RelaxedBernoulli": (lambda d, t: d.RelaxedBernoulli(t(1.0), t(0.5)), lambda s: s.uniform()),
+    "LKJCholesky": (lambda d, t: _Entry(d.LKJCholesky(3, t(1.5)), 1), lambda s: s.beta(2.0, 2.0, -1, 2)),
+    "Wishart": (lambda d, t: _Entry(d.Wishart(t(4.0), t([[2.0, 0.3], [0.3, 1.0]])), 0), lambda s: s.chi2(4, scale=2)),
 }
+
+
+class _Entry:
+    """Draws of one entry of the correlation (1: below the diagonal) or matrix (0: the first)."""
+
+    def __init__(self, d: Any, kind: int) -> None:
+        self.d, self.kind = d, kind
+
+    def sample(self, shape: Any) -> Any:
+        x = self.d.sample(shape)
+        return (x @ x.mT)[..., 2, 1] if self.kind else x[..., 0, 0]
 
 
 @pytest.mark.parametrize("name", CONTINUOUS)
@@ -233,6 +270,50 @@ def test_draws_follow_the_distribution(name: str) -> None:
     make, known = CONTINUOUS[name]
     x = array(make(flame.distributions, lambda v: flame.tensor(v, dtype=flame.float64)).sample((20000,)))
     assert stats.kstest(x, known(stats).cdf).statistic < 0.0138  # (one in a thousand)
+
+
+@pytest.mark.parametrize("name", [n for n in CONTINUOUS if n.startswith("GeneralizedPareto")])
+def test_generalized_pareto_is_scipys(name: str) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    make, known = CONTINUOUS[name]
+    d, of = make(flame.distributions, lambda v: flame.tensor(v, dtype=flame.float64)), known(stats)
+    x = of.ppf(np.linspace(0.05, 0.95, 7))
+    t = flame.tensor(x)
+    for got, want in ((d.log_prob(t), of.logpdf(x)), (d.cdf(t), of.cdf(x)), (d.log_survival_function(t), of.logsf(x)),
+                      (d.icdf(d.cdf(t)), x), (d.mean, of.mean()), (d.variance, of.var()), (d.entropy(), of.entropy())):  # fmt: skip
+        np.testing.assert_allclose(array(got), want, rtol=1e-7)
+
+
+def test_divergence_of_wisharts_is_the_mean_of_their_log_ratio() -> None:
+    d, t = flame.distributions, lambda a: flame.tensor(np.asarray(a))
+    flame.manual_seed(3)
+    p, q = d.Wishart(t([4.5, 7.0]), t(COVARIANCE)), d.Wishart(t([4.05, 6.3]), t(COVARIANCE * 1.5))
+    x = p.sample((6000,))
+    np.testing.assert_allclose(array(d.kl_divergence(p, q)), array((p.log_prob(x) - q.log_prob(x)).mean(0)), atol=0.04)
+    assert array(d.kl_divergence(p, p)).tolist() == pytest.approx([0, 0], abs=1e-12)
+
+
+def test_no_distribution_is_forgotten() -> None:
+    """Each has its densities held to PyTorch's or SciPy's, and its draws to moments or to a distribution function."""
+    names = {d.__name__ for d in flame.distributions._DISTRIBUTIONS}
+    straight = {"OneHotCategoricalStraightThrough"}  # (a OneHotCategorical whose draws have gradients)
+    drawn = {n.partition(",")[0] for n in CONTINUOUS} | {n for n in MADE if n not in NO_MOMENTS}
+    assert names - straight - {n.partition(" ")[0] for n in MADE} == {"GeneralizedPareto"}
+    # those that are transforms of others' draws
+    assert names - straight - drawn == {"LogisticNormal", "TransformedDistribution", "RelaxedOneHotCategorical"}
+
+
+@pytest.mark.parametrize("name", [n for n in MADE if " by logits" not in n])
+def test_draws_are_the_same_numbers_compiled(name: str) -> None:
+    d = MADE[name][0](flame.distributions, lambda a: flame.tensor(a))
+    compiled = flame.compile(lambda: d.sample((2,)))
+    for seed in range(2):
+        flame.manual_seed(seed)
+        want = [array(d.sample((2,))), array(flame.rand(2))]
+        flame.manual_seed(seed)
+        got = [array(compiled()), array(flame.rand(2))]
+        for a, b in zip(got, want, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-12)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 9.5, 10.5, 400.0])

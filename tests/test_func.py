@@ -173,6 +173,12 @@ def test_gradcheck_tells_right_from_wrong() -> None:
     check, twice = flame.autograd.gradcheck, flame.autograd.gradgradcheck
     assert check(lambda a, b: (a @ b).sin(), (x, y)) and check(lambda a: (a.sum(0), a.exp()), x, fast_mode=True)
     assert twice(lambda a, b: (a @ b).sin(), (x, y))
+    c = flame.complex(x.detach(), x.detach() * 0.7 + 0.2).requires_grad_()
+    for fast in (False, True):
+        assert check(lambda a: (flame.fft.fft(a) * a.conj()).abs(), c, fast_mode=fast)
+        assert check(flame.fft.rfft, x, fast_mode=fast) and twice(lambda a: (a * a).angle(), c, fast_mode=fast)
+        with pytest.raises(RuntimeError, match="Jacobian mismatch"):
+            check(lambda a: a * a.detach(), c, fast_mode=fast)
     with pytest.raises(RuntimeError, match="Jacobian mismatch"):
         check(WrongSlope.apply, y)
     assert not check(WrongSlope.apply, y, raise_exception=False)

@@ -1,7 +1,8 @@
 """Derivatives held against finite differences: `gradcheck` for first, `gradgradcheck` for second order.
 
 Every element of every floating input is moved by `eps` to both sides (central differences); the Jacobian that results is
-compared with the one that backward gives, column by column. `fast_mode` compares one random direction instead.
+compared with the one that backward gives, column by column. `fast_mode` compares one random direction instead. A complex number
+is two real ones here, its parts: the gradient at a cotangent v is J^T v of the Jacobian J between parts.
 """
 
 from __future__ import annotations
@@ -27,7 +28,20 @@ def _tensors(x: Any) -> list[Tensor]:
 
 
 def _outputs(func: Callable, inputs: Sequence[Any]) -> list[Tensor]:
-    return [y for y in _tensors(func(*inputs)) if y.dtype.is_floating_point]
+    return [y for y in _tensors(func(*inputs)) if y.dtype.is_floating_point or y.dtype.is_complex]
+
+
+def _parts(a: Any) -> np.ndarray:
+    """The real numbers an array is made of, in a row: of complex ones, real and imaginary parts in turn."""
+    a = np.ascontiguousarray(a)
+    return a.reshape(-1).view(np.float64 if a.dtype.itemsize == 16 else np.float32) if a.dtype.kind == "c" else a.reshape(-1)
+
+
+def _of_parts(v: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """The array of `like`'s shape and dtype that has these parts."""
+    complex_ = like.dtype.kind == "c"
+    v = np.ascontiguousarray(v, like.real.dtype if complex_ else like.dtype)
+    return (v.view(like.dtype) if complex_ else v).reshape(like.shape)
 
 
 def _moved(func: Callable, inputs: Sequence[Any], k: int, step: np.ndarray) -> list[np.ndarray]:
@@ -37,7 +51,7 @@ def _moved(func: Callable, inputs: Sequence[Any], k: int, step: np.ndarray) -> l
     other._requires_grad = x.requires_grad
     with enable_grad() if x.requires_grad else no_grad():
         outs = _outputs(func, [other if i == k else v for i, v in enumerate(inputs)])
-    return [np.asarray(y.detach()._read(), np.float64) for y in outs]
+    return [np.asarray(_parts(y.detach()._read()), np.float64) for y in outs]
 
 
 def gradcheck(
@@ -58,7 +72,7 @@ def gradcheck(
     fast_mode: bool = False,
     masked: bool | None = None,
 ) -> bool:
-    """Whether backward gives the derivatives of `func` at `inputs`, which should be float64.
+    """Whether backward gives the derivatives of `func` at `inputs`, which should be float64 or complex128.
 
     Raises GradcheckError with the two Jacobians where they differ (or returns False without `raise_exception`), and ValueError
     where no input requires grad. Forward mode is backward twice here, so that `check_forward_ad` checks nothing else.
@@ -90,21 +104,24 @@ def _compare(
     for k in wanted:
         x = xs[k]
         a = x.detach()._read()
-        steps = [r.standard_normal(a.shape)] if fast else [np.eye(1, a.size, i).reshape(a.shape) for i in range(a.size)]
+        size = _parts(a).size
+        steps = [r.standard_normal(size)] if fast else list(np.eye(size))
         numeric = []
         for s in steps:
-            up, down = _moved(func, xs, k, eps * s), _moved(func, xs, k, -eps * s)
+            up, down = (_moved(func, xs, k, _of_parts(h * s, a)) for h in (eps, -eps))
             numeric.append([(p - q) / (2 * eps) for p, q in zip(up, down, strict=True)])
         for j, y in enumerate(ys):
-            want = np.stack([n[j].reshape(-1) for n in numeric], 0) if numeric else np.zeros((0, y.numel()))
+            like = y.detach()._read()
+            columns = _parts(like).size
+            want = np.stack([n[j] for n in numeric], 0) if numeric else np.zeros((0, columns))
+            # where one direction is enough, so is one cotangent
+            cotangents = [r.standard_normal(columns)] if fast else list(np.eye(columns))
+            want = np.stack([want @ v for v in cotangents], 1) if cotangents else want
             got = np.zeros_like(want)
-            if y.requires_grad:
-                for c in range(y.numel()):
-                    one = wrap(np.eye(1, y.numel(), c, dtype=y._read().dtype).reshape(tuple(y.shape)))
-                    (g,) = grad([y], [x], [one], retain_graph=True, allow_unused=True)
-                    if g is not None:
-                        column = np.asarray(g.detach()._read(), np.float64)
-                        got[:, c] = [(column * s).sum() for s in steps]
+            for c, v in enumerate(cotangents) if y.requires_grad else ():
+                (g,) = grad([y], [x], [wrap(_of_parts(v, like))], retain_graph=True, allow_unused=True)
+                if g is not None:
+                    got[:, c] = [_parts(g.detach()._read()) @ s for s in steps]
             if not np.allclose(got, want, rtol=rtol, atol=atol, equal_nan=True):
                 raise GradcheckError(
                     f"Jacobian mismatch for output {j} with respect to input {k},\nnumerical:{want}\nanalytical:{got}\n"
@@ -138,7 +155,8 @@ def gradgradcheck(
         r = np.random.default_rng(1)
         gs = []
         for y in ys:
-            g = wrap(np.asarray(r.standard_normal(tuple(y.shape)), y._read().dtype))
+            like = y.detach()._read()
+            g = wrap(_of_parts(r.standard_normal(_parts(like).size), like))
             g._requires_grad = True
             gs.append(g)
     else:

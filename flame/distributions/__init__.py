@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from types import SimpleNamespace
-from typing import Any
 
-from flame.distributions import constraints, continuous, counts, discrete, gamma, kl, transformed, transforms
+from flame.distributions import bounded, constraints, continuous, counts, discrete, gamma, kl, matrices, transformed, transforms
+from flame.distributions.bounded import ContinuousBernoulli, GeneralizedPareto
 from flame.distributions.continuous import (
     Cauchy,
     Exponential,
@@ -28,6 +28,7 @@ from flame.distributions.distribution import Distribution
 from flame.distributions.gamma import Beta, Chi2, Dirichlet, FisherSnedecor, InverseGamma, StudentT
 from flame.distributions.gamma import Gamma as Gamma
 from flame.distributions.kl import kl_divergence, register_kl
+from flame.distributions.matrices import LKJCholesky, LowRankMultivariateNormal, Wishart
 from flame.distributions.transformed import (
     HalfCauchy,
     Kumaraswamy,
@@ -44,15 +45,16 @@ from flame.distributions.transformed import (
 
 globals().update({_n: getattr(transforms, _n) for _n in transforms.__all__})
 _DISTRIBUTIONS = (
-    Bernoulli, Beta, Binomial, Categorical, Cauchy, Chi2, Dirichlet, Exponential, FisherSnedecor, Gamma, Geometric, Gumbel,
-    HalfCauchy, HalfNormal, Independent, InverseGamma, Kumaraswamy, Laplace, LogisticNormal, LogNormal, MixtureSameFamily,
-    Multinomial, MultivariateNormal, NegativeBinomial, Normal, OneHotCategorical, OneHotCategoricalStraightThrough, Pareto, Poisson,
-    RelaxedBernoulli, RelaxedOneHotCategorical, StudentT, TransformedDistribution, Uniform, VonMises, Weibull,
+    Bernoulli, Beta, Binomial, Categorical, Cauchy, Chi2, ContinuousBernoulli, Dirichlet, Exponential, FisherSnedecor, Gamma,
+    GeneralizedPareto, Geometric, Gumbel, HalfCauchy, HalfNormal, Independent, InverseGamma, Kumaraswamy, Laplace, LKJCholesky,
+    LogisticNormal, LogNormal, LowRankMultivariateNormal, MixtureSameFamily, Multinomial, MultivariateNormal, NegativeBinomial,
+    Normal, OneHotCategorical, OneHotCategoricalStraightThrough, Pareto, Poisson, RelaxedBernoulli, RelaxedOneHotCategorical,
+    StudentT, TransformedDistribution, Uniform, VonMises, Weibull, Wishart,
 )  # fmt: skip
 _PLACES = {
     "StudentT": "studentT", "FisherSnedecor": "fishersnedecor", "OneHotCategorical": "one_hot_categorical",
     "OneHotCategoricalStraightThrough": "one_hot_categorical", "RelaxedOneHotCategorical": "relaxed_categorical",
-    "VonMises": "von_mises",
+    "VonMises": "von_mises", "LKJCholesky": "lkj_cholesky", "LowRankMultivariateNormal": "lowrank_multivariate_normal",
 }  # fmt: skip
 
 
@@ -67,18 +69,6 @@ def _enter() -> None:
 
 
 _enter()
-__all__ = [*(d.__name__ for d in _DISTRIBUTIONS), *transforms.__all__, "Distribution", "constraints", "continuous",
-           "counts", "discrete", "gamma", "kl", "kl_divergence", "register_kl", "transformed", "transforms"]  # fmt: skip
-_ABSENT = {
-    "ContinuousBernoulli": "Beta or RelaxedBernoulli",
-    "GeneralizedPareto": "Pareto, moved by an AffineTransform",
-    "LKJCholesky": "LowerCholeskyTransform over normals",
-    "LowRankMultivariateNormal": "MultivariateNormal with the whole covariance",
-    "Wishart": "the covariance of MultivariateNormal draws",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _ABSENT:
-        raise AttributeError(f"flame.distributions.{name} is not there: use {_ABSENT[name]}")
-    raise AttributeError(f"module 'flame.distributions' has no attribute {name!r}")
+__all__ = [*(d.__name__ for d in _DISTRIBUTIONS), *transforms.__all__, "Distribution", "bounded", "constraints", "continuous",
+           "counts", "discrete", "gamma", "kl", "kl_divergence", "matrices", "register_kl", "transformed",
+           "transforms"]  # fmt: skip

@@ -51,6 +51,11 @@ lower_cholesky = Constraint(
     lambda v: (v.tril() == v).flatten(-2).all(-1) & (v.diagonal(dim1=-2, dim2=-1) > 0).all(-1),
     2,
 )
+corr_cholesky = Constraint(
+    "lower Cholesky factors of correlation matrices",
+    lambda v: lower_cholesky.check(v) & (((v * v).sum(-1) - 1).abs() <= (1e-4 if v.dtype.itemsize == 4 else 1e-8)).all(-1),
+    2,
+)
 symmetric = Constraint("symmetric matrices", lambda v: PUBLIC["isclose"](v, v.mT, atol=1e-6).flatten(-2).all(-1), 2)
 positive_definite = Constraint("symmetric matrices with positive eigenvalues", lambda v: _definite(v), 2)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from flame.distributions.bounded import ContinuousBernoulli
 from flame.distributions.continuous import (
     Cauchy,
     Exponential,
@@ -20,6 +21,7 @@ from flame.distributions.counts import Binomial, Poisson
 from flame.distributions.discrete import Bernoulli, Categorical, Geometric, Independent, OneHotCategorical
 from flame.distributions.distribution import Distribution
 from flame.distributions.gamma import Beta, Dirichlet, Gamma
+from flame.distributions.matrices import LowRankMultivariateNormal, Wishart
 from flame.distributions.transformed import Pareto, TransformedDistribution
 from flame.distributions.transforms import Transform
 from flame.functions import PUBLIC
@@ -91,6 +93,39 @@ def _multivariate(p: MultivariateNormal, q: MultivariateNormal) -> Tensor:
     z = solve_triangular(q.scale_tril, (q.loc - p.loc).unsqueeze(-1), upper=False)
     half = ((m * m).sum((-2, -1)) + (z * z).sum((-2, -1)) - float(p.event_shape[0])) * 0.5
     return half + q._half_log_det() - p._half_log_det()
+
+
+def _whole(d: LowRankMultivariateNormal) -> MultivariateNormal:
+    return MultivariateNormal(d.loc, scale_tril=d.scale_tril, validate_args=False)
+
+
+@register_kl(LowRankMultivariateNormal, LowRankMultivariateNormal)
+def _low_rank(p: LowRankMultivariateNormal, q: LowRankMultivariateNormal) -> Tensor:
+    return _multivariate(_whole(p), _whole(q))
+
+
+@register_kl(MultivariateNormal, LowRankMultivariateNormal)
+def _to_low_rank(p: MultivariateNormal, q: LowRankMultivariateNormal) -> Tensor:
+    return _multivariate(p, _whole(q))
+
+
+@register_kl(LowRankMultivariateNormal, MultivariateNormal)
+def _from_low_rank(p: LowRankMultivariateNormal, q: MultivariateNormal) -> Tensor:
+    return _multivariate(_whole(p), q)
+
+
+@register_kl(ContinuousBernoulli, ContinuousBernoulli)
+def _continuous_bernoulli(p: ContinuousBernoulli, q: ContinuousBernoulli) -> Tensor:
+    return p.mean * (p.logits - q.logits) + p._log_scale() - q._log_scale()
+
+
+@register_kl(Wishart, Wishart)
+def _wishart(p: Wishart, q: Wishart) -> Tensor:
+    n = p.event_shape[-1]
+    inner = solve_triangular(q.scale_tril, PUBLIC["broadcast_to"](p.scale_tril, tuple(q.scale_tril.shape)), upper=False)
+    scales = q.df * (q._half_log_det() - p._half_log_det()) + 0.5 * p.df * ((inner * inner).sum((-2, -1)) - float(n))
+    gammas = PUBLIC["mvlgamma"](q.df / 2.0, n) - PUBLIC["mvlgamma"](p.df / 2.0, n)
+    return scales + gammas + (p.df - q.df) / 2.0 * p._mvdigamma()
 
 
 @register_kl(Bernoulli, Bernoulli)
