@@ -201,9 +201,18 @@ def _accumulate(pending: dict, node: Any, i: int, g: Any) -> None:
 
 
 def heard(hook: Callable, g: Any) -> Any:
-    """A gradient, as a hook leaves it."""
+    """A gradient, as a hook leaves it. Raises TypeError where that is no tensor, RuntimeError where it is one of another kind."""
     got = hook(g)
-    return g if got is None else got
+    if got is None:
+        return g
+    if not isinstance(got, Tensor):
+        raise TypeError(f"expected Variable, but hook returned '{type(got).__name__}'")
+    name = getattr(hook, "__name__", type(hook).__name__)
+    if got.dtype is not g.dtype:
+        raise RuntimeError(f"hook '{name}' has changed the type of value (was {g.dtype!r} got {got.dtype!r})")
+    if got.shape != g.shape:
+        raise RuntimeError(f"hook '{name}' has changed the size of value (was {list(g.shape)} got {list(got.shape)})")
+    return got
 
 
 def accumulate_into(leaf: AccumulateGrad, g: Tensor, create_graph: bool) -> None:

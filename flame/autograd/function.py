@@ -91,7 +91,7 @@ class FunctionNode:
     def apply(self, cotangents: list) -> list:
         gs = cotangents
         if self.ctx.materialize_grads:
-            gs = [zeros(s) if g is None else g for g, s in zip(cotangents, self.outputs, strict=True)]
+            gs = [zeros(s) if g is None and s is not None else g for g, s in zip(cotangents, self.outputs, strict=True)]
         got = self._followed(gs) if force.resting is not None else self.cls.backward(self.ctx, *gs)  # type: ignore[attr-defined]
         got = got if isinstance(got, tuple) else (got,)
         if len(got) > len(self.edges) and all(g is None for g in got[len(self.edges) :]):

@@ -108,6 +108,7 @@ class SegmentNode:
         self._new: list[Tensor] = []  #: results that guarded memory is shown by, until they have it
         self._held: set[int] = set()
         self._shared: list[tuple[Storage, int]] = []  #: memory of others that backward reads, and as which of the saved arrays
+        self._bare: dict[Any, Any] = {}  #: while hooks of results are on operations: these, with their own
         self._done = False
         self.name_of = run.capture.name
 
@@ -365,15 +366,20 @@ class SegmentNode:
 
     @contextmanager
     def _hooked(self, hooks: list) -> Iterator[None]:
-        """The hooks of results are those of the operations that make them, meanwhile."""
+        """The hooks of results are those of the operations that make them, meanwhile. (A hook may call backward again, and
+        come here while they are.)"""
+        entered = [node for node, _, _ in hooks if node not in self._bare]
+        self._bare.update({node: node.hooks for node in entered})
         before = {node: node.hooks for node, _, _ in hooks}
         try:
-            for node, i, hook in hooks:
-                node.hooks = [*(node.hooks or ()), (i, hook)]
+            for node in before:
+                node.hooks = [*(self._bare[node] or ()), *((i, hook) for n, i, hook in hooks if n is node)]
             yield
         finally:
             for node, own in before.items():
                 node.hooks = own
+            for node in entered:
+                self._bare.pop(node, None)
 
     def release(self, results: Iterable[int]) -> None:
         """Let go of what backward came through on its way from these results; others can still be differentiated."""

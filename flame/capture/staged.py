@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from flame.autograd.engine import deliver, let_go, run_engine, start, topological, walk
+from flame.autograd.engine import deliver, heard, let_go, run_engine, start, topological, walk
 from flame.autograd.function import FunctionNode
 from flame.autograd.tape import AccumulateGrad, edge, user_source
 from flame.capture.gradients import Gradients, _accumulate_all
@@ -81,8 +81,7 @@ class Stage:
         """Where gradient goes on, and what gradient: hooks, then a Function's backward."""
         for e, hook in list(self.hooks):
             if e in given and not hook.removed:
-                got = hook.f(given[e])
-                given[e] = given[e] if got is None else got
+                given[e] = heard(hook.f, given[e])
         if self.node is None:
             return [*self.ends], [given[e] for e in self.edges]
         gs: list[Any] = [None] * len(self.node.outputs)
@@ -307,6 +306,8 @@ class Staged(Gradients):
         if casts is not None:  # a gradient has the dtype that its forward operation chose
             put_in_force(None)
         self.midway += 1
+        sources: list[tuple[list, Any, tuple]] = [(ys, given, ())]
+        every = dict(stages)
         try:
             while True:
                 for into, new in zip((found, todo), got, strict=True):
@@ -319,9 +320,16 @@ class Staged(Gradients):
                 for e in stage.edges:
                     stages.pop(e, None)
                 roots, gs = stage.call(of)
-                got = self._step(roots, gs, xs, create_graph, stages) if roots else ((), ())
-                if got is None:
-                    got = self._step_eagerly(roots, gs, xs, create_graph, stages)
+                sources += [(roots, gs, stage.edges)] if roots else []
+                late = {e: s for e, s in (self.stages or {}).items() if e not in every and e < stage.edges[0]}
+                if late:  # a hook hooked something before it, and perhaps gradient went through there already
+                    stages.update(late)
+                    every.update(late)
+                    found.clear()
+                    todo.clear()
+                    got = self._steps(sources, xs, create_graph, stages, every)
+                else:
+                    got = self._steps(sources[-1:] if roots else [], xs, create_graph, stages, stages)
         finally:
             self.midway -= 1
             force.grad = before
@@ -329,6 +337,20 @@ class Staged(Gradients):
                 put_in_force(casts)
         if not retain:
             self._release(ys)
+        return found
+
+    def _steps(
+        self, sources: list, xs: list | None, create_graph: bool, stages: dict[int, Stage], stops: dict[int, Stage]
+    ) -> tuple[list, list]:
+        """What several steps give together, as far as the stages `stops`; of these, those in `stages` are still to be called."""
+        found: tuple[list, list] = [], []
+        for roots, gs, own in sources:
+            before = {e: s for e, s in stops.items() if e not in own}
+            got = self._step(roots, gs, xs, create_graph, before)
+            if got is None:
+                got = self._step_eagerly(roots, gs, xs, create_graph, before)
+            found[0].extend(got[0])
+            found[1].extend((e, g) for e, g in got[1] if e in stages)
         return found
 
     def _all_here(self, ys: list) -> bool:
@@ -388,6 +410,8 @@ class Staged(Gradients):
         stops: tuple[int, ...] = options[2][1]
         barrier = [stages[e].real[e] for e in stops]
         real: list[Any] = [edge(t) for t in roots]
+        if any(e is None for e in real):
+            start(roots, given, "backward")  # says what is wrong
         nodes = topological([e for e in real if e not in barrier], barrier)
         numbers = {e: k for k, e in self.outside_edges().items()}
         leaves = [(numbers[n, 0], n) for n in nodes if isinstance(n, AccumulateGrad)] if xs is None else []
