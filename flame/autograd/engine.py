@@ -81,12 +81,13 @@ def run_engine(
     wanted: Sequence[Edge] | None = None,
     barrier: Collection[Edge] = (),
     deaf: bool = False,
+    called: Sequence = (),
 ) -> dict[Edge, Any]:
     """Propagate; accumulate into leaves if `wanted` is None, else collect (and return) the cotangents of `wanted` edges.
 
     Nothing flows on beyond the edges of `barrier`, and what leads to none of the wanted ones is not gone through. A node may
     stand for a whole captured segment (it has `reaching`): where a hook or a wanted edge lies inside of what it stands for, it is
-    asked to go through its operations one by one. Hooks are not called if it is `deaf`.
+    asked to go through its operations one by one. Hooks are not called if it is `deaf`, nor are those that were `called` before.
     """
     stop = frozenset(barrier)
     order, segments = walk([r for r in roots if r not in stop], stop)
@@ -138,14 +139,19 @@ def run_engine(
             if segment and needed is not None:
                 asked = [j for j, e in enumerate(node.edges) if leads(e)]
                 asked = None if len(asked) == len(node.edges) else asked
-            if segment and (node.hooks or aims) and _inside(node, gs, aims):
-                got, found = node.open([gs.get(i) for i in range(len(node.outputs))], aims, asked)
-                collected.update({(node, i): g for i, g in found.items()})
-                _spread(pending, collected, stop, node, got)
-                continue
+            heard_here: list = []
+            if segment and (node.hooks or aims):
+                cotangents = [gs.get(i) for i in range(len(node.outputs))]
+                if _inside(node, gs, aims) or (node.hooks and not node.serves(cotangents)):
+                    got, found = node.open(cotangents, aims, asked)
+                    collected.update({(node, i): g for i, g in found.items()})
+                    _spread(pending, collected, stop, node, got)
+                    continue
             if node.hooks and not deaf:
-                for i, hook in list(node.hooks):
-                    if gs.get(i) is not None:
+                heard_here = list(node.hooks)
+                for entry in heard_here:
+                    i, hook = entry
+                    if gs.get(i) is not None and not any(entry is c for c in called):
                         gs[i] = heard(hook, gs[i])
             for i in aims:
                 if i in gs:
@@ -161,7 +167,10 @@ def run_engine(
             elif needed is not None and not any(map(leads, node.edges)):
                 continue
             cotangents = [gs.get(i) for i in range(len(node.outputs))]
-            got = node.apply(cotangents, asked) if segment else node.apply(cotangents)
+            if segment and node.hooks and _inside(node, gs, aims):  # a hook hooked what its gradient comes through next
+                got, _ = node.open(cotangents, (), asked, heard_here)
+            else:
+                got = node.apply(cotangents, asked) if segment else node.apply(cotangents)
             _spread(pending, collected, stop, node, got)
     finally:
         force.grad = before

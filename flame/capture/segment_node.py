@@ -8,8 +8,7 @@ is refused is what the tape would refuse (`flame.capture.tape_model`): a second 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,7 +91,8 @@ class SegmentNode:
         if plan.backward is None:
             self.inner_edges = list(run.edges)
         self.edges = tuple(run.edges[e] for e in self.inner_edges)
-        self.hooks: list | None = None
+        self._hooks: list | None = None
+        self._heard: list[tuple[Any, tuple]] = []  #: hooks of results, each with what stands for it in the re-execution
         self.segment: Any = None
         self.freed: set[int] = set()  #: operations of the path whose saved values were let go
         self.saved: list[np.ndarray] = []
@@ -108,7 +108,6 @@ class SegmentNode:
         self._new: list[Tensor] = []  #: results that guarded memory is shown by, until they have it
         self._held: set[int] = set()
         self._shared: list[tuple[Storage, int]] = []  #: memory of others that backward reads, and as which of the saved arrays
-        self._bare: dict[Any, Any] = {}  #: while hooks of results are on operations: these, with their own
         self._done = False
         self.name_of = run.capture.name
 
@@ -268,19 +267,43 @@ class SegmentNode:
         through = self.tape.passes.get(self.differentiated[i], frozenset())
         return [self.index[e] for e in through if e in self.index]
 
-    def apply(self, cotangents: list, asked: Sequence[int] | None = None) -> list:
-        """The cotangents of the operands; of those only that are asked for, by number, where others are not wanted (None: all)."""
-        self._check(cotangents, asked)
+    @property
+    def hooks(self) -> list | None:
+        """Pairs (result, hook)."""
+        return self._hooks
+
+    @hooks.setter
+    def hooks(self, hooks: list | None) -> None:
+        """They are those of operations, too, where these stand for this node."""
+        self._hooks = hooks
+        if self.opened is None:
+            return
+        known, self._heard = self._heard, []
+        for node in {self.opened[e][0] for e in self.differentiated}:
+            node.hooks = None
+        for entry in hooks or ():
+            node, i = self.opened[self.differentiated[entry[0]]]
+            ours = next((own for theirs, own in known if theirs is entry), (i, entry[1]))
+            self._heard.append((entry, ours))
+            node.hooks = [*(node.hooks or ()), ours]
+
+    def serves(self, cotangents: list) -> bool:
+        """Whether the compiled backward is for these, as far as can be told from them."""
         n = len(self.plan.differentiated)
-        if (
+        return not (
             self._done
             or self.plan.backward is None
             or force.grad
             or self.opened is not None
             or any(g is not None for g in cotangents[n:])
-            or self._rewritten()
-        ):
+        )
+
+    def apply(self, cotangents: list, asked: Sequence[int] | None = None) -> list:
+        """The cotangents of the operands; of those only that are asked for, by number, where others are not wanted (None: all)."""
+        self._check(cotangents, asked)
+        if not self.serves(cotangents) or self._rewritten():
             return self._replay(cotangents, asked)[0]
+        n = len(self.plan.differentiated)
         arrays = list(self.saved)
         for g, s in zip(cotangents[:n], self.outputs, strict=False):
             arrays.append(self._zeros(s) if g is None else g._data())
@@ -306,11 +329,13 @@ class SegmentNode:
         a = np.zeros(s.shape, s.dtype.numpy)
         return a if self.plan.device.type == "cpu" else to_device(gpu(self.plan.device.index), a)
 
-    def open(self, cotangents: list, aims: Iterable[int], asked: Sequence[int] | None = None) -> tuple[list, dict[int, Any]]:
-        """As `apply`, through one operation after the other: hooks on results are called with all of their gradient. The other
-        answer is the gradients of those results that are aimed at."""
+    def open(
+        self, cotangents: list, aims: Iterable[int], asked: Sequence[int] | None = None, called: Sequence = ()
+    ) -> tuple[list, dict[int, Any]]:
+        """As `apply`, through one operation after the other: hooks on results are called with all of their gradient, but for
+        those that were `called` before. The other answer is the gradients of those results that are aimed at."""
         self._check(cotangents, asked, aims)
-        return self._replay(cotangents, asked, aims)
+        return self._replay(cotangents, asked, aims, called)
 
     def _reopen(self) -> dict[int, Any]:
         """The tape of a re-execution from the original inputs, as the tape would be now."""
@@ -343,12 +368,14 @@ class SegmentNode:
         return tape
 
     def _replay(
-        self, cotangents: list, asked: Sequence[int] | None, aims: Iterable[int] | None = None
+        self, cotangents: list, asked: Sequence[int] | None, aims: Iterable[int] = (), called: Sequence | None = None
     ) -> tuple[list, dict[int, Any]]:
-        """Through the tape of a re-execution, which is made at its first need. Hooks are called inside of it if `aims` is given."""
+        """Through the tape of a re-execution, which is made at its first need. Hooks that were `called` already (None: all) are
+        not called inside of it."""
         tape = self.opened
         if tape is None:
             tape = self.opened = self._reopen()
+            self.hooks = self._hooks  # they are on its operations from now on
         if force.grad:
             for t, original in self._originals:
                 t._node = edge(original)  # (a leaf may have been frozen, or thawed, meanwhile)
@@ -356,30 +383,15 @@ class SegmentNode:
         roots = [tape[e] for e, g in zip(of, cotangents, strict=True) if g is not None]
         gs = [g for g in cotangents if g is not None]
         operands = [self.external_edges[e] for e in self.inner_edges]
-        inside = {i: tape[of[i]] for i in aims or ()}
+        inside = {i: tape[of[i]] for i in aims}
         wanted = [*(operands if asked is None else [operands[j] for j in asked]), *inside.values()]
-        with self._hooked([] if aims is None else [(*tape[of[i]], hook) for i, hook in self.hooks or ()]):
-            got = run_engine(roots, gs, retain_graph=True, create_graph=force.grad, wanted=wanted, barrier=operands)
+        silent = [ours for theirs, ours in self._heard if called is None or any(theirs is c for c in called)]
+        got = run_engine(
+            roots, gs, retain_graph=True, create_graph=force.grad, wanted=wanted, barrier=operands, called=silent
+        )
         found = {e: got.get(e) for e in wanted}
         # (memory that NumPy shares is another input at each use, with one gradient for all)
         return [found.pop(e, None) for e in operands], {i: got[e] for i, e in inside.items() if e in got}
-
-    @contextmanager
-    def _hooked(self, hooks: list) -> Iterator[None]:
-        """The hooks of results are those of the operations that make them, meanwhile. (A hook may call backward again, and
-        come here while they are.)"""
-        entered = [node for node, _, _ in hooks if node not in self._bare]
-        self._bare.update({node: node.hooks for node in entered})
-        before = {node: node.hooks for node, _, _ in hooks}
-        try:
-            for node in before:
-                node.hooks = [*(self._bare[node] or ()), *((i, hook) for n, i, hook in hooks if n is node)]
-            yield
-        finally:
-            for node, own in before.items():
-                node.hooks = own
-            for node in entered:
-                self._bare.pop(node, None)
 
     def release(self, results: Iterable[int]) -> None:
         """Let go of what backward came through on its way from these results; others can still be differentiated."""
