@@ -87,10 +87,15 @@ def run_engine(
 
     Nothing flows on beyond the edges of `barrier`, and what leads to none of the wanted ones is not gone through. A node may
     stand for a whole captured segment (it has `reaching`): where a hook or a wanted edge lies inside of what it stands for, it is
-    asked to go through its operations one by one. Hooks are not called if it is `deaf`, nor are those that were `called` before.
+    asked to go through its operations one by one; where these were made before, and have hooks, it stands aside for them. Hooks are not called if it is `deaf`, nor are those that were `called` before.
     """
     stop = frozenset(barrier)
     order, segments = walk([r for r in roots if r not in stop], stop)
+    aside = {node for node in segments if node.aside}  # (as it was for the walk: hooks may change it)
+    asked_for: dict[Edge, Edge] = {}
+    if aside and wanted is not None:
+        asked_for = {(node, i): node.inside[i] for node, i in wanted if node in aside and (node, i) not in stop}
+        wanted = [asked_for.get(e, e) for e in wanted]
     pending: dict[Any, dict[int, Any]] = {}
     before, casts = force.grad, in_force.casts
     force.grad = create_graph
@@ -129,6 +134,10 @@ def run_engine(
             gs = pending.pop(node, None)
             if gs is None or (needed is not None and node not in needed):
                 continue
+            if node in aside:
+                inside = node.inside
+                _spread(pending, collected, stop, [inside[i] for i in gs], list(gs.values()))
+                continue
             segment = hasattr(node, "reaching")
             if segment and needed is not None:
                 gs = {i: g for i, g in gs.items() if _on_the_way(node, i, targets) or any(map(leads, node.reaching(i)))}
@@ -137,15 +146,15 @@ def run_engine(
             aims = () if needed is None else [i for i in range(len(node.outputs)) if (node, i) in targets]
             asked = None
             if segment and needed is not None:
-                asked = [j for j, e in enumerate(node.edges) if leads(e)]
-                asked = None if len(asked) == len(node.edges) else asked
+                asked = [j for j, e in enumerate(node.operands) if leads(e)]
+                asked = None if len(asked) == len(node.operands) else asked
             heard_here: list = []
             if segment and (node.hooks or aims):
                 cotangents = [gs.get(i) for i in range(len(node.outputs))]
                 if _inside(node, gs, aims) or (node.hooks and not node.serves(cotangents)):
                     got, found = node.open(cotangents, aims, asked)
                     collected.update({(node, i): g for i, g in found.items()})
-                    _spread(pending, collected, stop, node, got)
+                    _spread(pending, collected, stop, node.operands, got)
                     continue
             if node.hooks and not deaf:
                 heard_here = list(node.hooks)
@@ -171,13 +180,16 @@ def run_engine(
                 got, _ = node.open(cotangents, (), asked, heard_here)
             else:
                 got = node.apply(cotangents, asked) if segment else node.apply(cotangents)
-            _spread(pending, collected, stop, node, got)
+            _spread(pending, collected, stop, node.operands if segment else node.edges, got)
     finally:
         force.grad = before
         if casts is not None:
             put_in_force(casts)
     if not retain_graph:
         let_go(order, segments)
+    for e, real in asked_for.items():
+        if real in collected:
+            collected[e] = collected[real]
     return collected
 
 
@@ -192,9 +204,9 @@ def _inside(segment: Any, gs: dict, aims: Collection[int]) -> bool:
     return any(not watched.isdisjoint(segment.passing(j)) for j, g in gs.items() if g is not None)
 
 
-def _spread(pending: dict, collected: dict, stop: Collection[Edge], node: Any, got: Sequence[Any]) -> None:
+def _spread(pending: dict, collected: dict, stop: Collection[Edge], edges: Sequence[Edge | None], got: Sequence[Any]) -> None:
     """Hand the cotangents of a node's operands on."""
-    for e, g in zip(node.edges, got, strict=True):
+    for e, g in zip(edges, got, strict=True):
         if e is None or g is None:
             continue
         if e in stop:

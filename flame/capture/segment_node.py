@@ -90,7 +90,7 @@ class SegmentNode:
         self.inner_edges = [e for _, e in plan.input_edges]
         if plan.backward is None:
             self.inner_edges = list(run.edges)
-        self.edges = tuple(run.edges[e] for e in self.inner_edges)
+        self.operands = tuple(run.edges[e] for e in self.inner_edges)
         self._hooks: list | None = None
         self._heard: list[tuple[Any, tuple]] = []  #: hooks of results, each with what stands for it in the re-execution
         self.segment: Any = None
@@ -116,7 +116,23 @@ class SegmentNode:
 
     @property
     def next_functions(self) -> tuple:
-        return self.edges
+        return self.operands
+
+    @property
+    def aside(self) -> bool:
+        """Whether gradient goes through the operations of the re-execution themselves, which other ways may lead through, too:
+        a hook on one of them is to hear all of it."""
+        return self._hooks is not None and self.opened is not None and not self.freed
+
+    @property
+    def inside(self) -> tuple:
+        """The edges of the re-execution that results stand for."""
+        assert self.opened is not None
+        return tuple([self.opened[e] for e in self.differentiated])
+
+    @property
+    def edges(self) -> tuple:
+        return self.inside if self.aside else self.operands
 
     def keep(self, inputs: list, results: list, run: Any, alive: list[Tensor]) -> None:
         """Hold what backward reads and what a re-execution starts from. Memory of others is shared until it is written."""
@@ -258,12 +274,16 @@ class SegmentNode:
                 )
 
     def reaching(self, i: int) -> list:
-        """The outside edges that gradient of a result flows to."""
+        """The edges that gradient of a result flows to: outside ones, unless this node stands aside."""
+        if self.aside:
+            return [self.inside[i]]
         reached = self.tape.reaches.get(self.differentiated[i], frozenset())
         return [self.external_edges[k] for k in reached if k in self.external_edges]
 
     def passing(self, i: int) -> list[int]:
         """The other results that gradient of a result flows through."""
+        if self.aside:
+            return []
         through = self.tape.passes.get(self.differentiated[i], frozenset())
         return [self.index[e] for e in through if e in self.index]
 
