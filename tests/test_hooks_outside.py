@@ -39,7 +39,8 @@ def takes_away(y: Any, z: Any, loss: Any, w: Any, log: list) -> None:
 
 @step
 def takes_itself_away(y: Any, z: Any, loss: Any, w: Any, log: list) -> None:
-    handles = [y.register_hook(lambda h: (handles.pop().remove(), h * 3.0)[1])]
+    handles: list = []
+    handles.append(y.register_hook(lambda h: (handles.pop().remove(), h * 3.0)[1]))
     loss.backward(retain_graph=True)
     loss.backward()
 

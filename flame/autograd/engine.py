@@ -87,7 +87,8 @@ def run_engine(
 
     Nothing flows on beyond the edges of `barrier`, and what leads to none of the wanted ones is not gone through. A node may
     stand for a whole captured segment (it has `reaching`): where a hook or a wanted edge lies inside of what it stands for, it is
-    asked to go through its operations one by one; where these were made before, and have hooks, it stands aside for them. Hooks are not called if it is `deaf`, nor are those that were `called` before.
+    asked to go through its operations one by one; where these were made before, and have hooks, it stands aside for them. Hooks
+    are not called if it is `deaf`, nor are those that were `called` before.
     """
     stop = frozenset(barrier)
     order, segments = walk([r for r in roots if r not in stop], stop)

@@ -406,9 +406,7 @@ class SegmentNode:
         inside = {i: tape[of[i]] for i in aims}
         wanted = [*(operands if asked is None else [operands[j] for j in asked]), *inside.values()]
         silent = [ours for theirs, ours in self._heard if called is None or any(theirs is c for c in called)]
-        got = run_engine(
-            roots, gs, retain_graph=True, create_graph=force.grad, wanted=wanted, barrier=operands, called=silent
-        )
+        got = run_engine(roots, gs, retain_graph=True, create_graph=force.grad, wanted=wanted, barrier=operands, called=silent)
         found = {e: got.get(e) for e in wanted}
         # (memory that NumPy shares is another input at each use, with one gradient for all)
         return [found.pop(e, None) for e in operands], {i: got[e] for i, e in inside.items() if e in got}

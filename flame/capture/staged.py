@@ -82,7 +82,14 @@ class Stage:
         for e, hook in list(self.hooks):
             if e in given and not hook.removed:
                 given[e] = heard(hook.f, given[e])
+        for e in self.edges:  # (and those that came when the segment had ended)
+            node, i = self.real.get(e, (None, 0))
+            for entry in list(node.hooks or ()) if e in given and node is not None else ():
+                if entry[0] == i and not any(entry is h.entry for _, h in self.hooks):
+                    given[e] = heard(entry[1], given[e])
         if self.node is None:
+            if self.edges[0] < 0:
+                self.ends[0]._array = given[self.edges[0]]._data()  # (only its kind is asked for)
             return [*self.ends], [given[e] for e in self.edges]
         gs: list[Any] = [None] * len(self.node.outputs)
         for e, i in zip(self.edges, self.outputs, strict=True):
@@ -315,13 +322,13 @@ class Staged(Gradients):
                         into[k] = add(into[k], g) if k in into else g
                 if not todo:
                     break
-                stage = stages[max(todo)]
+                stage = self._next(todo, stages)
                 of = {e: todo.pop(e) for e in stage.edges if e in todo}
                 for e in stage.edges:
                     stages.pop(e, None)
                 roots, gs = stage.call(of)
                 sources += [(roots, gs, stage.edges)] if roots else []
-                late = {e: s for e, s in (self.stages or {}).items() if e not in every and e < stage.edges[0]}
+                late = self._late(stage, every)
                 if late:  # a hook hooked something before it, and perhaps gradient went through there already
                     stages.update(late)
                     every.update(late)
@@ -338,6 +345,33 @@ class Staged(Gradients):
         if not retain:
             self._release(ys)
         return found
+
+    def _late(self, stage: Stage, every: dict[int, Stage]) -> dict[int, Stage]:
+        """Stages that the call of one has made of what was before it."""
+        if self.alive and force.interpreter is self:
+            return {e: s for e, s in (self.stages or {}).items() if e not in every and e < stage.edges[0]}
+        known = {end for s in every.values() for end in s.real.values()}
+        found: dict[int, Stage] = {}
+        for node in topological([edge(t) for t in stage.ends if t is not None]):  # type: ignore[misc]
+            if isinstance(node, AccumulateGrad):
+                continue
+            for i in {i for i, _ in node.hooks or ()}:
+                if (node, i) in known:
+                    continue
+                place: Tensor = new_object(Tensor)
+                place._array, place._node = None, (node, i)
+                key = -1 - len(every) - len(found)
+                found[key] = Stage((key,), [place], stage.position)
+                found[key].real[key] = (node, i)
+        return found
+
+    def _next(self, todo: dict[int, Any], stages: dict[int, Stage]) -> Stage:
+        """The stage all of whose gradient is known: the last one made."""
+        last = max(todo)
+        if min(todo) < 0:  # (the segment has ended, and the tape tells their order)
+            order = topological([stages[e].real[e] for e in todo])
+            last = min(todo, key=lambda e: order.index(stages[e].real[e][0]))
+        return stages[last]
 
     def _steps(
         self, sources: list, xs: list | None, create_graph: bool, stages: dict[int, Stage], stops: dict[int, Stage]
