@@ -82,16 +82,17 @@ class CompiledFunction:
         _all.add(self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        replays = self._replays
+        if replays is not None and not control.eager and not knobs.disable:
+            for e in replays.entries:
+                result = e.call(args, kwargs)
+                if result is not MISS:
+                    return result
         inside = force.interpreter is not None
         if self._trial is not None and not inside:
             return self._tried(self._trial, args, kwargs)
-        replays = self._replays
         packing = watchers and saving.hooks  # (what is saved for backward goes through functions of the user's)
         plain = inside or control.eager or knobs.disable or packing
-        if replays is not None and not plain:
-            result = replays.attempt(args, kwargs)
-            if result is not MISS:
-                return result
         c = self._capture
         lock = _region.lock
         if plain or c.given_up:

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from flame.runtime.executable import Executable
 SCRIPT = """
 import json, resource, sys
 from pathlib import Path
+from typing import Any
 import flame
 from flame.profiler import memory
 
@@ -161,9 +163,10 @@ def test_a_recipe_keeps_them(tmp_path: Path) -> None:
 def test_free_blocks_go_first_and_accounts_stay_right(monkeypatch: pytest.MonkeyPatch) -> None:
     """Room is made before anything is refused; what is refused is counted nowhere."""
     room = 10 << 20
-    real, made = memory.Block, []
+    real: Any = memory.Block
+    made: list[Any] = []
 
-    class Tight(real):  # type: ignore[misc, valid-type]
+    class Tight(real):  # type: ignore[misc]
         def __init__(self, size: int):
             if size + sum(b.size for b in made if b.raw is not None) > room:
                 raise MemoryError

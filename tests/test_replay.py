@@ -284,6 +284,44 @@ def test_sizes_share_a_path_and_are_replayed_each(grad: bool) -> None:
     assert compiled.stats.compiled < 4 and table.stats.replayed >= 8
 
 
+def test_the_program_itself_tells_arguments_apart_where_it_is_called_directly() -> None:
+    """Rows of two elements and more: their arrays are compared natively, and what does not fit is a call of another kind."""
+
+    def f(x: Any, y: Any) -> Any:
+        return x @ y + x, x.stride()
+
+    def entries(*args: Any) -> Any:
+        compiled = flame.compile(f, mode="replay")
+        for _ in range(CALLS):
+            close(compiled(*args), f(*args))
+        assert compiled.stats.replayed > 0
+        return compiled
+
+    def direct(compiled: Any) -> bool:
+        return any("enter" in e._names for e in compiled._replays.entries)
+
+    x, y = tensor(5, 5), tensor(5, 5, seed=1)
+    compiled = entries(x, y)
+    assert direct(compiled)
+    count = compiled.stats.replayed
+    others: list[tuple[Any, Any]] = [
+        (x.t(), y), (x, y.t()), (x, flame.empty(5, 10)[:, ::2].copy_(y)), (x.double(), y.double()),
+        (flame.tensor(array(5, 6))[:, :5], y),
+    ]  # fmt: skip
+    for args in others:
+        close(compiled(*args), f(*args))
+    assert compiled.stats.replayed == count
+    for _ in range(2):  # (the first is an audit)
+        close(compiled(x, y), f(x, y))
+    assert compiled.stats.replayed == count + 1
+    close(compiled(x[:4], y), f(x[:4], y))
+    assert not direct(entries(tensor(1, 1), tensor(1, 1)))  # (rows of one element have strides that the program does not see)
+    assert not direct(entries(tensor(4, 4).t(), tensor(4, 4)))
+    with flame.profiler.profile() as p:
+        close(compiled(x, y), f(x, y))
+    assert any(e.kind == "program" for e in p.events())
+
+
 def test_gradient_mode_and_what_wants_gradients_are_told_apart() -> None:
     f = flame.compile(lambda x: (x * 2, flame.is_grad_enabled(), flame.is_inference_mode_enabled()), mode="replay")
     plain, leaf = tensor(3), tensor(3, grad=True)

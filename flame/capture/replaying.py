@@ -17,10 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from threading import get_ident
 from typing import Any
 
+import numpy as np
+
 from flame import dtypes
+from flame.autograd.saving import in_force as saving
 from flame.autograd.tape import AccumulateGrad, edge
 from flame.capture import segment
 from flame.capture.arguments import MISS, Arguments, matcher
@@ -34,10 +38,13 @@ from flame.changes import changes
 from flame.errors import ReplayError
 from flame.functions.random import default_generator
 from flame.precision import in_force
-from flame.primitive import force
+from flame.primitive import force, placement
 from flame.reasons import REPLAY_BROKEN, REPLAY_READS, REPLAY_STATE, REPLAY_VARIES, REPLAY_WRONG
 from flame.runtime.device_array import device_of
+from flame.runtime.executable import Executable
 from flame.runtime.gpu_copy import duplicate
+from flame.runtime.memory import shared
+from flame.runtime.threads import shared as pool
 from flame.symbol import evaluate
 from flame.tensor import Storage, Tensor
 
@@ -68,12 +75,15 @@ class Entry:
             "force": force,
             "in_force": in_force,
             "changes": changes,
+            "placement": placement,
+            "saving": saving,
             "new": _new,
             "Tensor": Tensor,
         }
         if self.plain:
             self._names |= self._prepare()
-        self.call: Callable[[tuple, dict], Any] = matcher(args, kwargs, self._ending, self._names)
+        told = self._told_by_the_program(Arguments(args, kwargs).tensors) if self.plain else frozenset()
+        self.call: Callable[[tuple, dict], Any] = matcher(args, kwargs, partial(self._ending, bool(told)), self._names, told)
 
     @property
     def path(self) -> list[Step]:
@@ -90,10 +100,13 @@ class Entry:
         """Whether the next call is an audit."""
         return self.calls + 1 >= self.audit_at
 
-    def _ending(self, tensors: list[str], arrays: list[str]) -> list[str]:
-        """What a call does once its arguments are known to fit."""
-        lines = [f"if force.grad is not {self.grad} or force.inference is not {self.inference}: return MISS"]
-        lines.append("if in_force.casts is not entry.casts: return MISS")
+    def _ending(self, direct: bool, tensors: list[str], arrays: list[str]) -> list[str]:
+        """What a call does once its arguments are known to fit; a `direct` one goes to the native program by itself."""
+        lines = [f"if force.interpreter is not None or force.grad is not {self.grad}: return MISS"]
+        lines.append(f"if force.inference is not {self.inference} or in_force.casts is not entry.casts: return MISS")
+        lines.append(
+            "if placement.watched and saving.hooks: return MISS"
+        )  # (what is saved goes through functions of the user's)
         if self.watch.loose:
             lines.append("if not (watch.holds() if watch.token is changes.now else watch.still()): return MISS")
         else:
@@ -106,10 +119,51 @@ class Entry:
             return [*lines, "return result"]
         inputs = [arrays[s[1]] if s[0] == "argument" else f"held{n}" for n, s in enumerate(self._sources)]
         inputs += [f"number{n}" for n in range(len(self._scalars))]
-        lines += [f"results = forward([{', '.join(inputs)}])", "entry.calls = n"]
+        if direct:
+            lines += self._directly(inputs)
+        else:
+            lines.append(f"results = forward([{', '.join(inputs)}])")
+        lines.append("entry.calls = n")
         for i, n in enumerate(self._outputs):
-            lines += [f"t{i} = new(Tensor)", f"t{i}._array = results[{n}]"]
+            lines += [f"t{i} = new(Tensor)", f"t{i}._array = {f'o{n}' if direct else f'results[{n}]'}"]
         return [*lines, f"return {self._spelled(self.recipe.result, tensors)}"]
+
+    def _told_by_the_program(self, tensors: list[Tensor]) -> frozenset[int]:
+        """The numbers of the arguments whose arrays the native program itself compares with what it was made for, before it runs;
+        empty where it is not called directly."""
+        f: Any = self._forward
+        if self._special or not self._outputs or type(f) is not Executable or f.native is None:
+            return frozenset()
+        given = {s[1]: n for n, s in enumerate(self._sources) if s[0] == "argument"}
+        # It asks for memory in rows, which has strides of its own where every size is 2 or more.
+        if not all(size > 1 for n in given.values() for size in f.recipe.inputs[n].shape):
+            return frozenset()
+        arrays = [*self._held.values(), *self._numbers(), *(tensors[i]._array for i in given)]
+        if any(type(a) is not np.ndarray or not (a.flags.c_contiguous and a.flags.aligned) for a in arrays):
+            return frozenset()
+        return frozenset(given)
+
+    def _directly(self, inputs: list[str]) -> list[str]:
+        """The lines of `Executable.__call__` for one native stage, without its frame and lists; where somebody looks on, they are
+        left to it."""
+        f: Any = self._forward
+        enter, plan, makers, arena, refuse, parallel = f.native
+        made = [f"o{n}" for n in range(len(makers))]
+        self._names |= {f"make{n}": m for n, m in enumerate(makers)}
+        self._names |= {"enter": enter, "plan": plan, "take": shared.take_arena, "give": shared.give_arena, "refuse": refuse}
+        self._names |= {"pool": pool}
+        lines = ["if placement.watched:", f"    {', '.join(made)}, = forward([{', '.join(inputs)}])", "else:"]
+        lines += [f"    {o} = make{n}()" for n, o in enumerate(made)]
+        lines += ["    if pool.wanting: pool.start()"] if parallel else []
+        given = ", ".join([*inputs, *made])
+        if arena:
+            lines += [
+                f"    block = take({arena}, refuse)",
+                f"    wrong = enter(plan, block.address, {given})",
+                "    give(block)",
+            ]
+            return [*lines, "    if wrong is not None: return MISS"]
+        return [*lines, f"    if enter(plan, 0, {given}) is not None: return MISS"]
 
     def _spelled(self, result: tuple, tensors: list[str]) -> str:
         """The expression that makes a result, of t0, t1, ... and the arguments."""
@@ -429,14 +483,6 @@ class Replays:
         self._watch: Watch | None = None  #: the last one made for arguments without objects
         self._skip = self._refusals = 0
         self._stopped = False
-
-    def attempt(self, args: tuple, kwargs: dict) -> Any:
-        """The result of a call by an entry, or MISS."""
-        for e in self.entries:
-            got = e.call(args, kwargs)
-            if got is not MISS:
-                return got
-        return MISS
 
     def report(self) -> None:
         """Bring the statistics up to date, which calls leave to those who read them."""

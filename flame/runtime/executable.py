@@ -133,6 +133,15 @@ class Executable:
         self._only = plans[0] if len(self._stages) == len(plans) == 1 and self._enter is not None else None
 
     @property
+    def native(self) -> tuple[Callable[..., Any], int, list[Callable[[], np.ndarray]], int, Callable, bool] | None:
+        """What a call does where the program is one native stage whose results are arrays of their own: the builtin that checks the
+        arrays and runs it, its plan, the makers of results, the arena's bytes, what to raise for them, and whether it wants the
+        pool. None where a call does more."""
+        if self._only is None or not self._simple or self._enter is None:
+            return None
+        return self._enter, self._only.address, self._makers, self._arena_bytes, self._refuse, self._parallel
+
+    @property
     def runs(self) -> tuple[str, ...]:
         """By what each step of the program is run."""
         return self.recipe.runs
