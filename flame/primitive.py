@@ -141,7 +141,7 @@ class Primitive:
     doc: str = ""
 
     def __call__(self, *operands: Any, **params: Any) -> Any:
-        return bind(self, *operands, **params)
+        return applied(self, operands, params)
 
     def __repr__(self) -> str:
         return self.name
@@ -225,19 +225,25 @@ class _Placement:
     function with what it makes from no tensors placed where its tensors are.
 
     `direct`: all arrays are NumPy's, and nobody has eager operations `watched`, so that who is sure of its operands may call NumPy.
+    `whole`: all arrays are NumPy's, and nobody who watches wants composites taken `apart` into their operations.
     """
 
-    __slots__ = ("gpu", "watched", "direct", "beside")
+    __slots__ = ("gpu", "watched", "apart", "direct", "whole", "beside")
+    gpu: bool
+    watched: bool
+    apart: bool
     direct: bool
+    whole: bool
 
     def __init__(self) -> None:
-        self.gpu = self.watched = False
+        for name in ("gpu", "watched", "apart"):
+            object.__setattr__(self, name, False)
         self.beside: Callable[[Callable[..., Any], tuple, dict], Any] = lambda f, args, kwargs: f(*args, **kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
-        if name == "gpu" or name == "watched":
-            object.__setattr__(self, "direct", not (value or getattr(self, "watched" if name == "gpu" else "gpu", False)))
+        object.__setattr__(self, "direct", not (self.gpu or self.watched))
+        object.__setattr__(self, "whole", not (self.gpu or self.apart))
 
 
 force = _Force()
@@ -253,7 +259,13 @@ def install_base_interpreter(interpreter: Interpreter) -> None:
 
 def bind(primitive: Primitive, *operands: Any, **params: Any) -> Any:
     """Apply a primitive under the interpreter in force."""
-    return (force.interpreter or _base).process(primitive, operands, params)  # type: ignore[union-attr]
+    return applied(primitive, operands, params)
+
+
+def applied(primitive: Primitive, operands: tuple, params: dict[str, Any]) -> Any:
+    """The same, given tuple and dictionary."""
+    run = force.interpreter
+    return (_base if run is None else run).process(primitive, operands, params)  # type: ignore[union-attr]
 
 
 @contextmanager

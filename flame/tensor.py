@@ -270,17 +270,7 @@ class Tensor(_Slots):
 
     @property
     def spec(self) -> Spec:
-        a = self._array
-        if a is not None:
-            key = a.shape, a.dtype
-            found = _specs.get(key)
-            if found is None:
-                if len(_specs) >= _MOST_SPECS:
-                    _specs.clear()
-                found = _specs[key] = Spec(a.shape, dtypes._BY_NUMPY[a.dtype])
-            return found
-        spec = self._ref.spec
-        return spec if spec.__class__ is Spec else spec.now
+        return spec_of(self)
 
     @property
     def device(self) -> device:
@@ -397,10 +387,7 @@ class Tensor(_Slots):
 
     @property
     def _version(self) -> int:
-        r = self._ref
-        if r is not None and r.run is not None:
-            return r.run.version_of(self)
-        return 0 if self._storage is None else self._storage.version
+        return version(self)
 
     # ---------------------------------------------------------------- reading
 
@@ -470,6 +457,34 @@ class Tensor(_Slots):
     def __reduce_ex__(self, protocol: Any) -> tuple:
         a = np.ascontiguousarray(self._read()).reshape(self.shape)
         return (_rebuild, (type(self), a.tobytes(), tuple(a.shape), self.dtype.name, self._requires_grad))
+
+
+def spec_of(t: Tensor) -> Spec:
+    a = t._array
+    if a is not None:
+        key = (a.shape, a.dtype)
+        found = _specs.get(key)
+        if found is None:
+            found = _new_spec(key)
+        return found
+    spec = t._ref.spec
+    return spec if type(spec) is Spec else spec.now
+
+
+def _new_spec(key: tuple) -> Spec:
+    if len(_specs) >= _MOST_SPECS:
+        _specs.clear()
+    found = _specs[key] = Spec(key[0], dtypes._BY_NUMPY[key[1]])
+    return found
+
+
+def version(t: Tensor) -> int:
+    """How often the memory that a tensor shows was written."""
+    r = t._ref
+    if r is not None and r.run is not None:
+        return r.run.version_of(t)
+    s = t._storage
+    return 0 if s is None else s.version
 
 
 def _rebuild(cls: type, data: bytes, shape: tuple[int, ...], name: str, requires_grad: bool) -> Tensor:

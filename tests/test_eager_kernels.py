@@ -14,7 +14,7 @@ from flame import dtypes
 from flame.errors import CompileError
 from flame.primitive import REGISTRY, Primitive, Spec
 from flame.runtime import eager_kernels
-from flame.runtime.eager_kernels import LEAST, EagerDraw, EagerKernel, is_worth_it
+from flame.runtime.eager_kernels import LEAST, LEAST_OF_MANY, EagerDraw, EagerKernel, is_worth_it
 
 KERNELS = eager_kernels.eager_kernels()
 TOLERANCE = {"float16": 1e-3, "bfloat16": 8e-3, "float32": 5e-7, "float64": 1e-15}
@@ -104,10 +104,13 @@ def test_a_stream_is_the_same_drawn_at_once_and_in_parts() -> None:
 
 
 def test_small_arrays_never_meet_the_compiler() -> None:
-    kernel = EagerKernel(REGISTRY["erf"])
-    for n in (0, 1, LEAST - 1):
-        assert kernel(np.zeros(n, np.float32)).shape == (n,)
-    assert not kernel.made
+    for name, most in (("exp", LEAST), ("erf", LEAST_OF_MANY)):
+        kernel = EagerKernel(REGISTRY[name])
+        for n in (0, 1, most - 1):
+            assert kernel(np.zeros(n, np.float32)).shape == (n,)
+        assert not kernel.made
+        kernel(np.zeros(most, np.float32))
+        assert kernel.made
 
 
 def test_where_compiling_fails_numpy_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,7 +155,7 @@ def test_narrow_floats(name: str, dtype: str, by_operations: Any) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (2, 2), (3, 5), (16, 16), (33, 129)])
 def test_sizes_that_are_one_or_equal_or_odd(shape: tuple[int, int], monkeypatch: Any, by_operations: Any) -> None:
-    monkeypatch.setattr(fused, "LEAST", 1)
+    monkeypatch.setattr(fused, "LEAST_OF_MANY", 1)
     for f in (lambda x: F.softmax(x, -1), lambda x: F.layer_norm(x, x.shape[1:]), lambda x: F.mse_loss(x, x[:1])):
         results = []
         for call in (lambda g: g(), by_operations):

@@ -53,6 +53,26 @@ def _nothing_left_behind():
     resume()
 
 
+def test_who_only_looks_on_changes_nothing_of_what_runs():
+    x = flame.randn(9, 11)
+
+    def turn():
+        g = x.clone().requires_grad_()
+        y = F.cross_entropy(F.layer_norm(g, (11,)), flame.arange(9))
+        y.backward()
+        return y.grad_fn, y.detach().numpy().tobytes(), g.grad.numpy().tobytes()
+
+    alone = turn()
+    with profile() as p:
+        profiled = turn()
+    with memory.watching():
+        watched = turn()
+    assert alone[1:] == profiled[1:] == watched[1:]
+    assert type(alone[0]) is type(profiled[0]) is type(watched[0])
+    named = [e.name for e in p.events() if e.kind == "operation"]
+    assert "class_entropy" in named and "layer_norm" in named and "amax" not in named
+
+
 def test_eager_operations_and_backward_are_events():
     step = _training()
     with profile(record_shapes=True, with_flops=True, profile_memory=True, with_stack=True) as p:

@@ -1,11 +1,12 @@
-"""Composites that run as one native program where arrays are large: forward, and backward on the tape.
+"""Composites that run as one native program unless arrays are tiny: forward, and backward on the tape.
 
     @fused
     def silu(x): return mul(x, sigmoid(x))         written with primitives alone, operands first, static parameters as keywords
 
-    call ::= under an interpreter, watched, on a GPU, or few elements   -> the function itself, operation by operation
-           | else                                                        -> a program of `flame.runtime.eager_programs`, made at
-                                                                            the first use of shapes and dtypes of one pattern
+    call ::= under an interpreter, on a GPU, few elements, or   -> the function itself, operation by operation
+             watched by somebody who wants each operation
+           | else                                                -> a program of `flame.runtime.eager_programs`, made at the
+                                                                    first use of shapes and dtypes of one pattern
 
 The function is the definition: what a program gives is what it gives, but for rounding, and capture, vmap and whoever else looks
 at operations sees those of the function. On the tape, a call is one `FusedNode`. Its derivative is a program as well; derivatives
@@ -23,10 +24,11 @@ import numpy as np
 
 from flame.autograd.engine import run_engine
 from flame.autograd.tape import Node, alias, edge, requires_grad, zeros
+from flame.autograd.watch import Process, watched
 from flame.dtypes import _BY_NUMPY
 from flame.knobs import knobs
 from flame.primitive import Primitive, force, placement, registered
-from flame.runtime.eager_kernels import LEAST, keep
+from flame.runtime.eager_kernels import LEAST_OF_MANY, keep
 from flame.runtime.eager_programs import REFUSALS, EagerProgram, Ready
 from flame.tensor import Tensor, wrap
 
@@ -61,9 +63,9 @@ class Fused:
         functools.update_wrapper(self, f)
 
     def __call__(self, *operands: Any, **static: Any) -> Any:
-        if force.interpreter is None and placement.direct:
+        if force.interpreter is None and placement.whole:
             a = operands[0]._array
-            if a is not None and a.size >= LEAST and knobs.eager_kernels:
+            if a is not None and a.size >= LEAST_OF_MANY and knobs.eager_kernels:
                 got = self._native(operands, static)
                 if got is not None:
                     return got
@@ -95,6 +97,14 @@ class Fused:
             keep(self.bound, key, ready, _MOST)
         if ready is None or (self.admits is not None and not self.admits(*arrays, **static)):
             return None
+        if placement.watched:
+            process: Process = lambda _p, _o, _s: self._run(operands, static, arrays, ready, wrt)
+            return watched(process)(self.primitive, operands, static)
+        return self._run(operands, static, arrays, ready, wrt)
+
+    def _run(
+        self, operands: tuple, static: dict[str, Any], arrays: list[np.ndarray], ready: Ready, wrt: tuple[int, ...]
+    ) -> Any:
         results = ready.forward(arrays)
         if wrt:
             return FusedNode.leave(self, operands, static, arrays, ready, results)

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import flame.ops  # noqa: F401  (enters the primitives in the registry)
 from flame.primitive import Primitive, Rule, force, placement, registered
 from flame.slots import with_slots
-from flame.tensor import Tensor, View, wrap
+from flame.tensor import Tensor, View, spec_of, version
 
 Edge = tuple  # (Node, index)
+_new: Any = object.__new__
 
 full, reshape, reduce_sum = map(registered, ("full", "reshape", "sum"))
 
@@ -68,23 +69,25 @@ class Node(_Slots):
             for o, k in zip(operands, keep):
                 if isinstance(o, Tensor):
                     if k:
-                        versions.append((o, o._version, o._reassigned))
+                        versions.append((o, version(o), o._reassigned))
                         kept.append(o)
                     else:
-                        kept.append(o.spec)
+                        kept.append(spec_of(o))
                 else:
                     kept.append(o)
             self.operands = tuple(kept)
         elif n == 2:
             x, y = operands
-            self.operands = (x.spec if isinstance(x, Tensor) else x, y.spec if isinstance(y, Tensor) else y)
+            self.operands = (spec_of(x) if isinstance(x, Tensor) else x, spec_of(y) if isinstance(y, Tensor) else y)
         else:
-            self.operands = tuple([o.spec if isinstance(o, Tensor) else o for o in operands])
-        self.outputs = (outs[0].spec,) if len(outs) == 1 else tuple([o.spec for o in outs])
+            self.operands = tuple([spec_of(o) if isinstance(o, Tensor) else o for o in operands])
+        self.outputs = (spec_of(outs[0]),) if len(outs) == 1 else tuple([spec_of(o) for o in outs])
         self.results: tuple = ()
         if keep_output:
-            self.results = tuple([alias(o) for o in outs])
-            versions += [(y, o._version, 0) for y, o in zip(self.results, outs, strict=True)]
+            results = tuple([alias(o) for o in outs])
+            self.results = results
+            for y, o in zip(results, outs, strict=True):
+                versions.append((y, version(o), 0))
         self.versions = versions
 
     @property
@@ -116,13 +119,13 @@ class Node(_Slots):
                 "Specify retain_graph=True if you need to backward through the graph a second time or if you need to access "
                 "saved tensors after calling backward."
             )
-        for t, version, reassigned in self.versions:
-            now = t._version
-            if now != version or t._reassigned != reassigned:  # written, or given other memory
+        for t, then, reassigned in self.versions:
+            now = version(t)
+            if now != then or t._reassigned != reassigned:  # written, or given other memory
                 raise RuntimeError(
                     "one of the variables needed for gradient computation has been modified by an inplace operation: "
                     f"[{t.dtype!r} {list(t.shape)}], which is an operand or the result of {self.primitive.name}"
-                    f"{' at ' + self.source if self.source else ''}, is at version {now}; expected version {version} instead."
+                    f"{' at ' + self.source if self.source else ''}, is at version {now}; expected version {then} instead."
                 )
 
     def apply(self, cotangents: list) -> list:
@@ -243,7 +246,8 @@ def alias(t: Tensor) -> Tensor:
     """Another object for the same memory, outside the tape."""
     if t._batching is not None:
         return t._alias()
-    a = wrap(t._array)
+    a: Any = _new(Tensor)
+    a._array = t._array
     a._storage = t.storage_of()
     return a
 
@@ -264,13 +268,15 @@ def edge_of(operand: Any) -> Edge | None:
 def edge(t: Tensor) -> Edge | None:
     """Where the cotangent of `t` goes, or None."""
     v = t._view
-    if v is not None and v.version != t._version:
+    if v is not None and v.version != version(t):
         _renew_view(t, v)
-    if t._node is not None:
-        return t._node
+    n = t._node
+    if n is not None:
+        return n
     if not t._requires_grad:
         return None
-    a = None if t._accumulator is None else t._accumulator()
+    known = t._accumulator
+    a = None if known is None else known()
     if a is None:
         a = AccumulateGrad(t)
         t._accumulator = weakref.ref(a)  # weakly, as the node holds the leaf; hooks keep it (`Tensor._hooks`)

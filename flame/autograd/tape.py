@@ -56,7 +56,11 @@ transfer = registered("transfer")
 _NATIVE = eager_kernels()
 #: of each primitive: what runs, and the dtypes that its shape rule was seen to take
 _MEANINGS: dict[Primitive, tuple[Callable, set]] = {}
+#: what NumPy raises of operands that do not fit, and where memory is short
+_REFUSED = (ValueError, TypeError, IndexError, OverflowError, MemoryError)
 _new: Any = object.__new__
+_new_tuple: Any = tuple.__new__
+_ndarray, _asarray = np.ndarray, np.asarray
 
 
 def _meaning(primitive: Primitive) -> tuple[Callable, set]:
@@ -111,31 +115,19 @@ class Eager:
             admitted.add(kind)
         try:
             got = meaning(*arrays, **params)
-        except (ValueError, TypeError, IndexError, OverflowError):
-            infer(primitive, operands, params)  # says it in the primitive's own words, if the operands do not fit
-            raise
-        except MemoryError:
-            got = _with_more_room(meaning, primitive, operands, arrays, params)
+        except _REFUSED:
+            got = _again(meaning, primitive, operands, arrays, params)
         if type(got) is tuple:
-            outs = tuple(wrap(a) for a in got)
-        else:
-            t = _new(Tensor)
-            t._array = got
-            if placement.gpu and type(got) is not DeviceArray and not params.get("place") and _floats(operands):
-                t._floating = True
-            if primitive.view:
-                _link_view(t, operands[0], arrays[0], primitive, params)
-            if record and _BY_NUMPY[got.dtype].kind in "fc":
-                t._node = (Node(primitive, operands, params, tuple([edge_of(o) for o in operands]), (t,)), 0)
-            return t
-        if record:
-            node = None
-            for i, t in enumerate(outs):
-                if _BY_NUMPY[t._array.dtype].kind in "fc":
-                    if node is None:
-                        node = Node(primitive, operands, params, tuple(map(edge_of, operands)), outs)
-                    t._node = (node, i)
-        return outs if type(got) is tuple else outs[0]
+            return _several(primitive, operands, params, got, record)
+        t = _new(Tensor)
+        t._array = got
+        if placement.gpu and type(got) is not DeviceArray and not params.get("place") and _floats(operands):
+            t._floating = True
+        if primitive.view:
+            _link_view(t, operands[0], arrays[0], primitive, params)
+        if record and _BY_NUMPY[got.dtype].kind in "fc":
+            t._node = (Node(primitive, operands, params, tuple([edge_of(o) for o in operands]), (t,)), 0)
+        return t
 
     def one(self, how: Direct, x: Tensor, a: Any) -> Any:
         """`process(how.primitive, (x,), {})` of a tensor whose array `a` is of floats."""
@@ -144,10 +136,10 @@ class Eager:
             return self.process(how.primitive, (x,), {})
         try:
             got = quiet.run(f, a, order="C")
-        except MemoryError:  # it says how much
+        except _REFUSED:  # it says why not
             return self.process(how.primitive, (x,), {})
         t = _new(Tensor)
-        t._array = got if type(got) is np.ndarray else np.asarray(got)
+        t._array = got if type(got) is _ndarray else _asarray(got)
         if (x._node is not None or x._requires_grad or x._view is not None) and how.differentiable and force.grad:
             e = edge_of(x)
             if e is not None:
@@ -177,10 +169,10 @@ class Eager:
             return self.process(how.primitive, (x, y), {})
         try:
             got = quiet.run(f, a, b, order="C")
-        except (ValueError, TypeError, OverflowError, MemoryError):  # it says why not
+        except _REFUSED:  # it says why not
             return self.process(how.primitive, (x, y), {})
         t = _new(Tensor)
-        t._array = got if type(got) is np.ndarray else np.asarray(got)
+        t._array = got if type(got) is _ndarray else _asarray(got)
         if record and how.differentiable and force.grad:
             e = (edge_of(x) if a is not x else None, edge_of(y) if b is not y else None)
             if e[0] is not None or e[1] is not None:
@@ -190,6 +182,17 @@ class Eager:
     def composite(self, f: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> Any:
         """A named function over primitives."""
         return f(*args, **kwargs)
+
+
+def _again(meaning: Callable, primitive: Primitive, operands: tuple, arrays: list, params: dict) -> Any:
+    """`meaning(*arrays, **params)`, which raised: in the primitive's own words, if the operands do not fit."""
+    try:
+        return meaning(*arrays, **params)
+    except MemoryError:
+        return _with_more_room(meaning, primitive, operands, arrays, params)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        infer(primitive, operands, params)
+        raise
 
 
 def _with_more_room(meaning: Callable, primitive: Primitive, operands: tuple, arrays: list, params: dict) -> Any:
@@ -216,10 +219,31 @@ def _link_view(t: Tensor, x: Tensor, array: Any, primitive: Primitive, params: d
             return
     elif out.size and not np.may_share_memory(out, array):
         return
-    t._storage = storage = x.storage_of()
-    step = (primitive, tuple(params.items()))
+    show(t, x, ((primitive, tuple(params.items())),))
+
+
+def show(t: Tensor, x: Tensor, steps: tuple) -> None:
+    """Have `t`, which shows memory of `x`, be its view by so many steps."""
+    storage = x.storage_of()
+    t._storage = storage
     v = x._view
-    t._view = View(x, (step,), storage.version) if v is None else View(v.base, (*v.chain, step), storage.version)
+    if v is None:
+        t._view = _new_tuple(View, (x, steps, storage.version))  # (as View does, in a third of the time)
+    else:
+        t._view = _new_tuple(View, (v.base, (*v.chain, *steps), storage.version))
+
+
+def _several(primitive: Primitive, operands: tuple, params: dict, got: tuple, record: bool) -> tuple:
+    """The results of an operation that has several."""
+    outs = tuple([wrap(a) for a in got])
+    if record:
+        node = None
+        for i, t in enumerate(outs):
+            if _BY_NUMPY[t._array.dtype].kind in "fc":
+                if node is None:
+                    node = Node(primitive, operands, params, tuple(map(edge_of, operands)), outs)
+                t._node = (node, i)
+    return outs
 
 
 def _placed(primitive: Primitive, operands: tuple, arrays: list, place: str) -> Callable | None:

@@ -1,18 +1,24 @@
 """What of capture is native: the functions that every followed operation goes through, and what they most likely meet.
 
-    switch("on" | "off")      native code in force or not; "on" raises where there can't be any
-    begin(), warm()           told when a function is compiled, and when it was called often; the knob FLAME_NATIVE says what then
+    switch("on" | "off")      native code in force or not, capture's and that of eager operations (`flame.capture.native_eager`);
+                              "on" raises where there can't be any; "eager" is the latter alone
+    begin(), warm()           told when a function is compiled, and when it, or eager operations, were called often; the knob
+                              FLAME_NATIVE says what then
 
 The functions are ordinary Python, written so that `flame.native` can translate them; nothing else says what the native code does.
-It is made once a process, when compiled functions turn out to be called often, so that a first call is none the slower.
+It is made once a process, when compiled functions or eager operations turn out to be called often, so that neither a first call nor
+the start of a program is the slower for it.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, Final
 
-from flame.capture import gradients, segment
+from flame.autograd.tape import Eager
+from flame.capture import gradients, native_eager, segment
 from flame.capture.background import Job, submit
 from flame.capture.compiled import Compiled
 from flame.capture.effects import Effects
@@ -27,7 +33,7 @@ from flame.knobs import knobs
 from flame.native import layout
 from flame.native.install import Closure, Native
 from flame.native.units import Hints, Unit
-from flame.primitive import Spec, force
+from flame.primitive import Spec
 from flame.runtime.executable import Executable
 from flame.runtime.locks import Lock
 from flame.tensor import Storage, Tensor
@@ -108,22 +114,15 @@ _ATTRIBUTES: Final[dict[tuple[type, str], type]] = {
     )
     for name in names.split()
 }
-_OPERATORS: Final = (
-    "add sub mul truediv pow floordiv mod and or xor lshift rshift radd rsub rmul rtruediv rpow rfloordiv rmod rand ror rxor "
-    "rlshift rrshift eq ne lt le gt ge"
-)
 
 
 def _made() -> Native:
     hints = Hints()
     for cls in _SLOTTED:
         hints.slots[cls] = layout.offsets(cls)
-    hints.slots[Tensor] = offsets = layout.offsets(Tensor)
-    hints.empty[Tensor] = frozenset(offsets) - {"_array"}
-    hints.alike[Tensor] = tuple(c for c in Tensor.__subclasses__() if offsets.keys().isdisjoint(vars(c)))
+    native_eager.slots_of_tensors(hints)
     hints.attributes.update(_ATTRIBUTES)
     hints.receivers.update({c: Run for c in (Follower, Calls, Updates, RunState, Effects, Gradients)})
-    hints.locals[id(force)] = {"interpreter": None, "grad": True}
     likely = {"Calls.composite": {"a": Tensor}, "Calls._fits": {"a": Tensor}, "Follower.process": {"o": Tensor}}
     units = [
         Unit(f"{cls.__name__}.{name}", vars(cls)[name], cls, (), likely.get(f"{cls.__name__}.{name}", {}))
@@ -131,67 +130,77 @@ def _made() -> Native:
         for name in names.split()
     ]
     units += [Unit(f.__name__, f, None, (), {"run": Run, "leaf": Step, "plan": segment.Plan}) for f in _FUNCTIONS]
-    names = [f"__{n}__" for n in _OPERATORS.split()]
-    operator = vars(Tensor)["__mul__"]
-    free = operator.__code__.co_freevars
-    units.append(Unit("operator", operator, None, free, {"run": Run, "self": Tensor, "other": Tensor}))
-    closures = [
-        Closure("operator", Tensor, n, tuple(c.cell_contents for c in f.__closure__))
-        for n in names
-        if (f := vars(Tensor)[n]).__code__ is operator.__code__
-    ]
+    operator, known = native_eager.operators()
+    units.append(Unit("operator", operator, None, operator.__code__.co_freevars, {"run": Run, "self": Tensor, "other": Tensor}))
+    closures = [Closure("operator", Tensor, n, tuple(c.cell_contents for c in f.__closure__)) for n, f in known]
     return Native(units, hints, closures)
 
 
 class _State:
-    native: Native | None = None
-    on = False
-    paused = 0  #: by how many it is kept out of force
-    wanted = False  #: whether it is put in force when they are done
-    job: Job | None = None
+    made: Final[dict[str, Native]] = {}  #: "eager", "capture" -> their native code
+    force: tuple[str, ...] = ()  #: which of these is in force
+    on = False  #: whether capture's is
+    paused = 0  #: by how many all is kept out of force
+    wanted: tuple[str, ...] = ()  #: what is put in force when they are done
+    jobs: Final[dict[str, Job]] = {}
     lock: Final = Lock()
 
 
-#: calls of one compiled function after which native code is made
+#: calls of one compiled function, and eager operations, after which native code is made: these take about as long as making it does
 OFTEN: Final = 24
+OFTEN_EAGER: Final = 50_000
+_PARTS: Final[dict[str, tuple[str, ...]]] = {"on": ("eager", "capture"), "eager": ("eager",), "off": ()}
 
 
 def switch(to: str) -> None:
-    """Put native code in force ("on") or the Python functions ("off"). Raises RuntimeError where there can be no native code."""
+    """Put native code in force ("on"; "eager": that of eager operations alone) or the Python functions ("off").
+
+    Raises RuntimeError where there can be no native code.
+    """
+    parts = _PARTS[to]
+    reason = layout.usable() if parts else ""
+    if reason:
+        raise RuntimeError(f"capture can't be native here: {reason}")
     with _State.lock:
-        if to == "off":
-            if _State.on and _State.native is not None:
-                _State.native.take_away()
-                _State.on = False
-            return
-        reason = layout.usable()
-        if reason:
-            raise RuntimeError(f"capture can't be native here: {reason}")
-        if _State.native is None:
-            _State.native = _made()
+        if any(p not in _State.made for p in parts):
+            before = _State.force
+            _count(False)
+            _put(())  # (what is translated is what Python has)
+            for p in parts:
+                if p not in _State.made:
+                    _State.made[p] = native_eager.made() if p == "eager" else _made()
+            _put(before)
         if _State.paused:
-            _State.wanted = True
-        elif not _State.on:
-            _State.native.put()
-            _State.on = True
+            _State.wanted = parts
+        else:
+            _put(parts)
+
+
+def _put(parts: tuple[str, ...]) -> None:
+    """Have these in force, the later ones over the earlier, and no others."""
+    if parts == _State.force:
+        return
+    for p in reversed(_State.force):
+        _State.made[p].take_away()
+    for p in parts:
+        _State.made[p].put()
+    _State.force, _State.on = parts, "capture" in parts
 
 
 def pause() -> Callable[[], None]:
     """Keep native code out of force, so that its functions can be listened to, until what is returned is called."""
     with _State.lock:
         _State.paused += 1
-        on = _State.on
-    if on:
-        switch("off")
-        _State.wanted = True
+        if _State.force:
+            _State.wanted = _State.force
+            _put(())
 
     def resume() -> None:
         with _State.lock:
             _State.paused -= 1
-            again = _State.wanted and not _State.paused
-            _State.wanted = _State.wanted and not again
-        if again:
-            switch("on")
+            if _State.wanted and not _State.paused:
+                _put(_State.wanted)
+                _State.wanted = ()
 
     return resume
 
@@ -202,14 +211,43 @@ def begin() -> None:
         switch("on")
 
 
-def warm() -> None:
-    """A compiled function was called often."""
-    if knobs.native == "auto" and _State.job is None and not layout.usable():
-        _State.job = submit(lambda: switch("on"))
+def warm(part: str = "capture") -> None:
+    """A compiled function, or eager operations, were called often."""
+    if knobs.native == "1" and part == "eager":
+        switch("eager" if not _State.on else "on")
+    if knobs.native == "auto" and part not in _State.jobs and not layout.usable():
+        _State.jobs[part] = submit(lambda: switch("eager" if part == "eager" and not _State.on else "on"))
 
 
 def wait() -> bool:
-    """Wait until native code that is being made is in force; whether there is any."""
-    if _State.job is not None:
-        _State.job.wait()
+    """Wait until native code that is being made is in force; whether there is any of capture's."""
+    for job in list(_State.jobs.values()):
+        job.wait()
     return _State.on
+
+
+_COUNTED: Final[dict[str, Any]] = {name: vars(Eager)[name] for name in ("one", "two")}
+
+
+def _count(on: bool) -> None:
+    """Have eager operations counted until there are many, which costs each of them 0.1 us; or no longer."""
+    for name, f in _COUNTED.items():
+        if on or hasattr(vars(Eager)[name], "__wrapped__"):
+            setattr(Eager, name, _counting(f) if on else f)
+
+
+def _counting(f: Callable[..., Any]) -> Callable[..., Any]:
+    left = itertools.count(0 if knobs.native == "1" else OFTEN_EAGER - 1, -1)
+
+    @functools.wraps(f)
+    def counted(*args: Any) -> Any:
+        if next(left) <= 0:
+            _count(False)
+            warm("eager")
+        return f(*args)
+
+    return counted
+
+
+if knobs.native != "0":
+    _count(True)

@@ -37,6 +37,8 @@ ADD, SUB, MUL, DIV, NEG, POW, WHERE = map(registered, ("add", "sub", "mul", "div
 MAXIMUM, MINIMUM = registered("maximum"), registered("minimum")
 
 PUBLIC: dict[str, Any] = {}
+#: functions of one operand -> how they run on floats
+DIRECT: dict[Callable, Direct] = {}
 
 
 def public(*names: str) -> Callable:
@@ -128,6 +130,7 @@ def unary(p: Primitive, name: str) -> None:
     in_place.__name__ = name + "_"
     function.__doc__ = p.doc or f"{name} of each element."
     PUBLIC[name] = known = precise(function)
+    DIRECT[known] = direct
     setattr(Tensor, name, known)
     PUBLIC[name + "_"] = in_place
     setattr(Tensor, name + "_", in_place)
@@ -483,9 +486,9 @@ def bitwise_not(input: Tensor, *, out: Tensor | None = None) -> Tensor:
 
 
 Tensor.__invert__ = lambda self: bitwise_not(self)  # type: ignore[attr-defined]
-Tensor.__neg__ = lambda self: PUBLIC["neg"](self)  # type: ignore[attr-defined]
+Tensor.__neg__ = PUBLIC["neg"]  # type: ignore[attr-defined]
 Tensor.__pos__ = lambda self: self
-Tensor.__abs__ = lambda self: PUBLIC["abs"](self)  # type: ignore[attr-defined]
+Tensor.__abs__ = PUBLIC["abs"]  # type: ignore[attr-defined]
 Tensor.__iadd__ = lambda self, o: add_(self, o)  # type: ignore[attr-defined]
 Tensor.__isub__ = lambda self, o: sub_(self, o)  # type: ignore[attr-defined]
 Tensor.__imul__ = lambda self, o: self.mul_(o)  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ from flame.native.writer import Writer
 
 _COMPARE = {ast.Lt: 0, ast.LtE: 1, ast.Eq: 2, ast.NotEq: 3, ast.Gt: 4, ast.GtE: 5}
 _INTEGER = {ast.Lt: "slt", ast.LtE: "sle", ast.Eq: "eq", ast.NotEq: "ne", ast.Gt: "sgt", ast.GtE: "sge"}
-_ARITHMETIC = {ast.Add: "PyNumber_Add", ast.Sub: "PyNumber_Subtract"}
+_ARITHMETIC = {ast.Add: "PyNumber_Add", ast.Sub: "PyNumber_Subtract", ast.Mult: "PyNumber_Multiply"}
 _OFFSET_FLAG = -(1 << 63)
 
 
@@ -395,6 +395,8 @@ class Expressions(Writer):
 
     def _method_unit(self, cls: type | None, name: str) -> Unit | None:
         """The native method that this class has by that name."""
+        if (cls, name) in self.m.hints.own:
+            return None
         for c in cls.__mro__ if cls is not None else ():
             if name in vars(c):
                 return self.m.by_method.get((c, name))

@@ -14,13 +14,14 @@ import sys
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from flame.native import layout, pieces
 from flame.native.translate import translated
-from flame.native.units import Hints, Module, Unit, Untranslatable
+from flame.native.units import Hints, Module, Unit, Untranslatable, parameters
 from flame.runtime import llvm_jit
 
+_VARIABLE: Final = 0x0001 | 0x0002  # a tuple, and a dictionary or nothing
 _FASTCALL_KEYWORDS: Final = 0x0080 | 0x0002
 
 
@@ -34,12 +35,19 @@ _kept: Final[list[Any]] = []
 
 @dataclass(frozen=True, slots=True)
 class Closure:
-    """One closure of a unit with free names: the method `name` of `owner`, and the objects that it is of."""
+    """One closure of a unit: the method `name` of `owner`, and the objects that it is of. Called in another `way` than is said, it
+    is the Python method that stands there:
+
+        plain   so many arguments as the unit has parameters besides; the unit takes these
+        star    any number of arguments, unnamed; the unit takes a tuple of them
+        call    any arguments; the unit takes a tuple, and a dictionary of the named ones that is its own
+    """
 
     unit: str
     owner: type
     name: str
     given: tuple[Any, ...]
+    way: Literal["plain", "star", "call"] = "plain"
 
 
 class Native:
@@ -67,7 +75,7 @@ class Native:
         declared = "".join(f"@{n} = external global i8\n" for n in module.objects)
         text = declared + pieces.text({**numbers, **names}, layout.counts()) + body
         self.text = text
-        symbols = [f"py.{u.symbol}" for u in units if not u.free] + [f"py.{c.owner.__name__}.{c.name}" for c in closures]
+        symbols = [f"py.{u.symbol}" for u in units if not u.shared] + [f"py.{c.owner.__name__}.{c.name}" for c in closures]
         imports = {name: id(x) for name, x in module.objects.items()}
         for name in pieces.INTERPRETER:
             address = ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value
@@ -78,7 +86,7 @@ class Native:
         _kept.append(module.objects)
         self._places: list[tuple[Any, str, Any, Any]] = []
         for u in units:
-            if u.free:
+            if u.shared:
                 continue
             f = u.function
             if u.owner is not None:
@@ -86,7 +94,8 @@ class Native:
             else:
                 self._place(sys.modules[f.__module__], f.__name__, _builtin(f, code[f"py.{u.symbol}"]))
         for c in closures:
-            self._place(c.owner, c.name, _descriptor(c.owner, c.name, code[f"py.{c.owner.__name__}.{c.name}"]))
+            flags = _VARIABLE if c.way == "call" else _FASTCALL_KEYWORDS
+            self._place(c.owner, c.name, _descriptor(c.owner, c.name, code[f"py.{c.owner.__name__}.{c.name}"], flags))
 
     def _place(self, where: Any, name: str, builtin: Any) -> None:
         self._places.append((where, name, vars(where)[name], builtin))
@@ -101,38 +110,69 @@ class Native:
 
 
 def _thunk(m: Module, c: Closure) -> str:
-    """A method of two operands that passes on what its closure is of."""
-    if len(c.given) != len(m.units[c.unit].free):
+    """A method that passes on what its closure is of."""
+    unit = m.units[c.unit]
+    if len(c.given) != len(unit.free) + unit.bound:
         raise Untranslatable(f"{c.owner.__name__}.{c.name} is no closure of {c.unit}")
-    twin = m.constant(vars(c.owner)[c.name])
+    name = f"@py.{c.owner.__name__}.{c.name}"
     given = "".join(f", ptr {m.constant(x)}" for x in c.given)
-    return f"""define ptr @py.{c.owner.__name__}.{c.name}(ptr %self, ptr %args, i64 %count, ptr %names) {{
-  %one = icmp eq i64 %count, 1
+    if c.way == "call":
+        return f"""define ptr {name}(ptr %self, ptr %args, ptr %named) {{
+  %none = icmp eq ptr %named, null
+  br i1 %none, label %without, label %with
+without:
+  %made = call ptr @PyDict_New()
+  %wrong = icmp eq ptr %made, null
+  br i1 %wrong, label %fail, label %go
+go:
+  %got = call ptr @{c.unit}(ptr %self, ptr %args, ptr %made{given})
+  call void @flame_decref(ptr %made)
+  ret ptr %got
+with:
+  %answer = call ptr @{c.unit}(ptr %self, ptr %args, ptr %named{given})
+  ret ptr %answer
+fail:
+  ret ptr null
+}}
+"""
+    n = len(parameters(unit.function)) - 1 - unit.bound
+    taken = range(n if c.way == "plain" else 0)
+    loads = [f"  %p{i} = getelementptr ptr, ptr %args, i64 {i}\n  %a{i} = load ptr, ptr %p{i}" for i in taken]
+    passed = "".join(f", ptr %a{i}" for i in range(n))
+    fits, more, after = f"icmp eq i64 %count, {n}", "", ""
+    if c.way == "star":
+        fits = "icmp sge i64 %count, 0"
+        more = "  %a0 = call ptr @flame_packed(ptr %args, i64 %count)\n  %wrong = icmp eq ptr %a0, null\n"
+        more += "  br i1 %wrong, label %fail, label %packed\npacked:\n"
+        after = "  call void @flame_decref(ptr %a0)\n"
+    return f"""define ptr {name}(ptr %self, ptr %args, i64 %count, ptr %names) {{
+  %fits = {fits}
   %unnamed = icmp eq ptr %names, null
-  %plain = and i1 %one, %unnamed
+  %plain = and i1 %fits, %unnamed
   br i1 %plain, label %go, label %other
 go:
-  %other.o = load ptr, ptr %args
-  %got = call ptr @{c.unit}(ptr %self, ptr %other.o{given})
-  ret ptr %got
+{more}{chr(10).join(loads)}
+  %got = call ptr @{c.unit}(ptr %self{passed}{given})
+{after}  ret ptr %got
 other:
-  %slow = call ptr @flame_otherwise(ptr {twin}, ptr %self, ptr %args, i64 %count, ptr %names)
+  %slow = call ptr @flame_otherwise(ptr {m.constant(vars(c.owner)[c.name])}, ptr %self, ptr %args, i64 %count, ptr %names)
   ret ptr %slow
+{"fail:" + chr(10) + "  ret ptr null" if c.way == "star" else ""}
 }}
 """
 
 
-def _method(name: str, address: int) -> _MethodDef:
-    made = _MethodDef(name.encode(), address, _FASTCALL_KEYWORDS, None)
+def _method(name: str, address: int, flags: int = _FASTCALL_KEYWORDS) -> _MethodDef:
+    made = _MethodDef(name.encode(), address, flags, None)
     _kept.append(made)
     return made
 
 
-def _descriptor(owner: type, name: str, address: int) -> Any:
+def _descriptor(owner: type, name: str, address: int, flags: int = _FASTCALL_KEYWORDS) -> Any:
     make = ctypes.pythonapi.PyDescr_NewMethod
     make.restype = ctypes.py_object
     make.argtypes = [ctypes.py_object, ctypes.c_void_p]
-    return make(owner, ctypes.addressof(_method(name, address)))
+    return make(owner, ctypes.addressof(_method(name, address, flags)))
 
 
 def _builtin(function: Any, address: int) -> Any:

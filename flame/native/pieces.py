@@ -8,6 +8,7 @@
     flame_isinstance(x, cls)   1, 0 or -1
     flame_weakref(x)           weakref.ref(x)
     flame_append(list, x)      0, or -1
+    flame_packed(args, count)  a tuple of arguments that lie side by side
     flame_local(cell, obj, name)
                                obj.name of a threading.local, borrowed; null where only its class has it
 
@@ -55,6 +56,7 @@ INTERPRETER: Final = {
     "PyLong_FromSsize_t": "ptr (i64)",
     "PyNumber_Add": "ptr (ptr, ptr)",
     "PyNumber_Subtract": "ptr (ptr, ptr)",
+    "PyNumber_Multiply": "ptr (ptr, ptr)",
     "PyNumber_InPlaceAdd": "ptr (ptr, ptr)",
     "PyNumber_InPlaceSubtract": "ptr (ptr, ptr)",
     "PyWeakref_NewRef": "ptr (ptr, ptr)",
@@ -66,6 +68,7 @@ INTERPRETER: Final = {
     "PyDict_New": "ptr ()",
     "PyErr_SetObject": "void (ptr, ptr)",
     "PyErr_Occurred": "ptr ()",
+    "PyErr_ExceptionMatches": "i32 (ptr)",
     "PyErr_Clear": "void ()",
 }
 
@@ -200,6 +203,27 @@ $referent
 ask:
   %told = call ptr @PyObject_Vectorcall(ptr %ref, ptr null, i64 0, ptr null)
   ret ptr %told
+}
+
+define internal ptr @flame_packed(ptr %args, i64 %count) noinline {
+  %made = call ptr @PyTuple_New(i64 %count)
+  %wrong = icmp eq ptr %made, null
+  br i1 %wrong, label %end, label %next
+next:
+  %i = phi i64 [0, %0], [%i1, %move]
+  %left = icmp slt i64 %i, %count
+  br i1 %left, label %move, label %end
+move:
+  %from = getelementptr ptr, ptr %args, i64 %i
+  %x = load ptr, ptr %from
+  call void @flame_incref(ptr %x)
+  %inside = getelementptr i8, ptr %made, i64 $tuple_items
+  %to = getelementptr ptr, ptr %inside, i64 %i
+  store ptr %x, ptr %to
+  %i1 = add i64 %i, 1
+  br label %next
+end:
+  ret ptr %made
 }
 
 define internal ptr @flame_otherwise(ptr %f, ptr %self, ptr %args, i64 %count, ptr %names) noinline {

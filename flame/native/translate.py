@@ -1,7 +1,8 @@
 """Python functions -> LLVM text that does the same, by the interpreter's own C functions.
 
-What can be translated is a part of Python: assignments, if, for, while, return, raise of an exception that is called, and
-expressions without lambdas, generators or formatted strings. Every variable has a place on the stack and holds a reference;
+What can be translated is a part of Python: assignments, if, for, while, return, raise of an exception that is called,
+try with one except clause that names what it catches and gives it no name, expressions without lambdas, generators or
+formatted strings. Every variable has a place on the stack and holds a reference;
 every call that fails goes to one place where all that is held is let go (LLVM makes registers of it). Global names are constants:
 they are what they were when the function was translated. The words used here are explained in `flame.native.units`.
 """
@@ -21,7 +22,7 @@ _IN_PLACE = {ast.Add: "PyNumber_InPlaceAdd", ast.Sub: "PyNumber_InPlaceSubtract"
 def translated(m: Module) -> str:
     """The functions of all units, and their builtins."""
     bodies = [Body(m, u).text() for u in m.units.values()]
-    wrappers = [wrapper(m, u) for u in m.units.values() if not u.free]
+    wrappers = [wrapper(m, u) for u in m.units.values() if not u.shared]
     cells = [f"@{c} = internal global [3 x i64] zeroinitializer" for c in m.cells]
     return "\n".join([*cells, *bodies, *wrappers]) + "\n"
 
@@ -103,6 +104,8 @@ class Body(Expressions):
                 self.run_for(s)
             case ast.While():
                 self.run_while(s)
+            case ast.Try(handlers=[ast.ExceptHandler(type=ast.Name() as caught, name=None)], orelse=[], finalbody=[]):
+                self.run_try(s, caught)
             case ast.Break():
                 self.jump(self.loops[-1][1])
                 self.begin(self.label("after"))
@@ -115,7 +118,7 @@ class Body(Expressions):
                     kind = self.do(f"getelementptr i8, ptr {x.register}, i64 {layout.TYPE}")
                     cls = self.do(f"load ptr, ptr {kind}")
                     self.emit(f"call void @PyErr_SetObject(ptr {cls}, ptr {x.register})")
-                    self.jump("fail")
+                    self.jump(self.failing)
                     self.begin(self.label("after"))
             case ast.Delete(targets=[ast.Subscript() as item]):
                 with self.statement():
@@ -194,6 +197,33 @@ class Body(Expressions):
         self.jump(end)
         self.begin(end)
         if not s.orelse or _goes_on(s.orelse):
+            self.sure = self.sure if after is None else self.sure & after
+        elif after is not None:
+            self.sure = after
+
+    def run_try(self, s: ast.Try, kinds: ast.Name) -> None:
+        """What the body holds when it fails is in the places that are spare after it; elsewhere there is nothing then."""
+        caught, handle, end = self.label("caught"), self.label("handle"), self.label("tried")
+        before, self.failing = self.failing, caught
+        known = set(self.sure)
+        for x in s.body:
+            self.run(x)
+        self.failing = before
+        after = set(self.sure) if _goes_on(s.body) else None
+        self.jump(end)
+        self.begin(caught)
+        self.release(self.spare)
+        expected = self.constant(self.look_up(kinds.id))
+        matches = self.do(f"call i32 @PyErr_ExceptionMatches(ptr {expected.register})")
+        self.branch(self.do(f"icmp ne i32 {matches}, 0"), handle, before)
+        self.begin(handle)
+        self.emit("call void @PyErr_Clear()")
+        self.sure = known
+        for x in s.handlers[0].body:
+            self.run(x)
+        self.jump(end)
+        self.begin(end)
+        if _goes_on(s.handlers[0].body):
             self.sure = self.sure if after is None else self.sure & after
         elif after is not None:
             self.sure = after

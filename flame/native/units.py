@@ -34,6 +34,13 @@ class Unit:
     free: tuple[str, ...] = ()
     #: variables -> the class that they most likely have, where no annotation says so
     likely: Mapping[str, type] = field(default_factory=dict)
+    #: how many of the last parameters are not given by whoever calls, but by each closure, as `free` is
+    bound: int = 0
+
+    @property
+    def shared(self) -> bool:
+        """Whether it is the code of closures, and nothing that is called by itself."""
+        return bool(self.free or self.bound)
 
 
 @dataclass(slots=True)
@@ -47,6 +54,8 @@ class Hints:
     alike: dict[type, tuple[type, ...]] = field(default_factory=dict)
     attributes: dict[tuple[type, str], type] = field(default_factory=dict)
     receivers: dict[type, type] = field(default_factory=dict)
+    #: methods that an instance may have one of its own of: (class, name)
+    own: frozenset[tuple[type, str]] = frozenset()
     #: threading.local objects -> the cells that remember this thread's dictionary, and what a name is where it is not set
     locals: dict[int, dict[str, Any]] = field(default_factory=dict)
 
@@ -67,8 +76,8 @@ class Module:
     def __init__(self, units: Sequence[Unit], hints: Hints):
         self.hints = hints
         self.units = {u.symbol: u for u in units}
-        self.by_function = {id(u.function): u for u in units if not u.free}
-        self.by_method = {(u.owner, u.function.__name__): u for u in units if u.owner is not None and not u.free}
+        self.by_function = {id(u.function): u for u in units if not u.shared}
+        self.by_method = {(u.owner, u.function.__name__): u for u in units if u.owner is not None and not u.shared}
         self.objects: dict[str, Any] = {}
         self._names: dict[int, str] = {}
         self._interned: dict[tuple[type, Any], Any] = {}

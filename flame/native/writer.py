@@ -37,6 +37,7 @@ class Writer:
         self.open: list[str] = []  #: temporaries of the statement
         self.spare: list[str] = []  #: places where none is now
         self.loops: list[tuple[str, str]] = []
+        self.failing = "fail"  #: where a call that failed goes
 
     # ---- names and lines
 
@@ -72,12 +73,12 @@ class Writer:
     def check(self, register: str) -> None:
         """Fail where a call gave nothing."""
         bad, good = self.do(f"icmp eq ptr {register}, null"), self.label("good")
-        self.branch(bad, "fail", good)
+        self.branch(bad, self.failing, good)
         self.begin(good)
 
     def check_number(self, register: str, kind: str = "i32") -> None:
         bad, good = self.do(f"icmp slt {kind} {register}, 0"), self.label("good")
-        self.branch(bad, "fail", good)
+        self.branch(bad, self.failing, good)
         self.begin(good)
 
     # ---- references
@@ -182,7 +183,7 @@ class Writer:
 
     def complain(self, kind: type[Exception], words: str) -> None:
         self.emit(f"call void @PyErr_SetObject(ptr {self.m.constant(kind)}, ptr {self.m.constant(words)})")
-        self.jump("fail")
+        self.jump(self.failing)
 
     # ---- objects
 

@@ -219,7 +219,7 @@ def watching() -> Iterator[Snapshot]:
         return w.program(run, self, arrays)
 
     Executable.__call__ = tapped  # type: ignore[method-assign]
-    watch.watch(w.operation)
+    watch.watch(w.operation, whole=True)
     scarcity.accounts.append(w.held)
     try:
         yield w.snapshot

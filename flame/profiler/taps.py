@@ -64,7 +64,7 @@ class Listener:
 
     def start(self) -> None:
         self._undo.append(native.pause())
-        watch.watch(self._operation)
+        watch.watch(self._operation, whole=True)
         self._undo.append(lambda: watch.unwatch(self._operation))
         self._tap(Node, "apply", lambda node, *_: ("backward", node.name()))
         self._tap(FunctionNode, "apply", lambda node, *_: ("backward", node.name()))

@@ -2,8 +2,8 @@
 
     eager_kernels()        what to call for a primitive in the place of its `eager`, for those that have something to win
 
-    eager call ::= few elements, or operands of unequal shapes   -> the primitive's own meaning in NumPy
-                 | else                                          -> a kernel of that one primitive over n elements
+    eager call ::= few elements (`least`), or operands of unequal shapes   -> the primitive's own meaning in NumPy
+                 | else                                                    -> a kernel of that one primitive over n elements
 
 erf takes NumPy some forty passes over memory, a draw of random bits sixty, and exp one of scalar code; a kernel reads each
 operand once, in vectors and on all cores: 15 times as fast for erf, expm1 or acos, 10 for random bits, 2 to 3 for exp (a
@@ -26,7 +26,7 @@ from flame.compiler.graph import Graph
 from flame.compiler.index_math import var
 from flame.compiler.kernel import Buffer, IndexOf, Kernel, Load, Op, Statement, Store
 from flame.compiler.program import KernelStep, Program, Slot
-from flame.dtypes import _BY_NUMPY, dtype, int64, uint32
+from flame.dtypes import _BY_NUMPY, dtype, float32, int64, uint32
 from flame.errors import CompileError, MissingTargetError, Refused, VerificationError
 from flame.knobs import knobs
 from flame.ops.declare import as_operand
@@ -34,12 +34,16 @@ from flame.primitive import REGISTRY, Primitive, Spec, registered
 from flame.runtime.eager_programs import REFUSALS, EagerProgram
 from flame.runtime.executable import Executable
 
-#: elements from which on a native call (some 5 us) is repaid
+#: elements from which on a native call (some 3 us) is repaid where NumPy takes one pass or two
 LEAST: Final = 16384
+#: the same where NumPy takes many, each of which costs 0.5 us or more by itself: a series, a composite. (Any number would repay the
+#: call; but what is this small is often met a few times only, and the first call of a size takes 0.3 ms, of all sizes 50 ms.)
+LEAST_OF_MANY: Final = 64
 #: executables that are kept of each primitive: one for each dtype and number of elements
 _MOST: Final = 256
-#: instructions an element, below which NumPy's one pass is as good
+#: instructions an element, below which NumPy's one pass is as good; and from which on a function that NumPy lacks takes it many
 _FEW: Final = 3
+_SERIES: Final = 30
 _N: Final = "n"
 #: what NumPy reduces with one element a step, or in passes
 _PROGRAMS: Final = ("sum", "amax", "amin", "prod")
@@ -66,12 +70,13 @@ class EagerKernel:
         self.made: dict[tuple, Executable] = {}
         self.off = ""  #: why every call is left to NumPy
         self._worth: dict[dtype, bool] = {}
+        self.least = least(primitive)
 
     def __call__(self, *operands: Any, **params: Any) -> Any:
         x = operands[0]
         if type(x) is not np.ndarray:
             x = operands[-1]
-        if x.size >= LEAST and not self.off and not params and knobs.eager_kernels:
+        if x.size >= self.least and not self.off and not params and knobs.eager_kernels:
             got = self._native(x, operands)
             if got is not None:
                 return got
@@ -117,6 +122,16 @@ def keep(made: dict, key: Any, got: Any, most: int) -> None:
     while len(made) >= most:
         made.pop(next(iter(made)), None)
     made[key] = got
+
+
+def least(p: Primitive) -> int:
+    """From how many elements on a kernel of `p` may be worth a native call."""
+    if p.kind != "elementwise" or hasattr(np, p.name):
+        return LEAST
+    try:
+        return LEAST_OF_MANY if op_cost(p.name, (float32,)) >= _SERIES else LEAST
+    except TypeError:  # (of several operands)
+        return LEAST
 
 
 def is_worth_it(p: Primitive, d: dtype, operands: int) -> bool:

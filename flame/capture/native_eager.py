@@ -1,0 +1,80 @@
+"""What of eager operations is native: the base interpreter, the tape's nodes, operators, and the commonest small methods at once
+(`flame.functions.quick`). It is put in force as capture's native code is (`flame.capture.native`), with it or alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from flame import primitive, tensor
+from flame.autograd import nodes, tape
+from flame.autograd.nodes import AccumulateGrad, Node
+from flame.autograd.tape import Direct, Eager
+from flame.functions import quick
+from flame.native import layout
+from flame.native.install import Closure, Native
+from flame.native.units import Hints, Unit
+from flame.precision import casting
+from flame.primitive import Primitive, Spec, force, placement
+from flame.tensor import Storage, Tensor
+
+_METHODS: Final[tuple[tuple[type, str], ...]] = (
+    (Storage, "__init__"),
+    (Tensor, "storage_of"),
+    (Node, "__init__"),
+    (AccumulateGrad, "__init__"),
+    (Eager, "process"),
+    (Eager, "one"),
+    (Eager, "two"),
+)
+_FUNCTIONS: Final[tuple[Any, ...]] = (
+    tensor.spec_of, tensor.version, nodes.alias, nodes.edge_of, nodes.edge, tape._link_view, tape.show, primitive.applied,
+)  # fmt: skip
+_LIKELY: Final = dict.fromkeys(("o", "x", "y", "operand", "self", "other"), Tensor)
+
+
+def operators() -> tuple[Any, list[tuple[str, Any]]]:
+    """The function that operators are closures of, and these, as Python has them."""
+    f = vars(Tensor)["__mul__"]
+    return f, [(n, g) for n, g in vars(Tensor).items() if getattr(g, "__code__", None) is f.__code__]
+
+
+def slots_of_tensors(hints: Hints) -> None:
+    """How tensors lie in memory, and what of a thread is asked for."""
+    hints.slots[Tensor] = offsets = layout.offsets(Tensor)
+    hints.empty[Tensor] = frozenset(offsets) - {"_array"}
+    hints.alike[Tensor] = tuple(c for c in Tensor.__subclasses__() if offsets.keys().isdisjoint(vars(c)))
+    hints.locals[id(force)] = {"interpreter": None, "grad": True}
+
+
+def made() -> Native:
+    """The native code of eager operations."""
+    hints = Hints()
+    for cls in (Storage, Node, AccumulateGrad, Direct, Primitive, Spec, type(placement), type(casting)):
+        hints.slots[cls] = layout.offsets(cls)
+    slots_of_tensors(hints)
+    for cls in (Node, AccumulateGrad):
+        fresh = object.__new__(cls)
+        hints.empty[cls] = frozenset(n for n in hints.slots[cls] if getattr(fresh, n, n) is None)
+    hints.slots[Eager], hints.own = {}, frozenset({(Eager, "process")})  # (it has one of its own while somebody watches)
+    hints.attributes[Tensor, "_storage"] = Storage
+    units = [
+        Unit(
+            f"{cls.__name__}.{name}", vars(cls)[name], cls, (), _LIKELY if cls not in (Node, AccumulateGrad, Eager) else _OTHERS
+        )
+        for cls, name in _METHODS
+    ]
+    units += [Unit(f.__name__, f, None, (), _LIKELY) for f in _FUNCTIONS]
+    f, closures = operators()
+    units.append(Unit("operator", f, None, f.__code__.co_freevars, _LIKELY))
+    found = [Closure("operator", Tensor, n, tuple(c.cell_contents for c in g.__closure__)) for n, g in closures]
+    for cls, name, function, given, way in quick.quick():
+        symbol = f"quick.{function.__name__}"
+        if all(u.symbol != symbol for u in units):
+            units.append(Unit(symbol, function, None, (), _LIKELY, len(given)))
+        found.append(Closure(symbol, cls, name, given, way))
+    found.append(Closure("applied", Primitive, "__call__", (), "call"))
+    return Native(units, hints, found)
+
+
+_OTHERS: Final = {n: c for n, c in _LIKELY.items() if n != "self"}
