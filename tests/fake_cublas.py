@@ -16,14 +16,23 @@ from typing import Any
 import numpy as np
 from fake_cuda import FakeLibrary
 
-from flame.dtypes import bfloat16
+from flame.dtypes import bfloat16, float8_e4m3fn, float8_e5m2
 from flame.runtime.cublas import NUMBERS, signatures
 
 #: numbers of CUDA's data types, as NumPy has them
-KINDS = {0: np.float32, 1: np.float64, 2: np.float16, 3: np.int8, 10: np.int32, 14: bfloat16.numpy}
+KINDS = {
+    0: np.float32,
+    1: np.float64,
+    2: np.float16,
+    3: np.int8,
+    10: np.int32,
+    14: bfloat16.numpy,
+    28: float8_e4m3fn.numpy,
+    29: float8_e5m2.numpy,
+}
 #: what may be set, and how many bytes that takes
 SIZES: dict[str, dict[int, int]] = {
-    "MatmulDesc": {3: 4, 4: 4, 7: 4, 8: 8},
+    "MatmulDesc": {3: 4, 4: 4, 7: 4, 8: 8, 17: 8, 18: 8},
     "MatrixLayout": {5: 4, 6: 8},
     "MatmulPreference": {1: 8, 3: 4, 5: 4, 6: 4, 7: 4, 8: 4},
 }
@@ -120,9 +129,9 @@ class FakeCublasLt:
             self.wrong(f"{what} is at {address:#x}, which is not a multiple of {asked} as was promised")
         n = (batch - 1) * stride + (columns - 1) * pitch + rows
         self.fake._find(address, n * dtype.itemsize, f"cuBLASLt: {what}")
-        flat = np.frombuffer((ctypes.c_char * (n * dtype.itemsize)).from_address(address), np.uint8).view(dtype)
         strides = tuple(s * dtype.itemsize for s in (stride, 1, pitch))
-        return np.lib.stride_tricks.as_strided(flat, (batch, rows, columns), strides)
+        memory = (ctypes.c_char * (n * dtype.itemsize)).from_address(address)
+        return np.ndarray((batch, rows, columns), dtype, memory, strides=strides)
 
     def _Matmul(
         self, handle: int, what: int, alpha: int, a: int, a_is: int, b: int, b_is: int, beta: int, c: int, c_is: int, d: int,
@@ -150,6 +159,13 @@ class FakeCublasLt:
                 (m.swapaxes(1, 2) if about.get(k, 0) == NUMBERS["CUBLAS_OP_T"] else m).astype(exact)
                 for m, k in ((x, 3), (y, 4))
             )
+            for k, layout in ((17, layouts[0]), (18, layouts[1])):
+                if k in about:
+                    if layout[-1] not in (28, 29):
+                        self.wrong("a scale of what is no 8-bit float")
+                    number_there = {-1: 0, -2: 1, -3: 1, -4: 1}
+                    by_all = self._elements(about[k], number_there, 4, "a scale").item()
+                    x = x * by_all
             value = by * (x @ y) + (times * z.astype(exact) if times else 0)
             if about[7] & 4:
                 bias = {-1: layouts[3][-1], -2: out.shape[1], -3: 1, -4: out.shape[1]}

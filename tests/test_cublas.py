@@ -135,6 +135,22 @@ def test_other_dtypes(dtype: str, library: Library, rng: np.random.Generator) ->
     np.testing.assert_allclose(got.cpu().double().numpy(), want.numpy(), rtol=1e-3)
 
 
+@pytest.mark.parametrize("kinds", [("float8_e4m3fn", "float8_e4m3fn"), ("float8_e5m2", "float8_e4m3fn")])
+@pytest.mark.parametrize("bias", [False, True])
+def test_floats_of_8_bits_and_their_scales(
+    kinds: tuple[str, str], bias: bool, library: Library, rng: np.random.Generator
+) -> None:
+    a, b = tensor(rng, 32, 64, dtype=kinds[0]), tensor(rng, 16, 64, dtype=kinds[1])
+    x, y = flame.tensor(2.0, device="cuda"), flame.tensor(0.25, device="cuda")
+    added = tensor(rng, 16, dtype="bfloat16")
+    f = lambda a, b, x, y, c: flame._scaled_mm(a, b.T, x, y, bias=c if bias else None, out_dtype=flame.bfloat16)
+    got, runs = run(f, a, b, x, y, added)
+    assert runs == ["cuBLASLt"] and {17, 18} <= set(library.lt.products[-1][1])
+    want = 0.5 * a.cpu().float().numpy() @ b.cpu().float().numpy().T
+    want = want + added.cpu().float().numpy() if bias else want
+    np.testing.assert_allclose(got.cpu().float().numpy(), want, rtol=1e-2, atol=1e-2)
+
+
 def test_bytes_are_added_up_as_integers(library: Library, rng: np.random.Generator) -> None:
     i, j, k = map(var, "ijk")
     shape = lambda *n: tuple(map(ex, n))

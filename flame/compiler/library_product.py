@@ -2,8 +2,9 @@
 
     product_of(kernel, symbols) -> LibraryProduct           raises Refused, with the reason, for every other kernel
 
-    out[b, i, j] = act(alpha * sum_k left[b, i, k] * right[b, j, k] + beta * addend[b, i, j] + bias[j])
+    out[b, i, j] = act(alpha * scale * sum_k left[b, i, k] * right[b, j, k] + beta * addend[b, i, j] + bias[j])
                                                             act ::= nothing | relu | gelu (by tanh)
+                                                            scale ::= the product of at most two numbers in memory (8-bit floats)
 
 Sizes are numbers here, and every array is an address and a stride a direction: axes of the kernel that one stride describes in
 all arrays are one direction. `out` and `addend` have stride 1 along j, operands along k or along their other direction.
@@ -19,13 +20,15 @@ from typing import Any, Final, Literal
 
 from flame.compiler.index_math import divisions, evaluate, names
 from flame.compiler.kernel import Const, Contract, Kernel, Load, Op, Reduce, Store, flat
-from flame.dtypes import bfloat16, dtype, float16, float32, float64, int8, int32
+from flame.dtypes import bfloat16, dtype, float8_e4m3fn, float8_e5m2, float16, float32, float64, int8, int32
 from flame.errors import Refused
 
 Activation = Literal["", "relu", "gelu"]
 
 #: what may be multiplied, by the dtype that products are added up in
 _SUMMED_IN = {float16: float32, bfloat16: float32, float32: float32, float64: float64, int8: int32}
+_BYTES = (float8_e4m3fn, float8_e5m2)  #: of which both may be e4m3, and one e5m2
+_SUMMED_IN |= dict.fromkeys(_BYTES, float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,7 @@ class LibraryProduct:
     beta: float = 0.0
     bias: Matrix | None = None
     activation: Activation = ""
+    scales: tuple[Matrix, ...] = ()
 
 
 def product_of(kernel: Kernel, symbols: Mapping[str, int]) -> LibraryProduct:
@@ -85,7 +89,10 @@ def product_of(kernel: Kernel, symbols: Mapping[str, int]) -> LibraryProduct:
         raise Refused("there is nothing to multiply")
     left, right = (_Access(kernel, around.load(o), symbols, extents) for o in c.operands)
     out = _Access(kernel, store, symbols, extents)
-    if left.dtype is not right.dtype or _SUMMED_IN.get(left.dtype) is not c.dtype:
+    bytes_ = left.dtype in _BYTES
+    narrow: tuple[dtype, ...] = (float32, float16, bfloat16) if bytes_ else (float32, left.dtype)
+    agree = left.dtype is right.dtype or (bytes_ and right.dtype in _BYTES)
+    if not agree or _SUMMED_IN.get(left.dtype) is not c.dtype or left.dtype is right.dtype is float8_e5m2:
         raise Refused(f"no library multiplies {left.dtype} and {right.dtype} and adds in {c.dtype}")
 
     k = frozenset(a for a in c.axes if extents[a] > 1)
@@ -107,8 +114,13 @@ def product_of(kernel: Kernel, symbols: Mapping[str, int]) -> LibraryProduct:
             raise Refused("what a library adds to a product has the result's dtype")
     if c.dtype is int32 and (around.added or around.activation or around.alpha != 1.0 or out.dtype is not int32):
         raise Refused("a product of integers is stored as it is")
-    if out.dtype.itemsize > c.dtype.itemsize or (c.dtype is float32 and out.dtype not in (float32, left.dtype)):
+    if out.dtype.itemsize > c.dtype.itemsize or (c.dtype is float32 and out.dtype not in narrow):
         raise Refused(f"no library stores a product of {left.dtype} as {out.dtype}")
+    scales = [_Access(kernel, s, symbols, extents) for s in around.scales]
+    if len(scales) > 2 or (scales and not bytes_) or any(x.dtype is not float32 for x in scales):
+        raise Refused("a library scales products of 8-bit floats, by a float32 an operand")
+    if bytes_ and bias is not None and out.dtype is float32:
+        raise Refused("what a library adds to a product has the result's dtype")
 
     whole = [out] if addend is None else [out, addend]
     size_m, rows = _merged(m, extents, [*whole, left])
@@ -130,6 +142,7 @@ def product_of(kernel: Kernel, symbols: Mapping[str, int]) -> LibraryProduct:
         c.dtype, around.alpha,
         None if addend is None else outs[1], 0.0 if addend is None else around.factors[addend.name],
         None if bias is None else Matrix(bias.buffer, bias.dtype, bias.offset, 0, 0, 1), around.activation,
+        tuple(Matrix(x.buffer, x.dtype, x.offset, 0, 0, 0) for x in scales),
     )  # fmt: skip
 
 
@@ -142,9 +155,12 @@ class _Around:
         self.alpha = 0.0
         self.added: list[Load] = []
         self.factors: dict[str, float] = {}  #: of each of these
+        self.scales: list[Load] = []
 
     def load(self, name: str) -> Load:
         s = self.kernel.definitions[name]
+        if isinstance(s, Op) and s.op == "cast" and s.dtype is float32:  # (which is exact, of what is narrower)
+            s = self.kernel.definitions[s.operands[0]]
         if not isinstance(s, Load) or s.mask or self.kernel.buffers[s.buffer].role == "out":
             raise Refused("a library multiplies arrays as they are")
         return s
@@ -173,30 +189,33 @@ class _Around:
             return s.value
         return (s.op, *[self._tree(o, leaf) for o in s.operands]) if isinstance(s, Op) else name
 
-    def summed(self, name: str, factor: float) -> None:
-        """The terms of a sum, each times a number."""
+    def summed(self, name: str, factor: float, scales: tuple[Load, ...] = ()) -> None:
+        """The terms of a sum, each times a number, the product also times numbers in memory."""
         match self.kernel.definitions[name]:
             case Contract() if not self.alpha and factor:
                 self.alpha = factor
-            case Load():
+                self.scales = [*scales]
+            case Load() if not scales:
                 self.added.append(self.load(name))
                 self.factors[name] = factor
             case Op(op="cast", operands=[x]) if self.kernel.definitions[x].dtype.is_floating_point:
                 if not isinstance(self.kernel.definitions[x], Load):
                     raise Refused("a library rounds once, at the end")
-                self.summed(x, factor)
+                self.summed(x, factor, scales)
             case Op(op="add", operands=[x, y]):
-                self.summed(x, factor)
-                self.summed(y, factor)
+                self.summed(x, factor, scales)
+                self.summed(y, factor, scales)
             case Op(op="sub", operands=[x, y]):
-                self.summed(x, factor)
-                self.summed(y, -factor)
+                self.summed(x, factor, scales)
+                self.summed(y, -factor, scales)
             case Op(op="mul", operands=[x, y]):
                 a, b = self.kernel.definitions[x], self.kernel.definitions[y]
                 if isinstance(b, Const):
-                    self.summed(x, factor * float(b.value))
+                    self.summed(x, factor * float(b.value), scales)
                 elif isinstance(a, Const):
-                    self.summed(y, factor * float(a.value))
+                    self.summed(y, factor * float(a.value), scales)
+                elif isinstance(b, Load) and not self.kernel.domains[y]:
+                    self.summed(x, factor, (*scales, b))
                 else:
                     raise Refused("a library multiplies a product by numbers only")
             case _:

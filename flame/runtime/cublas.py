@@ -19,7 +19,7 @@ import ctypes
 import re
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from flame.compiler.library_product import LibraryProduct, Matrix
-from flame.dtypes import bfloat16, float16, float32, float64, int8, int32
+from flame.dtypes import bfloat16, float8_e4m3fn, float8_e5m2, float16, float32, float64, int8, int32
 from flame.errors import CudaError, MissingTargetError, Refused
 from flame.knobs import knobs
 from flame.runtime.gpu_copy import ALIGNMENT
@@ -59,10 +59,12 @@ _TYPES: Final[dict[str, Any]] = {
 #: the enumerations' numbers, by their names in the headers
 NUMBERS: Final = {
     "CUDA_R_32F": 0, "CUDA_R_64F": 1, "CUDA_R_16F": 2, "CUDA_R_8I": 3, "CUDA_R_32I": 10, "CUDA_R_16BF": 14,
+    "CUDA_R_8F_E4M3": 28, "CUDA_R_8F_E5M2": 29,
     "CUBLAS_COMPUTE_32F": 68, "CUBLAS_COMPUTE_64F": 70, "CUBLAS_COMPUTE_32I": 72, "CUBLAS_COMPUTE_32F_FAST_TF32": 77,
     "CUBLAS_OP_N": 0, "CUBLAS_OP_T": 1,
     "CUBLASLT_MATMUL_DESC_TRANSA": 3, "CUBLASLT_MATMUL_DESC_TRANSB": 4,
     "CUBLASLT_MATMUL_DESC_EPILOGUE": 7, "CUBLASLT_MATMUL_DESC_BIAS_POINTER": 8,
+    "CUBLASLT_MATMUL_DESC_A_SCALE_POINTER": 17, "CUBLASLT_MATMUL_DESC_B_SCALE_POINTER": 18,
     "CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT": 5, "CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET": 6,
     "CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES": 1, "CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK": 3,
     "CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES": 5, "CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES": 6,
@@ -73,7 +75,7 @@ NUMBERS: Final = {
 
 _KINDS: Final = {
     float32: "CUDA_R_32F", float64: "CUDA_R_64F", float16: "CUDA_R_16F", bfloat16: "CUDA_R_16BF",
-    int8: "CUDA_R_8I", int32: "CUDA_R_32I",
+    int8: "CUDA_R_8I", int32: "CUDA_R_32I", float8_e4m3fn: "CUDA_R_8F_E4M3", float8_e5m2: "CUDA_R_8F_E5M2",
 }  # fmt: skip
 _NUMBERS: Final = {float32: ctypes.c_float, float64: ctypes.c_double, int32: ctypes.c_int32}
 #: bytes that an algorithm may be lent (what NVIDIA advises for Hopper)
@@ -196,7 +198,7 @@ class Multiplication:
 
     def __init__(self, gpu: Any, library: CublasLt, product: LibraryProduct):
         self.gpu, self.library, self.product = gpu, library, product
-        self._lock = threading.Lock()  # a description holds the address of the bias of the call
+        self._lock = threading.Lock()  # a description holds addresses of the call
         self._made: list[tuple[str, int]] = []
         p = product
         number: Any = _NUMBERS[product.accumulator]
@@ -220,11 +222,17 @@ class Multiplication:
                 ("EPILOGUE", epilogue),
             ):
                 library.say("MatmulDesc", self.description, f"CUBLASLT_MATMUL_DESC_{what}", ctypes.c_int32(value))
-            if p.bias is not None:  # (an address that will do for asking what there is; each call says its own)
-                library.say("MatmulDesc", self.description, "CUBLASLT_MATMUL_DESC_BIAS_POINTER", ctypes.c_uint64(ALIGNMENT))
+            self._point(lambda x: ALIGNMENT)  # (addresses that will do for asking what there is; each call says its own)
         self.alpha, self.beta = number(int(p.alpha) if number is ctypes.c_int32 else p.alpha), number()
         if p.addend is not None:
             self.beta = number(p.beta)
+
+    def _point(self, at: Callable[[Matrix], int]) -> None:
+        """Say where the arrays lie that a description holds the addresses of."""
+        pointers = [("BIAS_POINTER", self.product.bias), *zip(("A_SCALE_POINTER", "B_SCALE_POINTER"), self.product.scales)]
+        for what, x in pointers:
+            if x is not None:
+                self.library.say("MatmulDesc", self.description, f"CUBLASLT_MATMUL_DESC_{what}", ctypes.c_uint64(at(x)))
 
     def __del__(self) -> None:
         while self._made:  # (descriptions are the host's: no device is asked)
@@ -278,9 +286,7 @@ class Multiplication:
         words = (ctypes.c_uint64 * 8)(*algorithm.words)
         lent = gpu.allocate(algorithm.workspace, stream=queue) if algorithm.workspace else None
         with gpu.calling(), self._lock:
-            if p.bias is not None:
-                bias = ctypes.c_uint64(at(p.bias))
-                self.library.say("MatmulDesc", self.description, "CUBLASLT_MATMUL_DESC_BIAS_POINTER", bias)
+            self._point(at)
             self.library.multiply(
                 self.handle, self.description, ctypes.byref(self.alpha), at(p.right), self.a, at(p.left), self.b,
                 ctypes.byref(self.beta), out if p.addend is None else at(p.addend), self.c, out, self.d,
