@@ -1,9 +1,13 @@
 """What `benchmarks/gpu.py` measures, in one framework: `python benchmarks/gpu_rows.py FRAMEWORK [small] [fake]`.
 
-A row is made when it is asked for. This process prints its version and its rows as JSON, then answers each name on stdin on
-stdout: by variant the median seconds of a call, the first call's seconds, the bytes that must move and the operations that must be
-done (0 where that says nothing), and the first result's sum, by which frameworks are compared. A variant that fails gives its
-error.
+This process prints its version and its rows as JSON, then answers lines on stdin with lines on stdout, both JSON:
+
+    {"prepare": row, "variant": eager | compiled | tuned}   made, compiled and warmed up: the first call's seconds, the bytes that
+                                                            must move and the operations that must be done (0 where that says
+                                                            nothing), and the first result's sum, by which frameworks are compared
+    {"time": true}                                          the median seconds of a call of it
+
+What fails gives its error.
 
 flame and PyTorch run the same lines. Seconds are the device's, between two events, with its caches flushed before every call; rows
 of `wall` are the clock's over calls that are not waited for. "small" has sizes that an interpreter can run; "fake" runs flame on a
@@ -20,9 +24,19 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 from benchmarks import gpu_models as models
+
+#: what is measured before all else
+TELLING = (
+    "copy 1 GiB", "pointwise 128M", "call overhead", "matmul 8192x8192x8192", "linear gelu 8192x4096x4096", "softmax 8192",
+    "softmax 8192 back", "layer norm 8192", "layer norm 8192 back", "rms norm 8192 back", "cross entropy 8192x131072",
+    "attention 2048", "attention 2048 back", "conv 3x3 256 at 14", "conv 3x3 256 at 14 back", "AdamW 134M", "GPT-2 training",
+    "Llama 1B, 1024 tokens", "ResNet-50 training", "ViT-B/16 training", "U-Net training", "GPT-2 inference",
+    "ResNet-50 inference", "ViT-B/16 inference", "U-Net inference",
+)  # fmt: skip
 
 Call = Callable[[], Any]
 Compile = Callable[[Callable], Callable]
@@ -37,7 +51,6 @@ class Row:
     operations: float = 0
     train: bool = False
     wall: bool = False
-    tuned: bool = True  #: also with the mode that tries many kernels, which takes long
 
 
 class Rows:
@@ -110,7 +123,7 @@ class Rows:
             whole = compile(step) if self.whole else step
             return lambda: whole(*batch)
 
-        return Row(make, train=True, tuned=False, **about)
+        return Row(make, train=True, **about)
 
     # ---- rows
 
@@ -124,11 +137,11 @@ class Rows:
 
         def copy() -> Row:
             n = self.size(1 << 28, 1 << 8)
-            return self.plain(lambda x: x.clone(), self.data(n, dtype="float32"), bytes=8 * n, tuned=False)
+            return self.plain(lambda x: x.clone(), self.data(n, dtype="float32"), bytes=8 * n)
 
         def overhead() -> Row:
             x = self.data(16, dtype="float32")
-            return self.plain(lambda x: ((x * 2 + 1).relu() * x).sum(), x, wall=True, tuned=False)
+            return self.plain(lambda x: ((x * 2 + 1).relu() * x).sum(), x, wall=True)
 
         of |= {"copy 1 GiB": copy, "pointwise 128M": pointwise, "call overhead": overhead}
         for columns in (1024, 8192, 65536, 262144):
@@ -151,10 +164,9 @@ class Rows:
                 return (self.backward if back else self.plain)(f, *xs, bytes=(10 if back else 4) * rows * m)
 
             of[f"softmax {columns}"], of[f"softmax {columns} back"] = softmax, softmax_back
-            if columns < 65536:
-                for name in ("layer", "rms"):
-                    of[f"{name} norm {columns}"] = lambda name=name, norm=norm: norm(name, False)
-                    of[f"{name} norm {columns} back"] = lambda name=name, norm=norm: norm(name, True)
+            for name in ("layer", "rms"):
+                of[f"{name} norm {columns}"] = lambda name=name, norm=norm: norm(name, False)
+                of[f"{name} norm {columns} back"] = lambda name=name, norm=norm: norm(name, True)
 
         def cross_entropy() -> Row:
             n, v = self.size(8192, 3), self.size(131072, 70)
@@ -174,7 +186,7 @@ class Rows:
 
                 return compile(step)
 
-            return Row(make, bytes=28.0 * sum(p.numel() for p in parameters), tuned=False)
+            return Row(make, bytes=28.0 * sum(p.numel() for p in parameters))
 
         of |= {"cross entropy 8192x131072": cross_entropy, "AdamW 134M": adamw}
 
@@ -195,7 +207,7 @@ class Rows:
             return self.plain(lambda x, w, b: F.gelu(F.linear(x, w, b)), x, w, b, operations=2.0 * m * n * n)
 
         of["linear gelu 8192x4096x4096"] = linear
-        for batch, length in ((32, 512), (8, 2048), (1, 16384)):
+        for batch, length in ((32, 512), (8, 2048), (4, 4096), (1, 16384)):
             for back in (False, True):
 
                 def attention(batch: int = batch, length: int = length, back: bool = back) -> Row:
@@ -221,10 +233,16 @@ class Rows:
     def _models(self) -> None:
         F, torch, of = self.F, self.torch, self.of
 
-        def gpt2() -> Row:
+        def inference(model: Any, x: Any) -> Row:
+            model = model.to("cuda").to(torch.bfloat16).eval()
+            return self.plain(lambda x: model(x), x)
+
+        def gpt2(train: bool) -> Row:
             model, vocabulary = models.gpt2(torch, self.small)
             n, t = self.size(8, 1), self.size(1024, 4)
             x, y = (torch.randint(0, vocabulary, (n, t), device="cuda") for _ in range(2))
+            if not train:
+                return inference(model, x)
             return self.training(model, lambda m, x, y: F.cross_entropy(m(x).flatten(0, 1).float(), y.flatten()), x, y)
 
         def images(make: Callable, train: bool) -> Row:
@@ -233,25 +251,37 @@ class Rows:
             x, y = self.data(n, 3, side, side), torch.randint(0, 10, (n,), device="cuda")
             if train:
                 return self.training(model, lambda m, x, y: F.cross_entropy(m(x).float(), y), x, y)
-            model = model.to("cuda").to(torch.bfloat16).eval()
-            return self.plain(lambda x: model(x), x, tuned=False)
+            return inference(model, x)
 
         def llama() -> Row:
             model, vocabulary = models.llama(torch, self.small)
-            model = model.to("cuda").to(torch.bfloat16).eval()
-            x = torch.randint(0, vocabulary, (1, self.size(1024, 4)), device="cuda")
-            return self.plain(lambda x: model(x), x, tuned=False)
+            return inference(model, torch.randint(0, vocabulary, (1, self.size(1024, 4)), device="cuda"))
 
-        def unet() -> Row:
+        def unet(train: bool) -> Row:
             model, side = models.unet(torch, self.small)
             x = self.data(self.size(8, 1), 4, side, side)
+            if not train:
+                return inference(model, x)
             return self.training(model, lambda m, x: ((m(x) - x) ** 2).float().mean(), x)
 
-        of |= {
-            "GPT-2 training": gpt2, "Llama 1B, 1024 tokens": llama, "ResNet-50 training": lambda: images(models.resnet50, True),
-            "ResNet-50 inference": lambda: images(models.resnet50, False), "ViT-B/16 training": lambda: images(models.vit, True),
-            "U-Net training": unet,
-        }  # fmt: skip
+        of["Llama 1B, 1024 tokens"] = llama
+        for train in (True, False):
+            doing = "training" if train else "inference"
+            of[f"GPT-2 {doing}"] = lambda train=train: gpt2(train)
+            of[f"ResNet-50 {doing}"] = lambda train=train: images(models.resnet50, train)
+            of[f"ViT-B/16 {doing}"] = lambda train=train: images(models.vit, train)
+            of[f"U-Net {doing}"] = lambda train=train: unet(train)
+
+    @property
+    def tuned(self) -> list[str]:
+        """Rows that are also measured with the mode that tries many kernels, which takes long."""
+        kinds = ("matmul", "linear", "attention", "softmax", "layer norm", "rms norm", "cross entropy", "conv", "pointwise")
+        return [row for row in self.of if row.startswith(kinds)]
+
+    def rank(self, row: str) -> tuple[int, int]:
+        """Where a row stands among all: one of each kind first, then models, then other sizes."""
+        names = list(self.of)
+        return (TELLING.index(row) if row in TELLING else len(TELLING), names.index(row))
 
 
 class Worker:
@@ -259,6 +289,8 @@ class Worker:
 
     def __init__(self, torch: Any, whole: bool, small: bool):
         self.torch, self.small = torch, small
+        self.row: Row | None = None
+        self.call: Call | None = None
         torch.manual_seed(0)
         self.rows = Rows(torch, whole, small)
         self.flush = torch.zeros(64 if small else 1 << 25, device="cuda")  # more than the device's caches hold
@@ -268,35 +300,34 @@ class Worker:
             "tuned": lambda f: torch.compile(f, mode="max-autotune"),
         }
 
-    def measure(self, name: str) -> dict[str, dict[str, Any]]:
-        found: dict[str, dict[str, Any]] = {}
-        for variant, compile in self.variants.items():
-            try:
-                self.torch.manual_seed(1)
-                row = self.rows.of[name]()
-                if variant == "tuned" and not row.tuned:
-                    continue
-                found[variant] = self._figures(row, row.make(compile))
-            except Exception as error:  # one variant's failure is its own answer
-                traceback.print_exc()
-                found[variant] = {"error": f"{type(error).__name__}: {error}"[:300]}
-            row = None  # type: ignore[assignment]
-            self.torch.cuda.empty_cache()
-        return found
-
-    def _figures(self, row: Row, call: Call) -> dict[str, Any]:
-        wait = self.torch.cuda.synchronize
+    def prepare(self, name: str, variant: str) -> dict[str, Any]:
+        self.row = self.call = None
+        self.torch.cuda.empty_cache()
+        self.torch.manual_seed(1)
+        row = self.rows.of[name]()
+        call = row.make(self.variants[variant])
         begun = time.perf_counter()
         result = call()
-        wait()
+        self.torch.cuda.synchronize()
         first = time.perf_counter() - begun
         total = float(result.detach().float().sum()) if result is not None else 0.0
         result = None
         for _ in range(1 if self.small else 3):
             call()
-        wait()
-        took = self._wall(call) if row.wall else self._device(call)
-        return {"seconds": took, "first": first, "bytes": row.bytes, "operations": row.operations, "sum": total}
+        self.torch.cuda.synchronize()
+        self.row, self.call = row, call
+        return {"first": first, "bytes": row.bytes, "operations": row.operations, "sum": total}
+
+    def time(self) -> dict[str, Any]:
+        assert self.row is not None and self.call is not None
+        return {"seconds": self._wall(self.call) if self.row.wall else self._device(self.call)}
+
+    def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return self.time() if "time" in asked else self.prepare(asked["prepare"], asked["variant"])
+        except Exception as error:  # one variant's failure is its own answer
+            traceback.print_exc()
+            return {"error": f"{type(error).__name__}: {error}"[:300]}
 
     def _device(self, call: Call) -> float:
         """The median of the device's time between two events."""
@@ -331,9 +362,11 @@ class Worker:
 def serve(torch: Any, whole: bool, small: bool) -> None:
     worker = Worker(torch, whole, small)
     say = lambda what: print(json.dumps(what), flush=True)
-    say({"version": torch.__version__, "device": torch.cuda.get_device_name(), "rows": list(worker.rows.of)})
+    rows = worker.rows
+    about = {"version": f"{torch.__version__} (Triton {version('triton')})", "device": torch.cuda.get_device_name()}
+    say(about | {"rows": sorted(rows.of, key=rows.rank), "tuned": sorted(rows.tuned, key=rows.rank)})
     for line in sys.stdin:
-        say(worker.measure(line.strip()))
+        say(worker.answer(json.loads(line)))
 
 
 def main() -> None:
