@@ -18,6 +18,7 @@ from flame import (
     backends,
     compiler,
     cuda,
+    datasets,
     distributions,
     dtypes,
     fft,
@@ -120,6 +121,7 @@ for _name, _method in absent.METHODS.items():
     setattr(Tensor, _name, _method)
 vars(compiler).update(jit.PUBLIC)
 namespace.enter(sys.modules[__name__])
+functions.refusing.enter(sys.modules[__name__])
 
 
 def __getattr__(name: str) -> Any:

@@ -53,14 +53,6 @@ class TestData:
         assert np.array_equal(images.train_x, again.train_x) and np.array_equal(images.test_y, again.test_y)
         assert not np.array_equal(images.test_y, digits(seed=4).test_y)
 
-    def test_digits_name_the_extra_they_need(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def missing(name: str) -> None:
-            raise ModuleNotFoundError(f"No module named {name!r}")
-
-        monkeypatch.setattr("flame.demo.data.import_module", missing)
-        with pytest.raises(MissingTargetError, match=r"flame-jit\[demo\]"):
-            digits()
-
     def test_text_is_long_english_and_comes_back_from_its_codes(self) -> None:
         text = python_topics()
         assert len(text.codes) > 300_000

@@ -54,6 +54,7 @@ LAYERS = (
     "flame.absent",
     "flame.distributions",
     "flame.utils",
+    "flame.datasets",
     "flame.cuda",
     "flame.amp",
     "flame.drawing",

@@ -6,17 +6,11 @@ library carries for `help()`: about half a megabyte, there wherever Python is.
 
 from __future__ import annotations
 
-import pydoc_data.topics
-import re
 from dataclasses import dataclass
-from importlib import import_module
 
 import numpy as np
 
-from flame.errors import MissingTargetError
-
-#: typographic characters of the text and their plain forms; what is not printable ASCII after this is left out
-_PLAIN = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'", "–": "-", "—": "-", "…": "...", "\u00a0": " ", "\t": "    "})
+from flame import datasets
 
 
 @dataclass(frozen=True)
@@ -49,11 +43,8 @@ def digits(seed: int = 0, held_out: int = 360) -> Images:
 
     Raises MissingTargetError where scikit-learn is not installed.
     """
-    try:
-        datasets = import_module("sklearn.datasets")  # slow to import, and an extra
-    except ModuleNotFoundError as missing:
-        raise MissingTargetError("the demo's digits come with scikit-learn: pip install 'flame-jit[demo]'") from missing
-    x, y = datasets.load_digits(return_X_y=True)
+    found = datasets.bundled("digits")
+    x, y = found.data, found.target
     order = np.random.default_rng(seed).permutation(len(x))
     x = (x[order] / 16).astype(np.float32).reshape(-1, 1, 8, 8)
     y = y[order].astype(np.int64)
@@ -62,10 +53,7 @@ def digits(seed: int = 0, held_out: int = 360) -> Images:
 
 def python_topics() -> Text:
     """The language reference as `help()` has it, in the order of its topics' names, without indentation, rulers and tables."""
-    topics = pydoc_data.topics.topics
-    text = "\n\n".join(topics[name].strip() for name in sorted(topics)).translate(_PLAIN)
-    text = re.sub(r"\n(?:([*=~^-])\1{3,}|[|+][^\n]*)(?=\n)", "", re.sub(r" {2,}", " ", re.sub(r"\n +", "\n", text)))
-    text = "".join(c for c in text if c == "\n" or " " <= c <= "~")
+    text = datasets.python_topics()
     characters = "".join(sorted(set(text)))
     table = np.zeros(128, np.int64)
     table[[ord(c) for c in characters]] = np.arange(len(characters))

@@ -16,6 +16,7 @@ from flame.functions import (  # noqa: F401
     parts,
     random,
     reduction,
+    refusing,
     scaled,
     scattering,
     searching,

@@ -27,7 +27,7 @@ def bincount(input: Tensor, weights: Any = None, minlength: int = 0) -> Tensor:
     values."""
     x = tensor_operand(input, "bincount")
     if x.dtype.kind not in "ui":
-        raise RuntimeError(f'"bincount" not implemented for {x.dtype!r}: it takes integers')
+        raise NotImplementedError(f'"bincount" not implemented for {x.dtype!r}: it takes integers')
     if x.ndim != 1 or minlength < 0:
         raise RuntimeError(
             "bincount only supports 1-d non-negative integral inputs." if x.ndim != 1 else "minlength should be >= 0"
@@ -62,7 +62,7 @@ def histc(input: Tensor, bins: int = 100, min: Any = 0, max: Any = 0) -> Tensor:
     """Counts of the elements in `bins` equal bins of [min, max] (of the elements' range where both are 0)."""
     x = tensor_operand(input, "histc")
     if x.dtype.kind == "b":
-        raise RuntimeError(f'"histc" not implemented for {x.dtype!r}')
+        raise NotImplementedError(f'"histc" not implemented for {x.dtype!r}')
     if bins <= 0:
         raise RuntimeError("bins must be > 0")
     low, high = _limits(x, min, max, "histc")
@@ -120,7 +120,7 @@ def histogram(input: Tensor, bins: Any, *, range: Any = None, weight: Any = None
     """Counts in `bins` equal bins (an int), or between given edges (a sorted vector)."""
     x = tensor_operand(input, "histogram").detach()
     if x.dtype.kind != "f":
-        raise RuntimeError(f'"histogram_cpu" not implemented for {x.dtype!r}')
+        raise NotImplementedError(f'"histogram_cpu" not implemented for {x.dtype!r}')
     if isinstance(bins, int) and bins <= 0:
         raise RuntimeError(f"histogram(): bins must be > 0, but got {bins}")
     edges = _edges(x, bins, range) if isinstance(bins, int) else bins

@@ -238,7 +238,8 @@ def setitem(self: Tensor, key: Any, value: Any) -> None:
 def _index_operand(index: Any, op: str) -> Tensor:
     i = tensor_operand(index, op, "index")
     if i.numel() and i.dtype not in (dtypes.int64, dtypes.int32):
-        raise RuntimeError(f"{op}(): Expected dtype int64 for index, but got {i.dtype!r}")
+        kind = IndexError if op == "index_fill" else RuntimeError
+        raise kind(f"{op}(): Expected dtype int64 for index, but got {i.dtype!r}")
     return to_dtype(i, dtypes.int64)
 
 
@@ -382,6 +383,11 @@ def index_add(input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: 
 def index_copy(input: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
     d = wrap_dim(dim, input.ndim, "index_copy")
     i = _index_operand(index, "index_copy")
+    if i.ndim > 1:
+        raise IndexError(f"index_copy_(): Index should have dimension 1 or 0 (got {i.ndim})")
+    if source.ndim == input.ndim and i.numel() != (source.shape[d] if source.ndim else 1):
+        n = source.shape[d] if source.ndim else 1
+        raise IndexError(f"index_copy_(): Number of indices ({i.numel()}) should be equal to source.size(dim) ({n})")
     if input.ndim == 0:
         line = SCATTER(_lined(input), RESHAPE(i, shape=(i.numel(),)), _lined(source), dim=0)
         return RESHAPE(line, shape=())

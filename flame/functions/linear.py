@@ -20,7 +20,7 @@ def _pair(a: Any, b: Any, op: str) -> tuple[Tensor, Tensor]:
     if a.dtype is not b.dtype:
         raise RuntimeError(f"{op}: expected m1 and m2 to have the same dtype, but got: {a.dtype!r} != {b.dtype!r}")
     if a.dtype.kind == "b":
-        raise RuntimeError(f'"{op}" not implemented for {a.dtype!r}: cast to an integer or floating dtype first')
+        raise NotImplementedError(f'"{op}" not implemented for {a.dtype!r}: cast to an integer or floating dtype first')
     return a, b
 
 
@@ -165,6 +165,8 @@ def inner(input: Tensor, other: Tensor) -> Tensor:
 def tensordot(a: Tensor, b: Tensor, dims: Any = 2) -> Tensor:
     """The sum of products over pairs of dimensions: an int (the last of a, the first of b) or two lists."""
     if isinstance(dims, int):
+        if not 0 <= dims <= min(a.ndim, b.ndim):
+            raise RuntimeError(f"tensordot expects 0 <= dims <= ndim of both operands, but got dims={dims}")
         left, right = list(range(a.ndim - dims, a.ndim)), list(range(dims))
     else:
         left = [wrap_dim(d, a.ndim, "tensordot") for d in dims[0]]

@@ -110,7 +110,7 @@ def round_(input: Tensor, *, decimals: int = 0) -> Tensor:
     x = tensor_operand(input, "round")
     if x.dtype.kind != "f":
         if decimals:
-            raise RuntimeError(f'"round_cpu" not implemented for {x.dtype!r} with decimals={decimals}')
+            raise NotImplementedError(f'"round_cpu" not implemented for {x.dtype!r} with decimals={decimals}')
         return WHOLE(x)
     if not decimals:
         return ROUND(x)

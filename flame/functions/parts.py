@@ -365,6 +365,8 @@ def repeat_interleave(input: Tensor, repeats: Any = None, dim: int | None = None
         return repeat_interleave(PUBLIC["arange"](input.shape[0]), input)
     x, d = (reshape(input, -1), 0) if dim is None else (input, wrap_dim(dim, input.ndim, "repeat_interleave"))
     if isinstance(repeats, int):
+        if repeats < 0:
+            raise RuntimeError(f"Repeats must be non-negative, but got {repeats}")
         s = tuple(x.shape)
         y = EXPAND(RESHAPE(x, shape=(*s[: d + 1], 1, *s[d + 1 :])), shape=(*s[: d + 1], repeats, *s[d + 1 :]))
         return RESHAPE(COPY(y), shape=(*s[:d], s[d] * repeats, *s[d + 1 :]))
@@ -388,12 +390,13 @@ def repeat_interleave(input: Tensor, repeats: Any = None, dim: int | None = None
 def unfold(self: Tensor, dimension: int, size: int, step: int) -> Tensor:
     """All windows of `size` elements along a dimension, `step` apart, the window as a last dimension: a view."""
     d = wrap_dim(dimension, self.ndim, "unfold")
-    if self.ndim == 0:
-        if size not in (0, 1):
-            raise RuntimeError(f"maximum size for tensor at dimension 0 is 1 but size is {size}")
-        return take_slice(RESHAPE(self, shape=(1,)), 0, 0, size)
     if size < 0 or step <= 0:
         raise RuntimeError(f"size is {size} but must be >= 0" if size < 0 else f"step is {step} but must be > 0")
+    longest = self.shape[d] if self.ndim else 1
+    if size > longest:
+        raise RuntimeError(f"maximum size for tensor at dimension {d} is {longest} but size is {size}")
+    if self.ndim == 0:
+        return take_slice(RESHAPE(self, shape=(1,)), 0, 0, size)
     if size == 0:
         s = tuple(self.shape)
         return RESHAPE(take_slice(self, d, 0, 0), shape=(*s[:d], s[d] // step + 1, *s[d + 1 :], 0))

@@ -170,7 +170,7 @@ def gaussian(shape: tuple[int, ...], d: DType, generator: Generator | None = Non
 def _floating(d: Any, op: str) -> DType:
     d = d or dtypes.get_default_dtype()
     if d.kind != "f":
-        raise RuntimeError(f'"{op}" not implemented for {d!r}: random floats need a floating dtype')
+        raise NotImplementedError(f'"{op}" not implemented for {d!r}: random floats need a floating dtype')
     return d
 
 
@@ -419,7 +419,7 @@ def geometric_(self: Tensor, p: float, *, generator: Generator | None = None) ->
     if not 0 < p < 1:
         raise RuntimeError(f"geometric_ expects p to be in (0, 1), but got p={p}")
     if self.dtype.kind == "b":
-        raise RuntimeError(f'"geometric_" not implemented for {self.dtype!r}')
+        raise NotImplementedError(f'"geometric_" not implemented for {self.dtype!r}')
     w = self.dtype if self.dtype.kind == "f" else dtypes.float32
     u = uniform(tuple(self.shape), w, generator)
     return assign(self, to_dtype(registered("ceil")(LOG(1.0 - u) * (1.0 / math.log1p(-p))).clamp(min=1.0), self.dtype))  # type: ignore[attr-defined]

@@ -279,6 +279,8 @@ def logsumexp(input: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
     x = tensor_operand(input, "logsumexp")
     x = x if x.dtype.kind in "fc" else cast(x, dtype=dtypes.get_default_dtype())
     dims = wrap_dims(dim, x.ndim, "logsumexp")
+    if any(x.shape[d] == 0 for d in dims):  # (the maximum of nothing is not there; the sum of nothing is 0)
+        return PUBLIC["log"](SUM(PUBLIC["exp"](x), dim=dims, keepdim=keepdim))
     if not dims:
         return logsumexp(x.reshape(1), 0).reshape(()) if x.dtype.kind == "c" else registered("copy")(x)  # type: ignore[attr-defined]
     if x.dtype.kind == "c":

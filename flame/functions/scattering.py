@@ -88,6 +88,14 @@ def index_reduce(input: Tensor, dim: int, index: Tensor, source: Tensor, reduce:
         )
     shape = tuple(x.shape)
     d = wrap_dim(dim, x.ndim, "index_reduce")
+    if s.ndim and x.ndim and s.ndim == x.ndim and s.shape[d] != i.numel():
+        raise RuntimeError(
+            f"index_reduce_(): Number of indices ({i.numel()}) should be equal to source.size(dim): ({s.shape[d]}), for dim: {d}"
+        )
+    if x.ndim and s.ndim != x.ndim:
+        raise IndexError(f"index_reduce_(): source of shape {list(s.shape)} has not the dimensions of input {list(x.shape)}")
+    if x.ndim == 0 and s.numel() != i.numel():
+        raise RuntimeError(f"index_reduce_(): Number of indices ({i.numel()}) should be equal to source's ({s.numel()})")
     if x.ndim == 0:
         x, s = RESHAPE(x, shape=(1,)), RESHAPE(s, shape=(s.numel(),))
     lined = [1] * x.ndim
@@ -133,7 +141,7 @@ def put(input: Tensor, index: Tensor, source: Tensor, accumulate: bool = False) 
     if s.dtype is not x.dtype:
         raise RuntimeError(f"put_(): self and source expected to have the same dtype, but got {x.dtype!r} and {s.dtype!r}")
     if i.numel() != s.numel():
-        raise RuntimeError(
+        raise IndexError(
             f"put_(): Expected source and index to have the same number of elements, but got source.numel() = {s.numel()}, "
             f"index.numel() = {i.numel()}"
         )

@@ -132,7 +132,7 @@ def unique_consecutive(input: Tensor, return_inverse: bool = False, return_count
         d = wrap_dim(dim, x.ndim, "unique_consecutive")
         rows = np.moveaxis(a, d, 0)
     n = rows.shape[0]
-    flat = rows.reshape(n, -1)
+    flat = rows.reshape(n, math.prod(rows.shape[1:]))
     starts = np.concatenate(([True], (flat[1:] != flat[:-1]).any(1))) if n else np.zeros(0, bool)
     where = np.flatnonzero(starts)
     values = beside(x, np.ascontiguousarray(np.moveaxis(rows[where], 0, d)))
@@ -175,7 +175,7 @@ def unravel_index(indices: Tensor, shape: Any) -> tuple:
     """Flat positions in a tensor of `shape` as one position a dimension."""
     i = tensor_operand(indices, "unravel_index", "indices")
     if i.dtype.kind not in "ui":
-        raise ValueError(f"expected 'indices' to be an integer dtype, but got {i.dtype!r}")
+        raise TypeError(f"expected 'indices' to be an integer dtype, but got {i.dtype!r}")
     i = to_dtype(i, dtypes.int64)
     sizes = as_shape((shape,) if isinstance(shape, int | list | tuple) else (tuple(shape.tolist()),), "unravel_index")
     if any(n < 0 for n in sizes):

@@ -25,7 +25,9 @@ def matrices(x: Any, op: str, place: str = "A", *, square: bool = False) -> Tens
     if t.ndim < 2:
         raise RuntimeError(f"{op}: The input tensor {place} must have at least 2 dimensions.")
     if t.dtype.is_narrow_float:
-        raise RuntimeError(f'"{op}" not implemented for {t.dtype!r}: Low precision dtypes not supported. Got {t.dtype!r}')
+        raise NotImplementedError(
+            f'"{op}" not implemented for {t.dtype!r}: Low precision dtypes not supported. Got {t.dtype!r}'
+        )
     if square and t.shape[-1] != t.shape[-2]:
         raise RuntimeError(
             f"{op}: {place} must be batches of square matrices, but they are {t.shape[-2]} by {t.shape[-1]} matrices"

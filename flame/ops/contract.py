@@ -33,7 +33,7 @@ def _one_dtype(name: str, a: Spec, b: Spec) -> dtype:
     if a.dtype is not b.dtype:
         raise RuntimeError(f"{name}: expected both operands to have the same dtype, but got {a.dtype} and {b.dtype}")
     if a.dtype.kind == "b":
-        raise RuntimeError(f'"{name}" not implemented for {a.dtype}')
+        raise NotImplementedError(f'"{name}" not implemented for {a.dtype}')
     return a.dtype
 
 

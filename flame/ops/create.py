@@ -62,7 +62,7 @@ full: Primitive = register(
 
 def _iota_infer(*, size: int, dtype: DType, place: str = "") -> Spec:
     if dtype.kind == "b":
-        raise RuntimeError('"iota" not implemented for flame.bool: it gives integer or floating-point tensors')
+        raise NotImplementedError('"iota" not implemented for flame.bool: it gives integer or floating-point tensors')
     return Spec(_shape("iota", (size,)), dtype)
 
 

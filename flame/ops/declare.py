@@ -128,7 +128,7 @@ def infer_elementwise(name: str, takes: str, gives: dtype | None) -> Callable[..
         if d is None:
             raise TypeError(f"{name}: expected a tensor among its operands, but got {', '.join(map(repr, operands))}")
         if d.kind not in kinds:
-            raise RuntimeError(f'"{name}" not implemented for {d}: it takes {_IN_WORDS.get(takes, "real tensors")}')
+            raise NotImplementedError(f'"{name}" not implemented for {d}: it takes {_IN_WORDS.get(takes, "real tensors")}')
         if d.kind not in "fc" and any(isinstance(x, float) for x in operands):
             raise RuntimeError(f"{name}: a float among its operands can't be read as {d}; cast the tensor first")
         return Spec(shapes[0] if len(shapes) == 1 else broadcast_shapes(*shapes, op=name), gives or d)

@@ -292,7 +292,7 @@ lcm: Primitive = elementwise(
 
 def _frexp_infer(x: Spec) -> tuple[Spec, Spec]:
     if x.dtype.kind != "f":
-        raise RuntimeError(f'"frexp" not implemented for {x.dtype}: it takes floating-point tensors')
+        raise NotImplementedError(f'"frexp" not implemented for {x.dtype}: it takes floating-point tensors')
     return x, Spec(x.shape, dtypes.int32)
 
 

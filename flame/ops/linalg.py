@@ -86,7 +86,7 @@ def check_matrices(name: str, x: Spec, *, square: bool = False) -> None:
     if x.ndim < 2:
         raise RuntimeError(f"{name}: The input tensor A must have at least 2 dimensions, but got {list(x.shape)}")
     if x.dtype not in (dtypes.float32, dtypes.float64) and not (x.dtype.kind == "c" and name in _COMPLEX_TOO):
-        raise RuntimeError(f'"{name}" not implemented for {x.dtype}: cast to float32 or float64')
+        raise NotImplementedError(f'"{name}" not implemented for {x.dtype}: cast to float32 or float64')
     if square and x.shape[-1] != x.shape[-2]:
         raise RuntimeError(
             f"{name}: A must be batches of square matrices, but they are {x.shape[-2]} by {x.shape[-1]} matrices"

@@ -43,7 +43,7 @@ def _infer(name: str, takes: str, gives: Callable[[dtype], dtype], *, empty: boo
     def infer(x: Spec, *, dim: Dims, keepdim: bool) -> Spec:
         if x.dtype.kind not in takes and not (x.dtype.kind == "c" and name in ("sum", "prod")):
             hint = ": compare with 0 first" if takes == BOOL else ""
-            raise RuntimeError(f'"{name}" not implemented for {x.dtype}{hint}')
+            raise NotImplementedError(f'"{name}" not implemented for {x.dtype}{hint}')
         if list(dim) != sorted(set(dim)) or not set(dim) <= set(range(x.ndim)):
             raise IndexError(f"{name}: dims {list(dim)} are not in order in a tensor of {x.ndim} dimensions")
         if whole_or_one and len(dim) not in (1, x.ndim):

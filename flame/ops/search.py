@@ -90,7 +90,7 @@ cummin_index: Primitive = register(
 def _logcumsumexp_infer(x: Spec, *, dim: int) -> Spec:
     _is_dim("logcumsumexp", x, dim)
     if x.dtype.kind != "f":
-        raise RuntimeError(f'"logcumsumexp" not implemented for {x.dtype}: it takes floating-point tensors')
+        raise NotImplementedError(f'"logcumsumexp" not implemented for {x.dtype}: it takes floating-point tensors')
     return x
 
 

@@ -208,7 +208,7 @@ def _soft_operand(input: Tensor, dim: Any, dtype: Any, op: str) -> Tensor:
         raise TypeError(f"{op}(): missing argument 'dim': say along which dimension")
     x = to_dtype(x, dtype) if dtype is not None else x
     if x.dtype.kind != "f":
-        raise RuntimeError(f'"{op}" not implemented for {x.dtype!r}')
+        raise NotImplementedError(f'"{op}" not implemented for {x.dtype!r}')
     return x
 
 

@@ -124,6 +124,10 @@ def _conv_transpose(n: int) -> Any:
             (m - 1) * si - 2 * pi + di * (ki - 1) + e + 1
             for m, si, pi, di, ki, e in zip(x.shape[2:], s, p, d, k, extra, strict=True)
         )
+        if any(v < 1 for v in size):
+            raise RuntimeError(
+                f"{name}: input {list(x.shape)} gives an output of size {list(size)}: its spatial dimensions are too small"
+            )
         y = CONV_INPUT_GRAD(
             x, weight, input_shape=(x.shape[0], weight.shape[1] * groups, *size), stride=s, padding=tuple((v, v) for v in p),
             dilation=d, groups=int(groups),
@@ -190,8 +194,16 @@ def _repeated_pad(input: Tensor, pad: Sequence[int], mode: str) -> Tensor:
 _reflected_pad = precise(_repeated_pad, "reflected_pad")
 
 
+def _at_least(input: Tensor, dims: int, op: str) -> None:
+    if input.ndim < dims:
+        raise RuntimeError(
+            f"{op} expects input to have at least {dims} dimensions, but got input with {input.ndim} dimension(s)"
+        )
+
+
 @composite
 def pixel_shuffle(input: Tensor, upscale_factor: int) -> Tensor:
+    _at_least(input, 3, "pixel_shuffle")
     r = upscale_factor
     *lead, c, h, w = input.shape
     if c % (r * r):
@@ -207,6 +219,7 @@ def pixel_shuffle(input: Tensor, upscale_factor: int) -> Tensor:
 
 @composite
 def pixel_unshuffle(input: Tensor, downscale_factor: int) -> Tensor:
+    _at_least(input, 3, "pixel_unshuffle")
     r = downscale_factor
     *lead, c, h, w = input.shape
     n = len(lead)
@@ -218,6 +231,7 @@ def pixel_unshuffle(input: Tensor, downscale_factor: int) -> Tensor:
 @composite
 def channel_shuffle(input: Tensor, groups: int) -> Tensor:
     """[N, C, ...] with the channels of `groups` interleaved."""
+    _at_least(input, 3, "channel_shuffle")
     n, c, *rest = input.shape
     if c % groups:
         raise RuntimeError(f"Number of channels must be divisible by groups. Got {c} channels and {groups} groups.")

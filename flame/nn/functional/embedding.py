@@ -123,6 +123,8 @@ def embedding_bag(
     """
     i = _places(input, "embedding_bag")
     _refuse_sparse(sparse, "embedding_bag")
+    if weight.ndim != 2:
+        raise ValueError(f"weight has to be a 2D Tensor, but got Tensor of dimension {weight.ndim}")
     if mode not in ("sum", "mean", "max"):
         raise ValueError(f"mode has to be one of sum, mean or max, got {mode!r}")
     if per_sample_weights is not None:

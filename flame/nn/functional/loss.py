@@ -68,7 +68,9 @@ def _of_target(
     d = _class_dim(logp)
     classes = logp.shape[d]
     if tuple(target.shape) != (*logp.shape[:d], *logp.shape[d + 1 :]):
-        if logp.ndim and target.ndim and logp.ndim == target.ndim + 1 and logp.shape[0] != target.shape[0] and d:
+        if logp.ndim == 1 and target.ndim == 1:
+            raise ValueError(f"For 1D input, 1D target must have size 1, but got target size: {target.shape[0]}")
+        if logp.ndim and target.ndim and d and logp.shape[0] != target.shape[0]:
             raise ValueError(f"Expected input batch_size ({logp.shape[0]}) to match target batch_size ({target.shape[0]}).")
         raise RuntimeError(f"Expected target size {[*logp.shape[:d], *logp.shape[d + 1 :]]}, got {list(target.shape)}")
     if weight is not None and tuple(weight.shape) != (classes,):
@@ -356,6 +358,11 @@ def margin_ranking_loss(
     reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     """max(0, -target (input1 - input2) + margin)."""
+    if not input1.ndim == input2.ndim == target.ndim:
+        raise RuntimeError(
+            "margin_ranking_loss : All input tensors should have same dimension but got sizes: "
+            f"input1: {list(input1.shape)}, input2: {list(input2.shape)}, target: {list(target.shape)}"
+        )
     return reduced(RELU(-target * (input1 - input2) + float(margin)), legacy(size_average, reduce, reduction))
 
 
@@ -403,6 +410,8 @@ def multi_margin_loss(
         raise ValueError(f"{reduction} is not a valid value for reduction")
     if weight is not None and weight.ndim != 1:
         raise ValueError(f"multi_margin_loss: weight must be one-dimensional, but got {list(weight.shape)}")
+    if x.ndim > 2:
+        raise RuntimeError(f"Expected non-empty vector or matrix with optional 0-dim batch size, but got: {list(x.shape)}")
     single = x.ndim <= 1
     x, t = (x.reshape(1, -1), t.reshape(1)) if single else (x, t)  # type: ignore[attr-defined]
     classes = x.shape[1]

@@ -65,6 +65,8 @@ def rms_norm(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | No
     x = tensor_operand(input, "rms_norm")
     k = len(tuple(normalized_shape))
     if not k or tuple(x.shape[-k:]) != tuple(normalized_shape):
+        if x.ndim < len(normalized_shape):
+            raise ValueError(f"Input tensor must have at least {len(normalized_shape)} dimensions, but got {x.ndim}")
         raise RuntimeError(f"rms_norm: the last dimensions of input {list(x.shape)} must be {list(normalized_shape)}")
     e = (
         {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}[x.dtype.name]
@@ -128,6 +130,8 @@ def instance_norm(
     x = tensor_operand(input, "instance_norm")
     if not use_input_stats:
         return batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
+    if x.ndim < 2:
+        raise ValueError(f"Expected more than 1 spatial element when training, got input size {list(x.shape)}")
     n, c = x.ndim, x.shape[1]
     dims, count = tuple(range(2, n)), math.prod(x.shape[2:])
     if count <= 1:
@@ -164,6 +168,8 @@ def group_norm(
 
 @composite
 def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
+    if input.ndim < 3:
+        raise ValueError(f"Expected 3D or higher dimensionality input (got {input.ndim} dimensions)")
     sq = input * input
     lo, hi = [0] * input.ndim, [0] * input.ndim
     lo[1], hi[1] = size // 2, (size - 1) // 2

@@ -116,6 +116,12 @@ def interpolate(
             "Input Error: Only 3D, 4D and 5D input Tensors supported (got "
             f"{x.ndim}D) for the modes: nearest | linear | bilinear | bicubic | trilinear | area | nearest-exact (got {mode})"
         )
+    given = size if size is not None else scale_factor
+    if isinstance(given, list | tuple) and len(given) != n:
+        raise ValueError(
+            f"Input and output must have the same number of spatial dimensions, but got input with spatial dimensions of "
+            f"{list(x.shape[2:])} and {'output size' if size is not None else 'scale_factor'} of {list(given)}"
+        )
     if n not in (1, 2, 3) or mode not in ("nearest", "area", "nearest-exact", _LINEAR[n]) and (mode, n) != ("bicubic", 2):
         raise NotImplementedError(f"interpolate: mode {mode!r} on {n} spatial dimensions: got input of size {list(x.shape)}")
     if antialias and not (mode in ("bilinear", "bicubic") and n == 2):
