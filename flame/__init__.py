@@ -89,6 +89,7 @@ from flame.functions.random import (
     set_rng_state,
 )
 from flame.jit import compile, disable
+from flame.nn import attention as _attention
 from flame.nn.functional import recurrent
 from flame.profiler.memory import memory_summary
 from flame.random import are_deterministic_algorithms_enabled, use_deterministic_algorithms

@@ -523,7 +523,11 @@ class Evaluator:
 #: primitives of symmetric matrices, which read one triangle: their rules answer for both
 ONE_TRIANGLE = {"cholesky", "eigh"}
 #: what rules use that has no rule itself: derivatives of higher order do not go through these
-SMOOTH_WITHOUT_RULE = {*"eq ne lt le gt ge logical_and logical_or logical_not argsort iota cummax_index".split()}
+#: (and one that refuses derivatives of second order by name)
+SMOOTH_WITHOUT_RULE = {
+    *"eq ne lt le gt ge logical_and logical_or logical_not argsort iota cummax_index".split(),
+    "flex_attention_grad",
+}
 
 
 def folded(g: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -1,12 +1,12 @@
-"""Attention as kernels: the two primitives of `flame.ops.attention` in the kernel IR, for targets that walk scores in tiles.
+"""Attention as kernels: `flame.ops.attention` and `flame.ops.flex` in the kernel IR, for targets that walk scores in tiles.
 
     refusal(node)               why a node has no kernels of this kind; "" where it has
     kernels(node, in_memory)    [(kernel, {buffer: graph value})]
-        attention               y and lse, in one kernel
-        attention_grad          dq in one kernel, dk and dv in another
+        attention, flex_attention               y and lse, in one kernel
+        attention_grad, flex_attention_grad     dq in one kernel, dk and dv in another
 
     s = contract(q, k) over d           rows by keys; never in memory
-    x = s * scale, bent, biased, masked
+    x = s * scale, bent, biased, masked; or changed by any function of it and its place
     m = max of x over keys; p = exp(x - m); l = sum of p        (backward: p = exp(x - lse))
     y = contract(p * keep, v) over keys, divided by l           (backward: three contractions of its own)
 
@@ -20,18 +20,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from flame.compiler.dims import Symbols
-from flame.compiler.graph import Node, Operand, Value, identifier
+from flame.compiler.graph import Builder, Graph, Node, Operand, Value, identifier
 from flame.compiler.index_math import ZERO, E, ex, names, var
 from flame.compiler.kernel import Buffer, Contract, Kernel, Reduce, Store, names_in, rename
 from flame.compiler.lower import NOTHING, Lowering
 from flame.compiler.target import Target
-from flame.compiler.writer import NO_GUARD
-from flame.dtypes import bool_, dtype, float32, float64
+from flame.compiler.writer import NO_GUARD, Guard
+from flame.dtypes import bool_, dtype, float32, float64, int32
+from flame.ops import flex
 from flame.ops.access import Cond, Index
+from flame.primitive import Spec
 
-_CHAINED = frozenset({"attention", "attention_grad"})
+_CHAINED = frozenset({"attention", "attention_grad", *flex.composed})
 WIDEST = 256  #: numbers of a head that a tile holds
 _LOG2E = 1.4426950408889634
 
@@ -66,9 +69,10 @@ def kernels(node: Node, in_memory: Callable[[Value], bool], symbols: Symbols | N
 
     `in_memory` says which values stand in memory; what is between them and the node is computed in the kernels. Raises
     Refused where that cannot be."""
-    if node.primitive.name == "attention":
-        return [_Chain(node, in_memory, symbols).forward()]
-    return [_Chain(node, in_memory, symbols).toward_queries(), _Chain(node, in_memory, symbols).toward_keys()]
+    form = _Modified if node.primitive.name in flex.composed else _Chain
+    if not node.primitive.name.endswith("_grad"):
+        return [form(node, in_memory, symbols).forward()]
+    return [form(node, in_memory, symbols).toward_queries(), form(node, in_memory, symbols).toward_keys()]
 
 
 class _Chain(Lowering):
@@ -79,7 +83,7 @@ class _Chain(Lowering):
         self.node = node
         self.swept, self.contraction = (), node  # whatever reduces has to stand in memory
         self.q, self.k, self.v = (x for x in node.operands[:3] if isinstance(x, Value))
-        grad = node.primitive.name == "attention_grad"
+        grad = node.primitive.name.endswith("_grad")
         self.more: tuple[Operand, ...] = node.operands[6:] if grad else node.operands[3:]
         self.of_rows: tuple[Operand, ...] = node.operands[3:6] if grad else ()  #: lse, delta, g
         self.kind: dtype = self.q.dtype
@@ -208,10 +212,12 @@ class _Chain(Lowering):
         g = self._narrow("g", given_g, (*self.lead, self.i, self.e))
         dp = self._contracted(g, self._narrow("v", self.v, (*self.key_lead, self.j, self.e)), self.e)
         delta = self._named("delta", given_delta, (*self.lead, self.i))
-        ds = self._op("mul", p, self._op("sub", self._kept(dp), delta))
-        if bent:
-            ds = self._op("mul", ds, self._op("sub", self._number(1.0), self._op("mul", bent, bent)))
+        ds = self._toward_scores(self._op("mul", p, self._op("sub", self._kept(dp), delta)), bent)
         return self.narrow(self._kept(p), self.kind), self.narrow(ds, self.kind)
+
+    def _toward_scores(self, ds: str, bent: str) -> str:
+        """The cotangent of scores, given that of exponents."""
+        return self._op("mul", ds, self._op("sub", self._number(1.0), self._op("mul", bent, bent))) if bent else ds
 
     def _scaled(self, x: str) -> str:
         return self.narrow(self._op("mul", x, self._number(float(self.node.params["scale"]))), self.kind)
@@ -251,7 +257,59 @@ class _Chain(Lowering):
         return rename(kernel, self.spoken), {self.spoken.get(b, b): v for b, v in self.values.items()}
 
 
+class _Modified(_Chain):
+    """The lowering of a kernel whose scores are changed by a function of their place: its steps are nodes beside the graph, over
+    values that stand for what the kernel has at hand."""
+
+    def __init__(self, node: Node, in_memory: Callable[[Value], bool], symbols: Symbols | None):
+        super().__init__(node, in_memory, symbols)
+        self.modification: flex.Modification = node.params["modification"]
+        shape = (*self.q.shape[:-1], self.k.shape[-2])
+        self.steps = Builder(Graph())
+        whole = Spec(shape, float32)
+        self.score, self.cotangent = self.steps.input(whole), self.steps.input(whole)
+        self.at_hand: dict[Value, str] = {}
+        self.places = [self.steps.input(Spec(tuple(n if d == x else 1 for x in range(4)), int32)) for d, n in enumerate(shape)]
+        self.numbers: list[Any] = [self.score, *self.places, *self.more]
+
+    def _pull(self, v: Value, index: Index, guard: Guard) -> str:
+        if v in self.at_hand:
+            return self.at_hand[v]
+        if v in self.places:
+            return self.index_value(ex(index[self.places.index(v)]), int32)
+        return super()._pull(v, index, guard)
+
+    def _at(self, v: Any) -> str:
+        """What a step gives at the place of the scores."""
+        if not isinstance(v, Value):
+            return self._number(v)
+        return self._at_scores(v)
+
+    def _exponents(self) -> tuple[str, str]:
+        k = self._narrow("k", self.k, (*self.key_lead, self.j, self.d))
+        s = self._contracted(self._narrow("q", self.q, (*self.lead, self.i, self.d)), k, self.d)
+        self.at_hand[self.score] = self._op("mul", s, self._number(float(self.node.params["scale"])))
+        with self.steps:
+            changed = self.modification.modified(self.numbers, lambda p, *operands, **params: p(*operands, **params))
+        e = self.cast(self._at(changed), float32)
+        return (self._op("mul", e, self._number(_LOG2E)) if self.base2 else e), ""
+
+    def _finite(self, x: str) -> str:
+        return self._op("where", self._op("eq", x, self._number(-math.inf)), self._number(0.0), x)
+
+    def _kept(self, p: str) -> str:
+        return p
+
+    def _toward_scores(self, ds: str, bent: str) -> str:
+        self.at_hand[self.cotangent] = ds
+        with self.steps:
+            slope = self.modification.pulled(
+                self.numbers, self.cotangent, lambda p, *operands, **params: p(*operands, **params)
+            )
+        return self._number(0.0) if slope is None else self._at(slope)
+
+
 def reads_through_views(node: Node) -> tuple[Value, ...]:
     """The operands that have to stand in memory, views of them apart: all but what the scores are biased and kept by."""
-    count = 6 if node.primitive.name == "attention_grad" else 3
+    count = 6 if node.primitive.name.endswith("_grad") else 3
     return tuple(x for x in node.operands[:count] if isinstance(x, Value))

@@ -161,11 +161,13 @@ def limits(kernel: Kernel, found: Chain) -> Limits:
             continue
         seen.add(v)
         if s.op == "where" and _is_least(kernel, s.operands[2]):
-            conditions = _conditions(kernel, s.operands[0])
-            if conditions is not None:
-                visible += conditions
+            conditions, whole = _conditions(kernel, s.operands[0])
+            visible += conditions
+            if whole:
                 decided[v] = s.operands[1]
             pending.append(s.operands[1])
+        elif s.op == "mul" and isinstance(n := kernel.definitions[s.operands[1]], Const) and n.value > 0:
+            pending.append(s.operands[0])
         elif s.op in ("sub", "add"):  # what is added to minus infinity changes nothing, or is no number
             pending.append(s.operands[0])
     return Limits(tuple(dict.fromkeys(visible)), decided)
@@ -176,20 +178,20 @@ def _is_least(kernel: Kernel, v: str) -> bool:
     return isinstance(s, Const) and s.value == float("-inf")
 
 
-def _conditions(kernel: Kernel, v: str) -> list[E] | None:
-    """Expressions that are all non-negative just where the bool `v` is true; None where it depends on more than positions."""
+def _conditions(kernel: Kernel, v: str) -> tuple[list[E], bool]:
+    """Expressions that are all non-negative wherever the bool `v` is true; and whether it is true wherever they are."""
     s = kernel.definitions[v]
     if not isinstance(s, Op):
-        return None
-    if s.op == "logical_and":
-        one, two = (_conditions(kernel, x) for x in s.operands)
-        return None if one is None or two is None else one + two
+        return [], False
+    if s.op in ("logical_and", "bitwise_and"):
+        (one, all_of_one), (two, all_of_two) = (_conditions(kernel, x) for x in s.operands)
+        return one + two, all_of_one and all_of_two
     if s.op not in ("le", "lt", "ge", "gt"):
-        return None
+        return [], False
     a, b = (_position(kernel, x) for x in s.operands)
     if a is None or b is None:
-        return None
-    return [{"le": b - a, "lt": b - a - 1, "ge": a - b, "gt": a - b - 1}[s.op]]
+        return [], False
+    return [{"le": b - a, "lt": b - a - 1, "ge": a - b, "gt": a - b - 1}[s.op]], True
 
 
 def _position(kernel: Kernel, v: str) -> E | None:

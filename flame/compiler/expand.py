@@ -10,9 +10,9 @@ from flame.compiler.attention_kernels import refusal
 from flame.compiler.graph import Builder, Graph, Node, Value
 from flame.compiler.program import Decision
 from flame.compiler.target import Target
-from flame.ops import attention, phases, pool
+from flame.ops import attention, flex, phases, pool
 
-_COMPOSED = {**attention.composed, **phases.composed, **pool.composed}
+_COMPOSED = {**attention.composed, **flex.composed, **phases.composed, **pool.composed}
 
 
 def _why(n: Node, target: Target) -> str:
@@ -22,6 +22,8 @@ def _why(n: Node, target: Target) -> str:
     if n.primitive.name in phases.composed:
         taken = not target.is_gpu and phases.has_phases(*n.operands, **n.params)
         return "a strided gradient would multiply holes" if taken else ""
+    if n.primitive.name in flex.composed:
+        return refusal(n) if target.is_gpu else "the routine of a CPU takes no function of scores"
     if n.primitive.name not in attention.composed:
         return "a GPU has no routine for it" if target.is_gpu else ""
     if target.is_gpu:

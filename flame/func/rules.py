@@ -89,6 +89,18 @@ def _attention(p: Primitive, size: int, xs: list, batches: list, params: dict) -
     return p(*(spread(x, b, size) for x, b in zip(xs[:rows], batches[:rows])), *more, **params)
 
 
+def _one_by_one(p: Primitive, size: int, xs: list, batches: list, params: dict) -> Any:
+    """What counts along its first dimension itself: each example by itself."""
+    whole = [spread(x, b, size) for x, b in zip(xs, batches, strict=True)]
+    rows = []
+    for i in range(size):
+        at = IOTA(size=1, dtype=int64) + i
+        example = [RESHAPE(INDEX_SELECT(x, at, dim=0), shape=tuple(x.shape)[1:]) if isinstance(x, Tensor) else x for x in whole]
+        rows.append(p(*example, **params))
+    stack = registered("cat")
+    return tuple(stack(*[RESHAPE(y, shape=(1, *y.shape)) for y in column], dim=0) for column in zip(*rows, strict=True))
+
+
 # ----------------------------------------------------------------------------------------------------------- reductions
 
 
@@ -294,7 +306,8 @@ _BY_NAME: dict[str, Rule] = {
     "index_select": _index_select, "index_add": _index_add, "index_nd": _index_nd, "index_put": _index_put,
     "searchsorted": _searchsorted,
     "flip": _leading, "cat": _leading, "diagonal": _leading, "diagonal_scatter": _leading, "window": _leading,
-    "attention": _attention, "attention_grad": _attention, "gather": _leading, "scatter": _leading, "scatter_add": _leading,
+    "attention": _attention, "attention_grad": _attention, "flex_attention": _one_by_one, "flex_attention_grad": _one_by_one,
+    "gather": _leading, "scatter": _leading, "scatter_add": _leading,
     "window_pick": _leading,
 }  # fmt: skip
 _BY_KIND: dict[str, Rule] = {"elementwise": _elementwise, "reduce": _reduce, "random": _random, "opaque": _leading}

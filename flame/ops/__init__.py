@@ -6,6 +6,7 @@ from flame.ops import (  # noqa: F401
     create,
     elementwise,
     factorisations,
+    flex,
     higher,
     index,
     linalg,

@@ -26,9 +26,11 @@ def flops(name: str, operands: Sequence[Any], params: dict[str, Any], results: S
             return 2 * math.prod(shapes[0]) * math.prod(shapes[1][1:])
         case "conv_weight_grad":
             return 2 * math.prod(shapes[1]) * math.prod(outs[0][1:])
-        case "attention" | "attention_grad":  # two products forward; five backward, as scores are computed again
+        case (
+            "attention" | "attention_grad" | "flex_attention" | "flex_attention_grad"
+        ):  # two products forward; five backward, as scores are computed again
             q, v, rows = shapes[0], shapes[2], shapes[1][-2]
             pairs = 2 * math.prod(q[:-1]) * rows
-            return pairs * (q[-1] + v[-1]) if name == "attention" else pairs * (3 * q[-1] + 2 * v[-1])
+            return pairs * (q[-1] + v[-1]) if not name.endswith("_grad") else pairs * (3 * q[-1] + 2 * v[-1])
         case _:
             return 0
