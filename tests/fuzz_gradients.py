@@ -312,6 +312,33 @@ def staged_custom(s: Scene, t: Any, b: float, c: float) -> Any:
 
 
 @inside
+def hooks_of_hooks(s: Scene, t: Any, b: float, c: float) -> Any:
+    """Hooks on inner results that hook others, take them away, or call backward, in a pass inside or one after the call."""
+    w0, w1, _ = s.world.weights
+    y = (t.detach() * w0) @ w1
+    z = y.tanh()
+    handle = y.register_hook(lambda g: g * 0.5)
+    deep: list = []
+
+    def again(g: Any) -> None:
+        if not deep:
+            deep.append(1)
+            z.sum().backward(retain_graph=True) if z.requires_grad and flame.is_grad_enabled() else None
+
+    acts = (
+        lambda g: (y.register_hook(lambda h: h * h), None)[1],
+        lambda g: handle.remove(),
+        again,
+        lambda g: (z.register_hook(lambda h: h * 3.0), g * 1.5)[1],
+    )
+    z.register_hook(acts[int(b * 4)])
+    loss = (z * y).sum() + (z * w0).sum()
+    if c < 0.7:
+        s.attempt(lambda: loss.backward(retain_graph=c < 0.3))
+    return z if c < 0.2 or c > 0.7 else z.detach()
+
+
+@inside
 def autocast(s: Scene, t: Any, b: float, c: float) -> Any:
     w0, w1, _ = s.world.weights
     with flame.autocast("cpu", dtype=flame.bfloat16, enabled=s.flag if b < 0.5 else True):
@@ -384,6 +411,21 @@ def outer_hook(world: World, result: list, call: int, c: float) -> None:
         result[1].retain_grad()
         result[1].sum().backward(retain_graph=True)
         world.noted.append(None if result[1].grad is None else result[1].grad.detach().clone())
+
+
+@outside
+def outer_hooks(world: World, result: list, call: int, c: float) -> None:
+    """Hooks on results that others depend on, heard in first and second derivatives at once; some hook again."""
+    y = result[1]
+    if not y.requires_grad or not result[0].requires_grad:
+        return
+    acts = (lambda g: g * g, lambda g: g.tanh() + 0.5, lambda g: (y.register_hook(lambda h: h * 2.0), None)[1])
+    handle = y.register_hook(acts[int(c * 3)])
+    (g,) = flame.autograd.grad(result[0], world.weights[0], create_graph=c < 0.8, retain_graph=True, allow_unused=True)
+    if g is not None:
+        (g.sum() * 0.5 + result[0]).backward(retain_graph=True)
+    if c < 0.5:
+        handle.remove()
 
 
 @outside
