@@ -95,6 +95,74 @@ def test_gradients_of_one_function_on_many_threads(n: int) -> None:
             np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
+class Cubed(flame.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Any) -> Any:
+        ctx.save_for_backward(x)
+        return x * x * x
+
+    @staticmethod
+    def backward(ctx: Any, g: Any) -> Any:
+        return 3.0 * g * ctx.saved_tensors[0] ** 2
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_hooks_and_custom_functions_on_many_threads(inside: bool) -> None:
+    """One compiled function, whose backward passes call Python; each thread's hooks hear its own gradients."""
+    heard = threading.local()
+
+    def body(x: Any, v: Any, k: float) -> Any:
+        y = Cubed.apply(x * v)
+        y.register_hook(lambda g: (heard.all.append(k), g * k)[1])
+        return flame.autograd.grad((y * x).sum(), [v])[0] if inside else (y * x).sum()
+
+    f = flame.compile(body)
+
+    def work(i: int) -> Any:
+        x, v = flame.tensor(array(5, seed=i)), flame.tensor(array(5, seed=50 + i), requires_grad=True)
+        heard.all = []
+        found = [f(x, v, 1.0 + i) for _ in range(8)]
+        if not inside:
+            found = [flame.autograd.grad(loss, [v])[0] for loss in found]
+        assert heard.all == [1.0 + i] * 8
+        return [g.numpy() for g in found]
+
+    for i, seen in enumerate(together(work)):
+        x, v = array(5, seed=i).astype(np.float64), array(5, seed=50 + i).astype(np.float64)
+        for got in seen:
+            np.testing.assert_allclose(got, x * (1 + i) * 3 * (x * v) ** 2 * x, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("hooked", [True, False])
+def test_one_graph_differentiated_on_many_threads(hooked: bool) -> None:
+    """The results of one call, first and second derivatives, from several threads at once."""
+    w = flame.tensor(array(6, seed=1), requires_grad=True)
+
+    def body(x: Any) -> Any:
+        y = w * x
+        return y, (y.exp() * y).sum()
+
+    f = flame.compile(body)
+    for _ in range(3):
+        y, loss = f(flame.tensor(array(6, seed=2)))
+    if hooked:
+        y.register_hook(lambda g: g * 2.0)
+
+    def work(i: int) -> list:
+        found = []
+        for _ in range(6):
+            (g,) = flame.autograd.grad(loss, [w], retain_graph=True, create_graph=i % 2 == 1)
+            found.append(g.detach().numpy())
+        return found
+
+    x = array(6, seed=2).astype(np.float64)
+    y = x * w.detach().numpy()
+    want = (np.exp(y) * y + np.exp(y)) * x * (2.0 if hooked else 1.0)
+    for seen in together(work):
+        for got in seen:
+            np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
 def test_a_training_step_of_its_own_on_every_thread() -> None:
     def train(i: int, wrap: Callable) -> np.ndarray:
         w = flame.tensor(array(4, 4, seed=i), requires_grad=True)

@@ -151,9 +151,10 @@ def checkpoint(
     """
     if determinism_check not in ("default", "none"):
         raise ValueError(f"determinism_check should be one of ['default', 'none'] but got {determinism_check}")
-    if force.interpreter is not None or not is_grad_enabled():
-        return function(*args, **kwargs)
     first, second = context_fn()
+    if force.interpreter is not None or not is_grad_enabled():
+        with first:
+            return function(*args, **kwargs)
     rng = (default_generator.seed_value, default_generator.offset) if preserve_rng_state else None
     inputs = _tensors((args, kwargs))
     own = [t.detach().requires_grad_() if t.requires_grad else t for t in inputs]
