@@ -41,7 +41,9 @@ def backward_inside(wrap):
 @program
 def draws_the_same_again(wrap):
     w = tensor(3, seed=1, grad=True)
-    f = wrap(lambda x: checkpoint(lambda u: F.dropout(u * w, 0.5) * flame.rand(3), x, use_reentrant=False).sum() + flame.rand(1))
+    f = wrap(
+        lambda x: checkpoint(lambda u: F.dropout(u * w, 0.5) * flame.rand(3), x, use_reentrant=False).sum() + flame.rand(1)
+    )
     return drive(f, batches(4, 3), w, offset, after=lambda loss: loss.sum().backward())
 
 
