@@ -34,8 +34,9 @@ from flame.cuda.memory import (
     reset_peak_memory_stats,
     set_per_process_memory_fraction,
 )
+from flame.dtypes import bfloat16, dtype, float32
 from flame.errors import CudaError, OutOfMemoryError
-from flame.runtime import cuda
+from flame.runtime import cuda, gpu_common
 from flame.runtime.cuda import Event, Stream
 from flame.runtime.cuda_gpu import Properties
 from flame.tensor import Tensor
@@ -50,7 +51,7 @@ __all__ = [
     "init", "initial_seed", "ipc_collect", "is_available", "is_bf16_supported", "is_current_stream_capturing",
     "is_initialized", "is_tf32_supported", "manual_seed", "manual_seed_all", "max_memory_allocated", "max_memory_cached",
     "max_memory_reserved", "mem_get_info", "memory_allocated", "memory_cached", "memory_reserved", "memory_snapshot",
-    "memory_stats", "memory_stats_as_nested_dict", "memory_summary", "reset_accumulated_memory_stats",
+    "memory_stats", "memory_stats_as_nested_dict", "memory_summary", "precompile", "reset_accumulated_memory_stats",
     "reset_max_memory_allocated", "reset_max_memory_cached", "reset_peak_memory_stats", "seed", "seed_all", "set_device",
     "set_per_process_memory_fraction", "set_rng_state", "set_rng_state_all", "set_stream", "stream", "synchronize",
 ]  # fmt: skip
@@ -77,6 +78,15 @@ def is_initialized() -> bool:
 def init() -> None:
     """Open the current device."""
     cuda.gpu()
+
+
+def precompile(*dtypes: dtype, device: Any = None, wait: bool = False) -> None:
+    """Compile what most eager programs run (arithmetic, sums, products, casts; by default of float32 and bfloat16) on all
+    processors, beside the program, so that its first operations find it. Done once for a machine: kernels are kept on disk.
+
+    `wait` returns when it is done. Raises MissingTargetError where there is no GPU.
+    """
+    gpu_common.prepare(cuda.gpu(cuda.device_index(device)), dtypes or (float32, bfloat16), wait)
 
 
 def current_device() -> int:

@@ -140,12 +140,7 @@ def _by_node(gpu: Any, primitive: Primitive, operands: Sequence[Any], params: di
         arrays.append(o)
     if "place" in params:
         params = {k: v for k, v in params.items() if k != "place"}
-    key = (gpu, primitive, tuple(kinds), tuple(params.items()), knobs.deterministic, knobs.matmul_precision)
-    node = _nodes.get(key)
-    if node is None:
-        if len(_nodes) >= _MOST_NODES:
-            _nodes.clear()
-        node = _nodes[key] = _Node(gpu, primitive, kinds, params)
+    node = node_of(gpu, primitive, kinds, params)
     got, made = node.run(arrays, tuple(sizes), tuple(numbers), general)
     if shape is not None:
         got = got.reshaped(shape)
@@ -155,6 +150,17 @@ def _by_node(gpu: Any, primitive: Primitive, operands: Sequence[Any], params: di
             _ready.clear()
         _ready[call] = _Ready(made, launches, shape)
     return got
+
+
+def node_of(gpu: Any, primitive: Primitive, kinds: list[Any], params: dict[str, Any]) -> _Node:
+    """What is compiled, and will be, for calls of these kinds of operands."""
+    key = (gpu, primitive, tuple(kinds), tuple(params.items()), knobs.deterministic, knobs.matmul_precision)
+    node = _nodes.get(key)
+    if node is None:
+        if len(_nodes) >= _MOST_NODES:
+            _nodes.clear()
+        node = _nodes[key] = _Node(gpu, primitive, kinds, params)
+    return node
 
 
 def _common_shape(primitive: Primitive, operands: Sequence[Any]) -> tuple[int, ...] | None:
@@ -223,18 +229,25 @@ class _Node:
 
     def make(self, sizes: tuple[int, ...], numbers: tuple, constants: tuple | None, general: bool) -> _Made:
         first = self.seen.setdefault((constants,), sizes)
-        if not sizes or not general or first == sizes:
+        if not sizes or not general or (first == sizes and (constants,) not in self.general):
             graph, about = self.graph(sizes, numbers, constants is None, None)
             return _Made(self, GpuExecutable(compile_graph(graph, self.gpu.target), self.gpu), about, {})
+        g, values = self._general(sizes, numbers, constants)
+        return _Made(self, GpuExecutable(program_at(g.program, values), self.gpu), g.about, values)
+
+    def in_general(self, sizes: tuple[int, ...]) -> tuple[Any, dict[str, int]]:
+        """The program for sizes in general, of a node without numbers, and what stands for these sizes in it."""
+        g, values = self._general(sizes, (), ())
+        return g.program, values
+
+    def _general(self, sizes: tuple[int, ...], numbers: tuple, constants: tuple | None) -> tuple[_General, dict[str, int]]:
         values = {f"s{i}": n for i, n in enumerate(sizes)}
         known = self.general.setdefault((constants,), [])
         for g in known:
             if all(f.holds(values) for f in g.space.facts):
-                break
-        else:
-            g = _General(self, sizes, numbers, constants is None)
-            known.append(g)
-        return _Made(self, GpuExecutable(program_at(g.program, values), self.gpu), g.about, values)
+                return g, values
+        known.append(_General(self, sizes, numbers, constants is None))
+        return known[-1], values
 
     def graph(self, sizes: tuple[int, ...], numbers: tuple, as_inputs: bool, space: Space | None) -> tuple[Graph, _About]:
         """The graph, and what else it wants to be given and gives."""
