@@ -187,7 +187,7 @@ class Course:
         try:
             time.sleep(0.05)  # (for what they have launched to come to its end)
             w.ask(time=True)
-            return w.wait(30.0)
+            return w.wait(self.given.patience)
         finally:
             for o in others:
                 o.signal(signal.SIGCONT)
