@@ -93,8 +93,22 @@ class Pair:
     def nested(self, xs: Any) -> Any:
         return [[y for y in x if y] if x else None for x in xs], self.missing if not xs else self.items
 
+    def tried(self, f: Any, xs: Any, named: Any) -> Any:
+        told = "nothing"
+        for x in xs:
+            try:
+                got = [f(x, *xs[2:], **named), (x, x) * len(xs)]
+                told = f(*xs[:1])
+            except CAUGHT:
+                if x is None:
+                    return told, self.left
+                got = [x]
+            self.right = got
+        return told
 
-NAMES = ("chosen", "searched", "counted", "told", "unset", "strict", "nested")
+
+CAUGHT = (ValueError, TypeError)
+NAMES = ("chosen", "searched", "counted", "told", "unset", "strict", "nested", "tried")
 ANYTHING = st.one_of(st.none(), st.booleans(), st.integers(-5, 2**70), st.floats(), st.text(max_size=3))
 SEVERAL = st.one_of(st.lists(ANYTHING, max_size=6), st.lists(ANYTHING, max_size=4).map(tuple))
 PAIRS = st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), max_size=6)
@@ -106,6 +120,11 @@ ARGUMENTS: dict[str, st.SearchStrategy] = {
     "unset": st.tuples(ANYTHING),
     "strict": st.tuples(SEVERAL, SEVERAL),
     "nested": st.tuples(st.lists(SEVERAL, max_size=3)),
+    "tried": st.tuples(
+        st.sampled_from([int, float, len, str, {}.__getitem__, dict]),
+        SEVERAL,
+        st.sampled_from([{}, {"base": 7}, {"other": 1}]),
+    ),
 }
 
 
@@ -150,6 +169,12 @@ def test_a_translated_function_keeps_no_references(both: dict, name: str) -> Non
         "unset": [(mark,), (0,)],
         "strict": [([mark], [other]), ([mark], []), (mark, mark)],
         "nested": [([[mark], [], (0, mark)],), ([],)],
+        "tried": [
+            (int, [mark, "1"], {}),
+            (list, [other, (mark,), None], {}),
+            ({}.__getitem__, [mark], {}),
+            (int, ["1"], {"base": 7}),
+        ],
     }[name]
     pair = Pair(mark, other)
 

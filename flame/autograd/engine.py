@@ -44,7 +44,7 @@ def walk(roots: Sequence[Edge], barrier: Collection[Edge] = ()) -> tuple[list, d
                 order.append(node)
                 stack.pop()
     order.reverse()
-    if not any(hasattr(node, "reaching") for node in order):
+    if not any([hasattr(kind, "reaching") for kind in set(map(type, order))]):
         return order, {}
     reached: dict[Any, set[int]] = {}
     for node, i in roots:
@@ -131,7 +131,10 @@ def run_engine(
                 collected[(node, i)] = add(collected[(node, i)], g) if (node, i) in collected else g
             else:
                 _accumulate(pending, node, i, g)
-        for node in order:
+        plain = needed is None and not stop and not segments
+        if plain:
+            go_through(order, pending, create_graph, deaf)
+        for node in () if plain else order:
             gs = pending.pop(node, None)
             if gs is None or (needed is not None and node not in needed):
                 continue
@@ -194,6 +197,29 @@ def run_engine(
     return collected
 
 
+def go_through(order: list, pending: dict, create_graph: bool, deaf: bool) -> None:
+    """Call every node once, where all leaves are wanted and no node stands for a segment."""
+    for node in order:
+        gs = pending.pop(node, None)
+        if gs is None:
+            continue
+        if node.hooks and not deaf:
+            for i, hook in list(node.hooks):
+                if gs.get(i) is not None:
+                    gs[i] = heard(hook, gs[i])
+        if type(node) is AccumulateGrad:
+            accumulate_into(node, gs[0], create_graph)
+            continue
+        if len(node.outputs) == 1:
+            cotangents = [gs.get(0)]
+        else:
+            cotangents = [gs.get(i) for i in range(len(node.outputs))]
+        got = node.apply(cotangents)
+        for e, g in zip(node.edges, got, strict=True):
+            if e is not None and g is not None:
+                _accumulate(pending, e[0], e[1], g)
+
+
 def _on_the_way(segment: Any, i: int, targets: set) -> bool:
     """Whether a wanted edge is a result of a segment, or lies between it and the segment's operands."""
     return (segment, i) in targets or any((segment, j) in targets for j in segment.passing(i))
@@ -217,7 +243,10 @@ def _spread(pending: dict, collected: dict, stop: Collection[Edge], edges: Seque
 
 
 def _accumulate(pending: dict, node: Any, i: int, g: Any) -> None:
-    slots = pending.setdefault(node, {})
+    slots = pending.get(node)
+    if slots is None:
+        slots = {}
+        pending[node] = slots
     have = slots.get(i)
     slots[i] = g if have is None else add(have, g)
 

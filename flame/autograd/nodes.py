@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import flame.ops  # noqa: F401  (enters the primitives in the registry)
-from flame.primitive import Primitive, Rule, force, placement, registered
+from flame.primitive import Primitive, Rule, Spec, force, placement, registered
 from flame.slots import with_slots
 from flame.tensor import Tensor, View, spec_of, version
 
@@ -120,45 +120,73 @@ class Node(_Slots):
                 "saved tensors after calling backward."
             )
         for t, then, reassigned in self.versions:
-            now = version(t)
-            if now != then or t._reassigned != reassigned:  # written, or given other memory
-                raise RuntimeError(
-                    "one of the variables needed for gradient computation has been modified by an inplace operation: "
-                    f"[{t.dtype!r} {list(t.shape)}], which is an operand or the result of {self.primitive.name}"
-                    f"{' at ' + self.source if self.source else ''}, is at version {now}; expected version {then} instead."
-                )
+            if version(t) != then or t._reassigned != reassigned:  # written, or given other memory
+                raise self._modified(t, then)
+
+    def _modified(self, t: Tensor, then: int) -> RuntimeError:
+        return RuntimeError(
+            "one of the variables needed for gradient computation has been modified by an inplace operation: "
+            f"[{t.dtype!r} {list(t.shape)}], which is an operand or the result of {self.primitive.name}"
+            f"{' at ' + self.source if self.source else ''}, is at version {version(t)}; expected version {then} instead."
+        )
 
     def apply(self, cotangents: list) -> list:
         """The cotangents of the operands, given those of the results (None: zero)."""
         self.check_saved()
-        if placement.gpu and force.place is None:  # what rules make from no tensors lies beside the cotangents
-            force.place = next((g.device for g in cotangents if g is not None and g.device.type != "cpu"), None)
-            try:
-                return self._applied(cotangents)
-            finally:
-                force.place = None
+        if placement.gpu and force.place is None:
+            return self._applied_beside(cotangents)
         return self._applied(cotangents)
+
+    def _applied_beside(self, cotangents: list) -> list:
+        """What rules make from no tensors lies beside the cotangents."""
+        force.place = next((g.device for g in cotangents if g is not None and g.device.type != "cpu"), None)
+        try:
+            return self._applied(cotangents)
+        finally:
+            force.place = None
 
     def _applied(self, cotangents: list) -> list:
         p = self.primitive
         ys: Any = self.outputs
         if self.results:
-            ys = tuple([alias(y) for y in self.results])
-            for i, (y, saved) in enumerate(zip(ys, self.results, strict=True)):
-                y.__class__ = saved.__class__
-                y._node = (self, i) if y.dtype.is_differentiable else None
-                y._ref = saved._ref
+            ys = self._results()
+        if len(self.outputs) != 1 or type(p.vjp) is not tuple:
+            return self._spread_over(cotangents, ys)
+        given = (cotangents[0], ys[0], *self.operands)
+        rules: tuple = p.vjp
+        params = self.params
+        operands = self.operands
+        out: list = []
+        i = 0
+        for e in self.edges:
+            rule = rules[i] if e is not None and i < len(rules) else None
+            out.append(None if rule is None else fit(rule.apply(*given, **params), operands[i]))
+            i += 1
+        return out
+
+    def _results(self) -> tuple:
+        """The results as derivative rules read them."""
+        ys = tuple([alias(y) for y in self.results])
+        for i, (y, saved) in enumerate(zip(ys, self.results, strict=True)):
+            y.__class__ = saved.__class__
+            y._node = (self, i) if y.dtype.is_differentiable else None
+            y._ref = saved._ref
+        return ys
+
+    def _spread_over(self, cotangents: list, ys: tuple) -> list:
+        """`_applied` of a primitive of several results, of any number of operands, or with one rule for all operands."""
+        p = self.primitive
         if len(self.outputs) == 1:
             g, y = cotangents[0], ys[0]
         else:
             g = tuple(zeros(s) if c is None else c for c, s in zip(cotangents, self.outputs, strict=True))
             y = ys
-        out: list = []
         if isinstance(p.vjp, Rule) and p.vjp.joint:
             answers = p.vjp.apply(g, y, *self.operands, **self.params)
             pairs = zip(self.edges, answers, self.operands, strict=True)
             return [None if e is None or a is None else fit(a, o) for e, a, o in pairs]
         variadic = not isinstance(p.vjp, tuple)
+        out: list = []
         for i, e in enumerate(self.edges):
             rule = p.rule(i) if e is not None else None
             if rule is None:
@@ -171,10 +199,11 @@ class Node(_Slots):
 
     def release(self) -> None:
         """Let go of what was saved."""
-        self.released = bool(self.versions) or self.released
-        self.versions = []
-        self.results = ()
-        self.operands = tuple(o.spec if isinstance(o, Tensor) else o for o in self.operands)
+        if self.versions:
+            self.released = True
+            self.versions = []
+            self.results = ()
+            self.operands = tuple([spec_of(o) if isinstance(o, Tensor) else o for o in self.operands])
 
 
 _SAVED: dict[tuple[Primitive, tuple[bool, ...]], tuple[bool, tuple[bool, ...], bool]] = {}
@@ -233,8 +262,17 @@ def filled(value: int, like: Any, shape: tuple | None = None) -> Any:
 
 def fit(g: Any, operand: Any) -> Any:
     """Undo broadcasting: a cotangent with the operand's shape."""
-    if g is None or g.shape == operand.shape:
+    if g is None:
         return g
+    if type(g) is Tensor and type(operand) is Spec:  # (the commonest, without making a Size)
+        a = g._array
+        if a is not None and a.shape == operand.shape:
+            return g
+    return g if g.shape == operand.shape else _narrowed(g, operand)
+
+
+def _narrowed(g: Any, operand: Any) -> Any:
+    """The sum over what an operand was broadcast along."""
     want = tuple(operand.shape)
     lead = g.ndim - len(want)
     dims = tuple(range(lead)) + tuple(i + lead for i, d in enumerate(want) if d == 1 and g.shape[i + lead] != 1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from flame import primitive, tensor
-from flame.autograd import nodes, tape
+from flame.autograd import engine, nodes, tape
 from flame.autograd.nodes import AccumulateGrad, Node
 from flame.autograd.tape import Direct, Eager
 from flame.functions import quick
@@ -22,15 +22,21 @@ _METHODS: Final[tuple[tuple[type, str], ...]] = (
     (Storage, "__init__"),
     (Tensor, "storage_of"),
     (Node, "__init__"),
+    (Node, "apply"),
+    (Node, "_applied"),
+    (Node, "_results"),
+    (Node, "check_saved"),
+    (Node, "release"),
     (AccumulateGrad, "__init__"),
     (Eager, "process"),
     (Eager, "one"),
     (Eager, "two"),
 )
 _FUNCTIONS: Final[tuple[Any, ...]] = (
-    tensor.spec_of, tensor.version, nodes.alias, nodes.edge_of, nodes.edge, tape._link_view, tape.show, primitive.applied,
+    tensor.spec_of, tensor.version, nodes.alias, nodes.edge_of, nodes.edge, nodes.fit, tape._link_view, tape.show,
+    primitive.applied, engine.go_through, engine._accumulate, engine.accumulate_into, engine.accumulate,
 )  # fmt: skip
-_LIKELY: Final = dict.fromkeys(("o", "x", "y", "operand", "self", "other"), Tensor)
+_LIKELY: Final = dict.fromkeys(("o", "x", "y", "operand", "self", "other", "t", "g", "have"), Tensor) | {"node": Node}
 
 
 def operators() -> tuple[Any, list[tuple[str, Any]]]:
@@ -44,7 +50,7 @@ def slots_of_tensors(hints: Hints) -> None:
     hints.slots[Tensor] = offsets = layout.offsets(Tensor)
     hints.empty[Tensor] = frozenset(offsets) - {"_array"}
     hints.alike[Tensor] = tuple(c for c in Tensor.__subclasses__() if offsets.keys().isdisjoint(vars(c)))
-    hints.locals[id(force)] = {"interpreter": None, "grad": True}
+    hints.locals[id(force)] = {"interpreter": None, "grad": True, "place": None}
 
 
 def made() -> Native:

@@ -45,6 +45,8 @@ def where(condition: Tensor, input: Any = None, other: Any = None, *, out: Tenso
 
 
 def _where_operands(a: Any, b: Any) -> tuple:
+    if isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype is b.dtype:
+        return a, b
     d = result_type(a, b)
     return to_dtype(a, d), to_dtype(b, d)
 

@@ -180,6 +180,8 @@ def getitem(self: Tensor, key: Any) -> Tensor:
         zeros, ones = (0,) * (len(s) - 1), (1,) * len(s)
         y = SLICE(self, starts=(key, *zeros), stops=(key + 1, *s[1:]), steps=ones)
         return RESHAPE(y, shape=s[1:])
+    if isinstance(key, Tensor) and self.ndim and key.dtype is dtypes.int64:
+        return INDEX_ND(self, key, dims=(0,))
     parsed = _Parsed(self, key)
     y = parsed.basic(self)
     if not parsed.advanced:
@@ -486,7 +488,7 @@ def unique(
 def _iterate(self: Tensor) -> Any:
     if self.ndim == 0:
         raise TypeError("iteration over a 0-d tensor")
-    return iter([getitem(self, i) for i in range(self.shape[0])])
+    return iter([Tensor.__getitem__(self, i) for i in range(self.shape[0])])
 
 
 def _contains(self: Tensor, x: Any) -> bool:

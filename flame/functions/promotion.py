@@ -190,7 +190,12 @@ def _check_out(result: Tensor, out: Tensor, op: str) -> None:
 def inplace(primitive: Primitive, target: Tensor, *others: Any, op: str = "", **params: Any) -> Tensor:
     """target := primitive(target, *others), in its own memory and dtype."""
     run = force.interpreter
-    if run is not None and not params and run.follow_inplace(primitive, target, others):
+    if run is None:
+        if len(others) == 1 and not params and placement.direct:
+            f = _plain_update(primitive, target, others[0])
+            if f is not None:
+                return _write_over(f, target, (target, others[0]))
+    elif not params and run.follow_inplace(primitive, target, others):
         return target
     op = op or primitive.name + "_"
     xs = promoted(target, *others)
@@ -213,6 +218,25 @@ def inplace(primitive: Primitive, target: Tensor, *others: Any, op: str = "", **
         xs = (copy(target), *xs[1:])
     value = primitive(*xs, **params)
     return assign(target, to_dtype(value, d))
+
+
+def _plain_update(primitive: Primitive, target: Tensor, other: Any) -> np.ufunc | None:
+    """The ufunc that is all there is to an update of a float tensor by one of its dtype and shape, or a number; None: more is."""
+    a = target._array
+    if a is None or a.dtype.kind != "f" or a.itemsize < 4 or primitive.scalar is None:
+        return None
+    if isinstance(other, Tensor):
+        b = other._array
+        if b is None or b.dtype is not a.dtype or b.shape != a.shape:
+            return None
+        if force.grad and (other._requires_grad or other._node is not None or other._view is not None):
+            return None
+    elif type(other) is not float and type(other) is not int:
+        return None
+    if force.grad and (target._requires_grad or target._node is not None or target._view is not None):
+        return None
+    f = getattr(primitive.eager, "numpy", None)
+    return f if isinstance(f, np.ufunc) else None
 
 
 def check_fits(target: Tensor, other: Tensor, op: str) -> None:

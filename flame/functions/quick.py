@@ -18,11 +18,12 @@ import numpy as np
 from flame.autograd.nodes import Node, edge_of
 from flame.autograd.tape import Direct, eager, show
 from flame.functions.elementwise import DIRECT
+from flame.functions.linear import MATMUL
 from flame.functions.reduction import SUM
-from flame.functions.shape import RESHAPE, SLICE
+from flame.functions.shape import PERMUTE, RESHAPE, SLICE
 from flame.ops.declare import quiet
 from flame.precision import casting
-from flame.primitive import force, placement
+from flame.primitive import applied, force, placement
 from flame.runtime.eager_kernels import LEAST
 from flame.tensor import Tensor
 
@@ -35,6 +36,9 @@ _ALL: Final = [{"dim": tuple(range(n)), "keepdim": False} for n in range(65)]
 #: the steps of x[i] by the shape of x and i
 _ROWS: Final[dict[tuple, tuple]] = {}
 _MOST_ROWS: Final = 4096
+#: what a transposition of a matrix is given, and the view that it is
+_TURN: Final = {"dims": (1, 0)}
+_TURNED: Final = ((PERMUTE, (("dims", (1, 0)),)),)
 
 
 def unary(self: Tensor, how: Direct, otherwise: Callable) -> Any:
@@ -108,6 +112,35 @@ def row(self: Tensor, key: Any, otherwise: Callable) -> Any:
     return otherwise(self, key)
 
 
+def product(self: Tensor, other: Any, otherwise: Callable) -> Any:
+    """x @ y of two matrices of floats."""
+    if force.interpreter is None and not casting.threads and isinstance(other, Tensor):
+        a = self._array
+        b = other._array
+        if a is not None and b is not None and a.ndim == 2 and b.ndim == 2:
+            d = a.dtype
+            if d is b.dtype and d.kind == "f":
+                return applied(MATMUL, (self, other), {})
+    return otherwise(self, other)
+
+
+def transposed(self: Tensor, otherwise: Callable) -> Any:
+    """x.t() of a matrix."""
+    if force.interpreter is None and placement.direct:
+        a = self._array
+        s = self._storage
+        if a is not None and (s is None or s.pending is None) and a.ndim == 2:
+            t = _new(Tensor)
+            t._array = a.transpose()
+            show(t, self, _TURNED)
+            if (self._node is not None or self._requires_grad or self._view is not None) and force.grad:
+                e = edge_of(self)
+                if e is not None:
+                    t._node = (Node(PERMUTE, (self,), _TURN, (e,), (t,)), 0)
+            return t
+    return otherwise(self)
+
+
 def _row(shape: tuple[int, ...], i: int) -> tuple:
     """The views that x[i] is."""
     if len(_ROWS) >= _MOST_ROWS:
@@ -128,5 +161,7 @@ def quick() -> Iterator[Quick]:
             yield Tensor, name, unary, (how, f), "plain"
     yield Tensor, "sum", total, (methods["sum"],), "plain"
     yield Tensor, "__getitem__", row, (methods["__getitem__"],), "plain"
+    yield Tensor, "__matmul__", product, (methods["__matmul__"],), "plain"
+    yield Tensor, "t", transposed, (methods["t"],), "plain"
     for name in ("view", "reshape"):
         yield Tensor, name, view, (methods[name],), "star"

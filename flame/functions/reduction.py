@@ -103,8 +103,9 @@ def _empty_check(x: Tensor, dims: tuple[int, ...], op: str) -> None:
             f"{op}(): Expected reduction dim to be specified for input.numel() == 0. Specify the reduction dim with the 'dim' "
             "argument."
         )
+    s = x.shape
     for d in dims:
-        if x.shape[d] == 0:
+        if s[d] == 0:
             raise IndexError(f"{op}(): Expected reduction dim {d} to have non-zero size.")
 
 

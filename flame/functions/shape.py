@@ -22,6 +22,8 @@ PERMUTE, EXPAND, SLICE, COPY = map(registered, ("permute", "expand", "slice", "c
 
 def wrap_dim(dim: Any, ndim: int, op: str = "") -> int:
     """A dimension counted from 0. Raises IndexError (PyTorch's words) out of range; a 0-d tensor counts as one dimension."""
+    if type(dim) is int and -ndim <= dim < ndim:  # (the commonest)
+        return dim % ndim
     if not isinstance(dim, int) or isinstance(dim, bool):
         n = number(dim)
         if type(n) is not int:
@@ -38,6 +40,8 @@ def wrap_dim(dim: Any, ndim: int, op: str = "") -> int:
 
 def wrap_dims(dim: Any, ndim: int, op: str = "") -> tuple[int, ...]:
     """Dimensions, sorted; None or () means all. Raises RuntimeError for a repeated one."""
+    if type(dim) is int and -ndim <= dim < ndim:
+        return (dim % ndim,)
     if dim is None or (isinstance(dim, Sequence) and not dim):
         return tuple(range(ndim))
     if not isinstance(dim, Sequence):
@@ -50,7 +54,7 @@ def wrap_dims(dim: Any, ndim: int, op: str = "") -> tuple[int, ...]:
 
 def as_shape(shape: Sequence[Any], op: str) -> tuple[int, ...]:
     """(2, 3), ((2, 3),), Size or integer tensors as plain ints."""
-    if len(shape) == 1 and isinstance(shape[0], Sequence):
+    if len(shape) == 1 and type(shape[0]) is not int and isinstance(shape[0], Sequence):
         shape = shape[0]
     if all([type(d) is int for d in shape]):
         return tuple(shape)

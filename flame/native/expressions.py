@@ -442,6 +442,9 @@ class Expressions(Writer):
                 a = self.value(given)
                 a = self.new(self.do(f"call ptr @PySequence_Tuple(ptr {a.register})"))
                 return self.new(self.do(f"call ptr @PyObject_Call(ptr {f.register}, ptr {a.register}, ptr null)"))
+        if len(node.keywords) == 1 and node.keywords[0].arg is None:
+            a, k = self.sequence(node.args, tuple), self.value(node.keywords[0].value)
+            return self.new(self.do(f"call ptr @PyObject_Call(ptr {f.register}, ptr {a.register}, ptr {k.register})"))
         if any(k.arg is None for k in node.keywords):
             raise self.refuse(node, "a call with some starred arguments")
         if any(isinstance(a, ast.Starred) for a in node.args):

@@ -31,8 +31,11 @@ def reduced_shape(shape: tuple[int, ...], dim: Dims, keepdim: bool) -> tuple[int
 
 def spread(g: Any, like: Any, dim: Dims) -> Any:
     """A reduction's result (or its cotangent) brought to the shape that was reduced."""
-    kept = reduced_shape(like.shape, dim, True)
-    return expand(g if g.shape == kept else reshape(g, shape=kept), shape=like.shape)
+    shape = like.shape
+    if len(dim) == len(shape) and not g.shape:
+        return expand(g, shape=shape)
+    kept = reduced_shape(shape, dim, True)
+    return expand(g if g.shape == kept else reshape(g, shape=kept), shape=shape)
 
 
 def _integers_grow(d: dtype) -> dtype:

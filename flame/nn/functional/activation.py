@@ -12,7 +12,7 @@ from flame.functions.elementwise import PUBLIC
 from flame.functions.forms import formed
 from flame.functions.fused import log_softmax as fused_log_softmax
 from flame.functions.fused import softmax as fused_softmax
-from flame.functions.promotion import as_floating, promoted, tensor_operand, to_dtype
+from flame.functions.promotion import as_floating, tensor_operand, to_dtype
 from flame.functions.random import uniform
 from flame.functions.shape import wrap_dim
 from flame.nn.functional import fused
@@ -324,8 +324,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             f"linear: the input's last dimension must be the weight's: input {list(x.shape)}, weight {list(weight.shape)} "
             "(mat1 and mat2 shapes cannot be multiplied)"
         )
-    y = PUBLIC["matmul"](x, weight if weight.ndim == 1 else weight.t())  # type: ignore[attr-defined]
-    return y if bias is None else ADD(*promoted(y, bias))
+    y = x @ (weight if weight.ndim == 1 else weight.t())  # type: ignore[attr-defined]
+    return y if bias is None else y + bias
 
 
 @composite
