@@ -133,7 +133,7 @@ def run_engine(
                 _accumulate(pending, node, i, g)
         plain = needed is None and not stop and not segments
         if plain:
-            go_through(order, pending, create_graph, deaf)
+            go_through(order, pending, create_graph, deaf, called)
         for node in () if plain else order:
             gs = pending.pop(node, None)
             if gs is None or (needed is not None and node not in needed):
@@ -162,10 +162,7 @@ def run_engine(
                     continue
             if node.hooks and not deaf:
                 heard_here = list(node.hooks)
-                for entry in heard_here:
-                    i, hook = entry
-                    if gs.get(i) is not None and not any(entry is c for c in called):
-                        gs[i] = heard(hook, gs[i])
+                _hear(heard_here, gs, called)
             for i in aims:
                 if i in gs:
                     collected[(node, i)] = gs[i]
@@ -197,16 +194,14 @@ def run_engine(
     return collected
 
 
-def go_through(order: list, pending: dict, create_graph: bool, deaf: bool) -> None:
+def go_through(order: list, pending: dict, create_graph: bool, deaf: bool, called: Sequence) -> None:
     """Call every node once, where all leaves are wanted and no node stands for a segment."""
     for node in order:
         gs = pending.pop(node, None)
         if gs is None:
             continue
         if node.hooks and not deaf:
-            for i, hook in list(node.hooks):
-                if gs.get(i) is not None:
-                    gs[i] = heard(hook, gs[i])
+            _hear(node.hooks, gs, called)
         if type(node) is AccumulateGrad:
             accumulate_into(node, gs[0], create_graph)
             continue
@@ -218,6 +213,14 @@ def go_through(order: list, pending: dict, create_graph: bool, deaf: bool) -> No
         for e, g in zip(node.edges, got, strict=True):
             if e is not None and g is not None:
                 _accumulate(pending, e[0], e[1], g)
+
+
+def _hear(hooks: Sequence, gs: dict, called: Sequence) -> None:
+    """The gradients of a node's results, as its hooks leave them."""
+    for entry in list(hooks):
+        i, hook = entry
+        if gs.get(i) is not None and not any(entry is c for c in called):
+            gs[i] = heard(hook, gs[i])
 
 
 def _on_the_way(segment: Any, i: int, targets: set) -> bool:
