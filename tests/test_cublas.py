@@ -210,6 +210,17 @@ def test_it_is_taken_only_where_it_is_faster_and_remembered(library: Library, rn
     assert runs == ["cuBLASLt"] and not gpu_autotune.measured
 
 
+def test_a_profile_shows_it(library: Library, rng: np.random.Generator) -> None:
+    a, b = tensor(rng, 24, 32), tensor(rng, 32, 16)
+    g = flame.compile(lambda a, b: a @ b, mode="max-autotune-no-cudagraphs", options={"never_slower": False})
+    with flame.no_grad():
+        for _ in range(2):
+            g(a, b)
+        with flame.profiler.profile() as seen:
+            g(a, b)
+    assert "cuBLASLt 24x16x32 float32" in {a.key for a in seen.key_averages()}
+
+
 def test_equal_bits_are_asked_for_where_they_are_wanted(library: Library, rng: np.random.Generator) -> None:
     flame.use_deterministic_algorithms(True)
     try:

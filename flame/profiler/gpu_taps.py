@@ -14,6 +14,7 @@ from typing import Any
 
 from flame.runtime.cuda_gpu import Gpu
 from flame.runtime.cuda_plan import LaunchPlan, LaunchStep
+from flame.runtime.gpu_autotune import ByLibrary
 
 #: device, stream, note of the kernel, and the numbers of the events before and behind it
 Launch = tuple[Gpu, int, str, int, int]
@@ -33,12 +34,7 @@ class GpuWatch:
     ) -> None:
         """In place of `Gpu.run`."""
         queue = gpu.current_stream if stream is None else stream
-        if gpu not in self._origin:
-            self._mark(gpu, queue)
-            with gpu.calling():
-                gpu.driver.synchronize_event(self._events[gpu][0])
-            self._origin[gpu] = time.perf_counter_ns()
-        before = self._mark(gpu, queue)
+        before = self._begun(gpu, queue)
 
         def after(step: LaunchStep) -> None:
             nonlocal before
@@ -47,6 +43,23 @@ class GpuWatch:
             before = behind
 
         gpu.run_apart(plan, arena, words, queue, after)
+
+    def by_library(self, launch: Callable[..., None], called: ByLibrary, grid: object, addresses: Any) -> None:
+        """In place of `ByLibrary.launch`."""
+        gpu = called.product.gpu
+        queue = gpu.current_stream
+        before = self._begun(gpu, queue)
+        launch(called, grid, addresses)
+        self._launches.append((gpu, queue, str(called), before, self._mark(gpu, queue)))
+
+    def _begun(self, gpu: Gpu, queue: int) -> int:
+        """A mark before a launch; the first on a device also lays its clock over the host's."""
+        if gpu not in self._origin:
+            self._mark(gpu, queue)
+            with gpu.calling():
+                gpu.driver.synchronize_event(self._events[gpu][0])
+            self._origin[gpu] = time.perf_counter_ns()
+        return self._mark(gpu, queue)
 
     def stop(self) -> None:
         """Wait for the devices, and record what was launched on them."""

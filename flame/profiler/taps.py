@@ -32,6 +32,7 @@ from flame.runtime import cpu, index
 from flame.runtime.apart import Apart
 from flame.runtime.cuda_gpu import Gpu
 from flame.runtime.executable import Executable
+from flame.runtime.gpu_autotune import ByLibrary
 from flame.runtime.gpu_program import GpuExecutable
 from flame.runtime.lines import named
 from flame.tensor import Tensor
@@ -79,6 +80,7 @@ class Listener:
         gpu = GpuWatch(self._gpu_kernel)
         self._undo.append(gpu.stop)
         self._wrap(Gpu, "run", gpu.run)
+        self._wrap(ByLibrary, "launch", gpu.by_library)
 
     def stop(self) -> None:
         while self._undo:

@@ -295,7 +295,7 @@ class Multiplication:
 
     def __repr__(self) -> str:
         p = self.product
-        return f"cuBLASLt({p.batch} x {p.m} x {p.n} x {p.k}, {p.left.dtype})"
+        return f"cuBLASLt {f'{p.batch}x' if p.batch > 1 else ''}{p.m}x{p.n}x{p.k} {p.left.dtype.name}"
 
 
 def _aligned(x: Matrix) -> int:
