@@ -26,13 +26,13 @@ from flame.capture.control import RECOMPILE_LIMIT, STANCES, Options, control, de
 from flame.capture.replaying import Replays
 from flame.capture.run import Run
 from flame.capture.trace import Capture
-from flame.capture.trial import Trial, kind_of, measured
+from flame.capture.trial import TWICE, Rest, Trial, Twice, kind_of, measured
 from flame.compiler.graph import Graph
 from flame.errors import MissingTargetError, RecompileError
 from flame.kernels import DEFAULT_GPU, Inventory, KernelHandle
 from flame.knobs import knobs
 from flame.primitive import force
-from flame.reasons import DISABLED, FASTER_AGAIN, GENERATOR, OTHER_THREAD, RECOMPILE_FORBIDDEN, SLOWER
+from flame.reasons import DISABLED, FASTER_AGAIN, GENERATOR, OTHER_THREAD, RECOMPILE_FORBIDDEN, SLOWER, TWICE_OUTSIDE
 from flame.runtime import cuda
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs", "replay")
@@ -77,7 +77,7 @@ class CompiledFunction:
         self._capture = Capture(_name(fn), options)
         self._inventory = Inventory(self._capture)
         self._replays = Replays(fn, self._capture, self._alone) if options.mode == "replay" else None
-        self._trial = self._new_trial()
+        self._trial: Trial | Rest | None = self._new_trial()
         functools.update_wrapper(self, fn, updated=())
         _all.add(self)
 
@@ -155,7 +155,21 @@ class CompiledFunction:
         """Of a function that may be handed to eager where it is slower; None for the others."""
         o = self._options
         judged = o.never_slower and knobs.never_slower and o.backend == "auto" and not o.fullgraph and not o.background
-        return Trial() if judged and o.mode != "replay" else None
+        if not judged or o.mode == "replay":
+            return None
+        self._twice = Twice()
+        self._capture.derived_twice = weakref.WeakMethod(self._derived_twice)
+        return Trial()
+
+    def _derived_twice(self, call: int) -> None:
+        """Results of a call, by number, were differentiated twice outside, which its kernels did not help."""
+        streak = self._twice.happened(call)
+        trial = self._trial
+        if streak >= TWICE and not isinstance(trial, Rest):
+            rest = self._trial = Rest(streak, trial)
+            s = self._capture.stats
+            if streak == TWICE:
+                s.count(s.fallbacks, "", TWICE_OUTSIDE.text(streak, rest.calls))
 
     def _compiled(self, args: tuple, kwargs: dict) -> Any:
         """A call as if there were no trial."""
@@ -165,11 +179,17 @@ class CompiledFunction:
         finally:
             self._trial = trial
 
-    def _tried(self, trial: Trial, args: tuple, kwargs: dict) -> Any:
+    def _tried(self, trial: Trial | Rest, args: tuple, kwargs: dict) -> Any:
         """A call while it is not settled whether compiled is faster than eager (`flame.capture.trial`)."""
         c = self._capture
         if c.given_up or control.eager or control.compiling != "yes" or knobs.disable:
             return self._compiled(args, kwargs)
+        if isinstance(trial, Rest):
+            if trial.calls:
+                trial.calls -= 1
+                return self._fn(*args, **kwargs)
+            self._trial = trial.before
+            return self(*args, **kwargs)
         turn = trial.turn()
         if not turn:
             return self._fn(*args, **kwargs) if trial.eager else self._compiled(args, kwargs)

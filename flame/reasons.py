@@ -237,6 +237,13 @@ FASTER_AGAIN = _reason(
     "Nothing is to be done. Where this comes back and forth, the two are about as fast.",
 )
 
+TWICE_OUTSIDE = _reason(
+    "FL3008",
+    "second derivatives outside",
+    "the results of {} calls in a row were differentiated twice outside of the function: the next {} calls run eagerly",
+    "Take the gradient (create_graph=True) in the compiled function, too: then second derivatives are compiled with the rest.",
+)
+
 # ---- refused
 
 GENERATOR = _reason(

@@ -10,7 +10,7 @@ import pytest
 
 import flame
 from flame.capture import trial
-from flame.capture.trial import FIRST, PAIRS, Trial
+from flame.capture.trial import FIRST, PAIRS, REST, Trial
 from flame.knobs import knobs
 from flame.primitive import force
 
@@ -177,3 +177,45 @@ def test_the_state_machine_ends_at_the_first_clear_win() -> None:
         if turns[-1]:
             t.took("kind", 1.0 if turns[-1] == "compiled" else 4.0)
     assert turns == [""] * (FIRST - 1) + ["compiled", "eager"] and t.ratio == 0.25
+
+
+def differentiate_twice(f: Any, w: Any, x: Any) -> list[float]:
+    (g,) = flame.autograd.grad(f(x).sum(), w, create_graph=True)
+    return flame.autograd.grad((g * g).sum(), w)[0].tolist()
+
+
+def test_what_is_differentiated_twice_outside_runs_eagerly_for_a_while() -> None:
+    w, x = flame.tensor([0.5, -0.25, 1.0], requires_grad=True), flame.tensor([1.0, 2.0, 3.0])
+
+    def body(v: Any) -> Any:
+        return (w * v).tanh() * w
+
+    f, want = flame.compile(body), differentiate_twice(body, w, x)
+    for _ in range(5 + REST):
+        np.testing.assert_allclose(differentiate_twice(f, w, x), want, rtol=1e-5)
+    assert "FL3008" in str(f.stats) and f.stats.calls == 5  # one recorded, three followed, one after the rest
+    for _ in range(10):
+        np.testing.assert_allclose(differentiate_twice(f, w, x), want, rtol=1e-5)
+    assert f.stats.calls == 5, "the second rest is longer than the first"
+    for _ in range(4 * REST):
+        f(x).sum().backward()
+    assert f.stats.calls > 5 + REST, "it was not given back to its kernels"
+
+
+@pytest.mark.parametrize("how", [{"fullgraph": True}, {"backend": "llvm"}, {"options": {"never_slower": False}}])
+def test_second_derivatives_hand_over_only_what_is_judged(how: dict) -> None:
+    w, x = flame.tensor([0.5, -0.25, 1.0], requires_grad=True), flame.tensor([1.0, 2.0, 3.0])
+    f = flame.compile(lambda v: (w * v).tanh(), **how)
+    for _ in range(8):
+        differentiate_twice(f, w, x)
+    assert f.stats.calls == 8 and "FL3008" not in str(f.stats)
+
+
+def test_one_call_in_three_is_not_handed_over() -> None:
+    w, x = flame.tensor([0.5, -0.25, 1.0], requires_grad=True), flame.tensor([1.0, 2.0, 3.0])
+    f = flame.compile(lambda v: (w * v).tanh())
+    for _ in range(6):
+        differentiate_twice(f, w, x)
+        f(x).sum().backward()
+        f(x)
+    assert f.stats.calls == 18 and "FL3008" not in str(f.stats)

@@ -110,6 +110,7 @@ class SegmentNode:
         self._shared: list[tuple[Storage, int]] = []  #: memory of others that backward reads, and as which of the saved arrays
         self._done = False
         self.name_of = run.capture.name
+        self._call = run.capture, run.capture.stats.calls
 
     def name(self) -> str:
         return f"Compiled<{self.name_of}>Backward"
@@ -395,6 +396,10 @@ class SegmentNode:
         tape = self.opened
         if tape is None:
             tape = self.opened = self._reopen()
+            capture, call = self._call
+            told = None if capture.derived_twice is None or not force.grad else capture.derived_twice()
+            if told is not None:
+                told(call)
             self.hooks = self._hooks  # they are on its operations from now on
         if force.grad:
             for t, original in self._originals:

@@ -284,6 +284,7 @@ class Capture:
         self.programs: dict = {}
         self.jobs: list = []  #: what compiles in the background, or did last
         self.spare: Any = None  #: a run that ended, to be begun again
+        self.derived_twice: Any = None  #: a weak method that hears of results that were differentiated twice outside
 
     def ref(self, value: int, edge: int | None, spec: Spec) -> Ref:
         """The one ref of (value, edge)."""

@@ -11,6 +11,10 @@ every doubling of its calls, and the first one that compiled does not lose gives
 Results are those of the one or the other, which differ by rounding at most. What is not judged: calls that recorded or compiled,
 results that carry gradients (backward is part of what they cost, and is not seen here), fullgraph and replayed functions, and
 functions that are compiled in the background. FLAME_NEVER_SLOWER=0 turns it off, and so does options={"never_slower": False}.
+
+Derivatives of derivatives that are taken outside of a function run its operations again, on the tape: what was compiled has only
+cost time then. Where that happens to the results of `TWICE` calls in a row, the next calls run eagerly, and then one is compiled to
+see whether it is still so.
 """
 
 from __future__ import annotations
@@ -28,6 +32,9 @@ PAIRS = 5  #: of a round
 LOST = 4  #: pairs of a round that compiled must lose to lose the round
 SLOWER = 1.1  #: from this ratio of times on, a pair is lost
 FASTER = 0.85  #: up to this ratio, nothing more needs to be measured
+
+TWICE = 3  #: calls in a row whose results were differentiated twice
+REST, LONGEST = 31, 511  #: calls that run eagerly then, doubled each time
 
 clock = time.perf_counter
 
@@ -86,6 +93,33 @@ class Trial:
             self.eager = before or self._rounds >= 2
             self._next = max(8 * FIRST, 2 * self._calls) if self.eager else self._calls + FIRST
         return self.eager is not before
+
+
+class Twice:
+    """Counts calls, one after the other, whose results were differentiated twice from outside."""
+
+    __slots__ = ("last", "streak")
+
+    def __init__(self) -> None:
+        self.last = self.streak = 0
+
+    def happened(self, call: int) -> int:
+        """To a result of this call, by number. How many calls in a row it are now: 0 if that is known of this call already."""
+        if call == self.last:
+            return 0
+        self.streak = self.streak + 1 if call == self.last + 1 else 1
+        self.last = call
+        return self.streak
+
+
+class Rest:
+    """Calls that run eagerly, after which the trial `before` goes on, if there is one."""
+
+    __slots__ = ("before", "calls")
+
+    def __init__(self, streak: int, before: Trial | None):
+        self.calls = min(REST << min(streak - TWICE, 8), LONGEST)
+        self.before = before
 
 
 def kind_of(x: Any) -> Any:
