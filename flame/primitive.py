@@ -78,6 +78,7 @@ class Rule:
     saves_operands: tuple[bool, ...]  #: one flag an operand; the last stands for all that follow in a variadic primitive
     joint: bool = False  #: answers with the cotangents of all operands at once, unless asked for that of `operand`
     first: int | None = None  #: of a joint rule: operands from this one on have no derivative
+    absent: bool = False  #: of several results: those that nothing flows into are None, not zeros
 
     def saves(self, operand: int) -> bool:
         return self.saves_operands[min(operand, len(self.saves_operands) - 1)]
@@ -92,19 +93,27 @@ class Rule:
         keeps = tuple(not p.name.startswith("_") for p in positional[2:])
         if variadic is not None:
             keeps += (not variadic.name.startswith("_"),)
-        return cls(f, not positional[1].name.startswith("_"), keeps, getattr(f, "joint", False), getattr(f, "first", None))
+        return cls(
+            f,
+            not positional[1].name.startswith("_"),
+            keeps,
+            getattr(f, "joint", False),
+            getattr(f, "first", None),
+            getattr(f, "absent", False),
+        )
 
 
-def joint(f: Callable[..., Any], first: int | None = None) -> Callable[..., Any]:
+def joint(f: Callable[..., Any], first: int | None = None, absent: bool = False) -> Callable[..., Any]:
     """A rule `f(g, y, *operands, **params)` that answers with a tuple, one cotangent an operand, as the rule of a primitive; with
-    `first`, operands from that number on have no derivative, and None in their place."""
+    `first`, operands from that number on have no derivative, and None in their place. With `absent`, cotangents of results that
+    nothing flows into are None."""
 
     @functools.wraps(f)
     def rule(*arguments: Any, operand: int | None = None, **params: Any) -> Any:
         answers = f(*arguments, **params)
         return answers if operand is None else answers[operand]
 
-    rule.joint, rule.first = True, first  # type: ignore[attr-defined]
+    rule.joint, rule.first, rule.absent = True, first, absent  # type: ignore[attr-defined]
     return rule
 
 
@@ -156,6 +165,11 @@ class Primitive:
         if self.vjp is not None and self.vjp.first is not None and operand >= self.vjp.first:
             return None
         return self.vjp
+
+
+def takes_none(p: Primitive) -> bool:
+    """Is a primitive's rule told None for results that nothing flows into?"""
+    return isinstance(p.vjp, Rule) and p.vjp.absent
 
 
 class Maker(Primitive):

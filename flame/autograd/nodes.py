@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import flame.ops  # noqa: F401  (enters the primitives in the registry)
-from flame.primitive import Primitive, Rule, Spec, force, placement, registered
+from flame.primitive import Primitive, Rule, Spec, force, placement, registered, takes_none
 from flame.slots import with_slots
 from flame.tensor import Tensor, View, spec_of, version
 
@@ -179,7 +179,7 @@ class Node(_Slots):
         if len(self.outputs) == 1:
             g, y = cotangents[0], ys[0]
         else:
-            g = tuple(zeros(s) if c is None else c for c, s in zip(cotangents, self.outputs, strict=True))
+            g = tuple(cotangents) if takes_none(p) else tuple(map(_or_zeros, cotangents, self.outputs))
             y = ys
         if isinstance(p.vjp, Rule) and p.vjp.joint:
             answers = p.vjp.apply(g, y, *self.operands, **self.params)
@@ -247,6 +247,10 @@ class AccumulateGrad(_SinkSlots):
     @property
     def variable(self) -> Tensor:
         return self.tensor
+
+
+def _or_zeros(g: Any, spec: Any) -> Any:
+    return zeros(spec) if g is None else g
 
 
 def zeros(spec: Any) -> Any:

@@ -18,7 +18,8 @@ from typing import Any
 from flame.compiler.graph import Builder, Graph, Node, Value
 from flame.compiler.partition import Joint, partition
 from flame.compiler.simplify import simplify
-from flame.primitive import Rule, registered
+from flame.ops.replay import fitted
+from flame.primitive import Rule, registered, takes_none
 
 
 def pull_back(
@@ -73,7 +74,9 @@ def _through(n: Node, flowing: dict[Value, Value], reached: set[Value]) -> None:
         y: Any = n.output
     else:
         full = registered("full")
-        g = tuple(flowing[o] if o in flowing else full(0, shape=o.shape, dtype=o.dtype) for o in n.outputs)
+        g = tuple(flowing.get(o) for o in n.outputs)
+        if not takes_none(p):
+            g = tuple(full(0, shape=o.shape, dtype=o.dtype) if c is None else c for c, o in zip(g, n.outputs, strict=True))
         y = n.outputs
     if isinstance(p.vjp, Rule) and p.vjp.joint:
         for x, got in zip(n.operands, p.vjp.apply(g, y, *n.operands, **n.params), strict=True):
@@ -91,23 +94,6 @@ def _through(n: Node, flowing: dict[Value, Value], reached: set[Value]) -> None:
 
 def _accumulate(flowing: dict[Value, Value], v: Value, g: Value) -> None:
     flowing[v] = registered("add")(flowing[v], g) if v in flowing else g
-
-
-def fitted(g: Value, x: Value) -> Value:
-    """A rule's answer in the shape and dtype of the operand that it is for: summed over what broadcast, or broadcast itself.
-
-    Called with an interpreter in force; `g` and `x` are its values.
-    """
-    if g.shape != x.shape:
-        lead = g.ndim - x.ndim
-        dims = tuple(i for i, d in enumerate(g.shape) if i < lead or (x.shape[i - lead] == 1 and d != 1))
-        if dims:
-            g = registered("sum")(g, dim=dims, keepdim=True)
-        if lead:
-            g = registered("reshape")(g, shape=g.shape[lead:] if lead > 0 else (1,) * -lead + g.shape)
-        if g.shape != x.shape:
-            g = registered("expand")(g, shape=x.shape)
-    return g if g.dtype is x.dtype else registered("cast")(g, dtype=x.dtype)
 
 
 def joint_graph(

@@ -10,9 +10,9 @@ from flame.compiler.attention_kernels import refusal
 from flame.compiler.graph import Builder, Graph, Node, Value
 from flame.compiler.program import Decision
 from flame.compiler.target import Target
-from flame.ops import attention, flex, phases, pool
+from flame.ops import attention, flex, phases, pool, recurrent
 
-_COMPOSED = {**attention.composed, **flex.composed, **phases.composed, **pool.composed}
+_COMPOSED = {**attention.composed, **flex.composed, **phases.composed, **pool.composed, **recurrent.composed}
 
 
 def _why(n: Node, target: Target) -> str:

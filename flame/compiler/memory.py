@@ -202,7 +202,9 @@ def _may_raise(step: Step) -> bool:
 
 
 #: calls whose eager functions take every value
-_NEVER_RAISE = frozenset({"attention", "attention_grad", "flex_attention_grad", "cumsum", "cumprod", "sort", "argsort"})
+_NEVER_RAISE = frozenset(
+    "attention attention_grad flex_attention_grad recurrent recurrent_grad cumsum cumprod sort argsort".split()
+)
 
 
 def _guards_first(steps: Sequence[Step], guards: Sequence[int]) -> list[Step]:

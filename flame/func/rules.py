@@ -18,6 +18,7 @@ from flame.primitive import REGISTRY, Primitive, broadcast_shapes, registered
 from flame.tensor import Tensor
 
 RESHAPE, EXPAND, PERMUTE, IOTA, COPY = map(registered, ("reshape", "expand", "permute", "iota", "copy"))
+SLICE, CAT = map(registered, ("slice", "cat"))
 MATMUL, INDEX_ND, INDEX_PUT, INDEX_SELECT = map(registered, ("matmul", "index_nd", "index_put", "index_select"))
 Rule = Callable[[Primitive, int, list, list, dict], Any]
 
@@ -99,6 +100,29 @@ def _one_by_one(p: Primitive, size: int, xs: list, batches: list, params: dict) 
         rows.append(p(*example, **params))
     stack = registered("cat")
     return tuple(stack(*[RESHAPE(y, shape=(1, *y.shape)) for y in column], dim=0) for column in zip(*rows, strict=True))
+
+
+def _recurrent(p: Primitive, size: int, xs: list, batches: list, params: dict) -> Any:
+    """Examples are more rows of the batch; one after the other where each has weights of its own."""
+    shared = {0} if p.name == "recurrent_grad" else {1, 3} if params["mode"] == "GRU" else {1}
+    if any(batches[i] for i in shared):
+        each = [p(*(_example(x, i) if b else x for x, b in zip(xs, batches)), **params) for i in range(size)]
+        found = [_stack(parts) for parts in (zip(*each) if isinstance(each[0], tuple) else (each,))]
+        return tuple(found) if isinstance(each[0], tuple) else found[0]
+    rows = lambda x: x.ndim - 2  # steps come first in what has three dimensions
+    given = [x if i in shared else merged(spread(x, b, size), rows(x) - b) for i, (x, b) in enumerate(zip(xs, batches))]
+    got = p(*given, **params)
+    return tuple(parted(y, rows(y), size) for y in got) if isinstance(got, tuple) else parted(got, rows(got), size)
+
+
+def _example(x: Any, i: int) -> Any:
+    s = tuple(x.shape)
+    one = SLICE(x, starts=(i, *[0] * (len(s) - 1)), stops=(i + 1, *s[1:]), steps=(1,) * len(s))
+    return RESHAPE(one, shape=s[1:])
+
+
+def _stack(xs: Any) -> Any:
+    return CAT(*(RESHAPE(x, shape=(1, *x.shape)) for x in xs), dim=0)
 
 
 # ----------------------------------------------------------------------------------------------------------- reductions
@@ -308,6 +332,8 @@ _BY_NAME: dict[str, Rule] = {
     "flip": _leading, "cat": _leading, "diagonal": _leading, "diagonal_scatter": _leading, "window": _leading,
     "attention": _attention, "attention_grad": _attention, "flex_attention": _one_by_one, "flex_attention_grad": _one_by_one,
     "gather": _leading, "scatter": _leading, "scatter_add": _leading,
+
+    "recurrent": _recurrent, "recurrent_grad": _recurrent,
     "window_pick": _leading,
 }  # fmt: skip
 _BY_KIND: dict[str, Rule] = {"elementwise": _elementwise, "reduce": _reduce, "random": _random, "opaque": _leading}

@@ -15,6 +15,7 @@ from flame.ops import (  # noqa: F401
     opaque,
     pool,
     random,
+    recurrent,
     reduce,
     rejection,
     search,

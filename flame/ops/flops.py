@@ -32,5 +32,8 @@ def flops(name: str, operands: Sequence[Any], params: dict[str, Any], results: S
             q, v, rows = shapes[0], shapes[2], shapes[1][-2]
             pairs = 2 * math.prod(q[:-1]) * rows
             return pairs * (q[-1] + v[-1]) if not name.endswith("_grad") else pairs * (3 * q[-1] + 2 * v[-1])
+        case "recurrent" | "recurrent_grad":  # one product with the weights a step
+            weights = shapes[1 if name == "recurrent" else 0]
+            return 2 * math.prod(outs[0][:2]) * math.prod(weights)
         case _:
             return 0

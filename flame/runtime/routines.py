@@ -14,11 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flame.compiler import llvm_attention, llvm_scatter, llvm_windows
+from flame.compiler import llvm_attention, llvm_recurrent, llvm_scatter, llvm_windows
 from flame.compiler.attention_plan import Attention, Routine
 from flame.compiler.index_math import ex
 from flame.compiler.llvm_scatter import IndexAdd
 from flame.compiler.llvm_windows import WindowPut
+from flame.compiler.recurrent_plan import Recurrent, RecurrentRoutine
 from flame.compiler.target_cpu import CpuTarget, LlvmSource, Phase
 from flame.primitive import Primitive, Spec
 
@@ -91,6 +92,29 @@ def _window_put(name: str, operands: Sequence[Spec], params: Mapping[str, Any], 
     return NativeRoutine(name, _source(llvm_windows.window_put(what, target), name), symbols, chunks, 0, microseconds)
 
 
+def _recurrent(name: str, operands: Sequence[Spec], params: Mapping[str, Any], target: CpuTarget) -> NativeRoutine | None:
+    backward = name == "recurrent_grad"
+    if backward and len(operands) != {"LSTM": 7, "GRU": 5}.get(params["mode"], 4):
+        return None  # something flows into what was kept
+    h, steps = operands[1 if backward else 2], operands[3 if backward else 0].shape[0]
+    batch, size = h.shape
+    what = Recurrent(h.dtype, params["mode"], bool(params["reverse"]), size)
+    made = _written_recurrent(backward, what, target)
+    return NativeRoutine(
+        made.entry,
+        _source(made.text, made.entry),
+        made.sizes(steps, batch),
+        made.chunks(batch),
+        made.workspace(batch),
+        made.microseconds(steps, batch),
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _written_recurrent(backward: bool, what: Recurrent, target: CpuTarget) -> RecurrentRoutine:
+    return (llvm_recurrent.backward if backward else llvm_recurrent.forward)(what, target)
+
+
 def _source(text: str, entry: str) -> LlvmSource:
     return LlvmSource(text, (Phase(entry, ex(1)),), ())
 
@@ -99,5 +123,7 @@ _ROUTINES: dict[str, Callable[..., NativeRoutine | None]] = {
     "attention": _attention,
     "attention_grad": _attention,
     "index_add": _index_add,
+    "recurrent": _recurrent,
+    "recurrent_grad": _recurrent,
     "window_put": _window_put,
 }

@@ -1,6 +1,7 @@
 """Recurrent networks as functions: `rnn_tanh`, `rnn_relu`, `lstm`, `gru` over sequences, and one step of each as `..._cell`.
 
-    layer ::= input projection of all steps in one product, then for each step one product with the state and the cell's gates
+    layer ::= input projection of all steps in one product, then for each step one product with the state and the cell's gates:
+              one primitive (`flame.ops.recurrent`) where all steps have one size, else step by step
 
 A batch is [T, N, F] (or [N, T, F] with `batch_first`), or packed: rows [sum of batch sizes, F] and the number of sequences
 that are still running at each step, never growing. Both run the same loop: a padded batch has the same size at every step. A
@@ -19,6 +20,7 @@ from flame.primitive import composite, registered
 from flame.tensor import Tensor
 
 TANH, SIGMOID, RELU, SLICE, CAT = map(registered, ("tanh", "sigmoid", "relu", "slice", "cat"))
+RECURRENT, RESHAPE, FULL = map(registered, ("recurrent", "reshape", "full"))
 
 State = tuple[Tensor, ...]  #: what a cell hands on: (hidden,), or (hidden, cell) for an LSTM
 
@@ -86,8 +88,39 @@ CELLS: dict[str, Callable[[Tensor, State, Weights], State]] = {
 # -------------------------------------------------------------------- one layer, one direction
 
 
-def _sweep(cell: Callable, x: Tensor, sizes: Sequence[int], state: State, w: Weights, backward: bool) -> tuple[Tensor, State]:
+def _even(x: Tensor, sizes: Sequence[int], state: State, w: Weights) -> bool:
+    """Are all steps of one size, and of a kind that one primitive runs? (A GPU has no routine for it: its kernels are those of
+    single steps.)"""
+    steps = len(sizes)
+    if steps < 2 or w.projection is not None or x.device.type != "cpu" or not all(n == sizes[0] for n in sizes):
+        return False
+    given = [x, *state, w.input, w.hidden, *(b for b in (w.input_bias, w.hidden_bias) if b is not None)]
+    return x.dtype.is_floating_point and all(y.dtype is x.dtype for y in given)
+
+
+def _at_once(mode: str, x: Tensor, steps: int, state: State, w: Weights, backward: bool) -> tuple[Tensor, State]:
+    """`_sweep` of steps of one size, by the primitive."""
+    size = w.hidden.shape[1]
+    if mode == "GRU":
+        bias = FULL(0.0, shape=(w.hidden.shape[0],), dtype=x.dtype) if w.hidden_bias is None else w.hidden_bias
+        projected, state = linear(x, w.input, w.input_bias), (*state, bias)
+    else:
+        bias = None if w.input_bias is None or w.hidden_bias is None else w.input_bias + w.hidden_bias
+        projected = linear(x, w.input, bias)
+    rows = state[0].shape[0]
+    gi = RESHAPE(projected, shape=(steps, rows, w.hidden.shape[0]))
+    found = RECURRENT(gi, w.hidden, *state, mode=mode, reverse=backward)
+    y = found[0] if isinstance(found, tuple) else found
+    end = 0 if backward else steps - 1
+    h = RESHAPE(_rows(y, end, end + 1), shape=(rows, size))
+    return RESHAPE(y, shape=(steps * rows, size)), (h, found[1]) if mode == "LSTM" else (h,)
+
+
+def _sweep(mode: str, x: Tensor, sizes: Sequence[int], state: State, w: Weights, backward: bool) -> tuple[Tensor, State]:
     """Rows x [sum(sizes), F] through one layer in one direction -> (rows of hidden states, the last state of each sequence)."""
+    if _even(x, sizes, state, w):
+        return _at_once(mode, x, len(sizes), state, w, backward)
+    cell = CELLS[mode]
     projected = linear(x, w.input, w.input_bias)
     starts = [0]
     for n in sizes:
@@ -145,7 +178,7 @@ def _layers(
         results = []
         for direction in range(directions):
             k = layer * directions + direction
-            rows, state = _sweep(CELLS[mode], x, sizes, tuple(s[k] for s in initial), weights[k], direction == 1)
+            rows, state = _sweep(mode, x, sizes, tuple(s[k] for s in initial), weights[k], direction == 1)
             results.append(rows)
             last.append(state)
         x = results[0] if directions == 1 else CAT(*results, dim=1)
