@@ -63,7 +63,7 @@ def mean(
     x = tensor_operand(input, "mean")
     x = to_dtype(x, dtype) if dtype is not None else x
     if x.dtype.kind not in "fc":
-        raise RuntimeError(
+        raise NotImplementedError(
             "mean(): could not infer output dtype. Input dtype must be either a floating point or complex dtype. "
             f"Got: {x.dtype!r}"
         )
@@ -301,7 +301,7 @@ def norm(input: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False, 
     if x.dtype.kind == "c" and p != "nuc":
         x = PUBLIC["abs"](x)
     if x.dtype.kind not in "fc":
-        raise RuntimeError(f"linalg.vector_norm: Expected a floating point or complex tensor as input. Got {x.dtype!r}")
+        raise NotImplementedError(f"linalg.vector_norm: Expected a floating point or complex tensor as input. Got {x.dtype!r}")
     dims = wrap_dims(dim, x.ndim, "norm")
     p = 2 if p in ("fro", None) else p
     if p == "nuc":

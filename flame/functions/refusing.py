@@ -30,21 +30,23 @@ def wrong(name: str, f: Callable, args: tuple, kwargs: dict) -> TypeError | None
         if n not in given:
             continue
         v, said = given[n], str(p.annotation)
+        words = n in _WORDS and not (n == "padding" and not name.startswith(("conv1d", "conv2d", "conv3d")))
         found = f"{name}(): argument '{n}' (position {k}) must be {{}}, not {type(v).__name__}"
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
-            if p.kind is p.VAR_POSITIONAL and said == "Tensor" and not all(isinstance(t, Tensor) for t in _flat(v)):
+            if p.kind is p.VAR_POSITIONAL and any(t is None or isinstance(t, str) for t in _flat(v)):
                 return TypeError(f"{name}(): expected tensors, but got {[type(t).__name__ for t in v]}")
             continue
         if said == "Tensor" and not isinstance(v, Tensor):
             return TypeError(found.format("Tensor"))
-        if said in _PLAIN and v is not None and not isinstance(v, (_PLAIN[said], Tensor)):  # type: ignore[arg-type]
-            if not (said != "str" and hasattr(v, "__index__")):
-                return TypeError(found.format(said))
-        if isinstance(v, str) and "str" not in said and n not in _WORDS and not isinstance(p.default, str):
+        plain = said.removesuffix(" | None")
+        if plain in _PLAIN and v is not None and not isinstance(v, (_PLAIN[plain], Tensor)):  # type: ignore[arg-type]
+            if not (plain != "str" and hasattr(v, "__index__")):
+                return TypeError(found.format(plain))
+        if isinstance(v, str) and "str" not in said and not words and not isinstance(p.default, str):
             return TypeError(found.format("a number, a tensor or a tuple" if said == "Any" else said))
-        if isinstance(p.default, str) and v is not None and not isinstance(v, str) and n not in _WORDS:
+        if isinstance(p.default, str) and v is not None and not isinstance(v, str) and not words:
             return TypeError(found.format("str"))
-        if "str" not in said and isinstance(v, list | tuple) and any(isinstance(x, str) for x in v) and n not in _WORDS:
+        if "str" not in said and isinstance(v, list | tuple) and any(isinstance(x, str) for x in v) and not words:
             return TypeError(f"{name}(): argument '{n}' (position {k}) must hold numbers or tensors, but found a str in it")
     return None
 

@@ -15,7 +15,7 @@ def floating_tensor(x: Any, op: str, place: str = "A") -> Tensor:
     """A tensor of a floating dtype. Raises RuntimeError for others."""
     t = tensor_operand(x, op, place)
     if t.dtype.kind not in "fc":
-        raise RuntimeError(f"{op}: Expected a floating point or complex tensor as input. Got {t.dtype!r}")
+        raise NotImplementedError(f"{op}: Expected a floating point or complex tensor as input. Got {t.dtype!r}")
     return t
 
 

@@ -186,7 +186,7 @@ def _repeated_pad(input: Tensor, pad: Sequence[int], mode: str) -> Tensor:
                 if lo < 0 or hi < 0:  # what is wrapped around comes from what is left after cutting
                     index = _wrapped(n, lo, hi)
             case _:
-                raise RuntimeError(f"Unrecognised padding mode {mode}")
+                raise NotImplementedError(f"Unrecognised padding mode {mode}")
         x = PUBLIC["index_select"](x, d, PUBLIC["tensor"](index))
     return x
 
