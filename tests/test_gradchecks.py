@@ -74,7 +74,10 @@ def test_every_function_of_the_sample_table(name: str) -> None:
         if name in SYMMETRIC:
             xs = tuple((x + x.mT) * 0.5 for x in xs)
         now = dict(zip(map(id, leaves), xs, strict=True))
-        put = lambda v: type(v)(map(put, v)) if isinstance(v, list | tuple) else now.get(id(v), v)
+
+        def put(v: Any) -> Any:
+            return type(v)(map(put, v)) if isinstance(v, list | tuple) else now.get(id(v), v)
+
         return smooth(f(*put(args), **{k: put(v) for k, v in kwargs.items()}))
 
     checked(g, leaves, name not in ONCE)

@@ -69,7 +69,7 @@ def ours(op: Any) -> Any:
     found: Any = flame
     for part in op.name.split("."):
         found = getattr(found, part, None)
-    return found if found is not None else getattr(flame.Tensor, op.name, None)
+    return found if callable(found) else getattr(flame.Tensor, op.name, None)
 
 
 class Untold(Exception):
