@@ -220,8 +220,8 @@ PyTorch raises (right: an exception of that type); and `gradcheck` and `gradgrad
 """
 FOOT = """
 Where the two differ: draws of random numbers, which are other ones, and memory of any content; views where PyTorch copies, and
-copies where it has views; vectors of eigenvalues, which are free up to a factor, and gradients through them; derivatives of casts to
-narrower floats, through which steps of 1e-6 cannot be seen, and of `max_unpool` at places that repeat; `chalf`; `logaddexp`,
+copies where it has views; vectors of eigenvalues, which are free up to a factor, and gradients through them; derivatives of casts
+to narrower floats, through which steps of 1e-6 cannot be seen, and of `max_unpool` at places that repeat; `chalf`; `logaddexp`,
 `logcumsumexp` and `sigmoid` of complex numbers, which are refused. Of the wrong calls that do not agree most are dtypes, alone or
 mixed, that flame computes with and PyTorch refuses, and words or floats for a flag or an int, which Python takes as it finds them.
 """
