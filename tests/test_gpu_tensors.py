@@ -314,6 +314,16 @@ def test_a_region_is_a_segment_a_device() -> None:
     assert all("FL1019" in text for _, text in f._capture.stats.breaks)
 
 
+def test_pieces_are_viewed_as_on_the_host() -> None:
+    x = flame.arange(2 * 3 * 12).reshape(2, 3, 12)
+    for part, there in zip(x.split(4, 2), x.cuda().split(4, 2), strict=True):
+        assert (there.view(2, 3, 2, -1).cpu() == part.view(2, 3, 2, -1)).all()
+        with pytest.raises(RuntimeError, match="view size is not compatible"):
+            there.view(6 * 4)
+        with pytest.raises(RuntimeError, match="view size is not compatible"):
+            part.view(6 * 4)
+
+
 def test_views_of_what_is_pending_say_how_they_lie() -> None:
     seen = []
 

@@ -15,6 +15,7 @@ from flame.functions.promotion import number, tensor_operand
 from flame.primitive import broadcast_shapes as _broadcast_shapes
 from flame.primitive import followed, force, registered
 from flame.reasons import SHAPE_IN_PLACE
+from flame.runtime.device_array import reshaped_strides
 from flame.tensor import Size, Tensor, method
 
 PERMUTE, EXPAND, SLICE, COPY = map(registered, ("permute", "expand", "slice", "copy"))
@@ -118,12 +119,7 @@ def view(self: Tensor, *shape: Any) -> Tensor:
 
 
 def _viewable(a: Any, shape: tuple[int, ...]) -> bool:
-    try:
-        b = a.view()
-        b.shape = shape
-    except AttributeError:
-        return False
-    return True
+    return reshaped_strides(a.shape, a.strides, shape, a.itemsize) is not None
 
 
 @method()
