@@ -27,6 +27,7 @@ from typing import Any
 from benchmarks.capture import duration, machine
 
 HERE = Path(__file__).resolve().parent
+SWEEPS = 4  #: over operators that take microseconds
 SIZES = {"100": 100, "64K": 1 << 16, "4M": 1 << 22}
 
 
@@ -142,6 +143,17 @@ class Peer:
         self.process.wait()
 
 
+def both(ours: Peer, theirs: Peer, size: str, operators: list[str], rounds: int) -> dict[str, tuple[float, float]]:
+    """Seconds of each operator, flame's and PyTorch's. What takes microseconds is gone through several times, as a machine that
+    others use is slow for longer than all rounds of one operator take."""
+    found: dict[str, tuple[float, float]] = {}
+    for _ in range(SWEEPS if size in ("100", "small") else 1):
+        for o in operators:
+            a, b = ours.ask(size, o, rounds), theirs.ask(size, o, rounds)
+            found[o] = (min(a, found[o][0]), min(b, found[o][1])) if o in found else (a, b)
+    return found
+
+
 def geometric(xs: list[float]) -> float:
     xs = [x for x in xs if x == x]
     return math.exp(sum(map(math.log, xs)) / len(xs)) if xs else math.nan
@@ -175,9 +187,8 @@ def table(threads: int, rounds: int, only: str, python: str) -> tuple[str, str]:
     rows.append("|---" * (1 + 3 * len(SIZES)) + "|")
     found: dict[tuple[str, str], tuple[float, float]] = {}
     for size in SIZES:  # a size at a time: its tensors are made once
-        for operator in ours.operators:
-            if only in operator:
-                found[size, operator] = ours.ask(size, operator, rounds), theirs.ask(size, operator, rounds)
+        for operator, seconds in both(ours, theirs, size, [o for o in ours.operators if only in o], rounds).items():
+            found[size, operator] = seconds
     for operator in [o for o in ours.operators if only in o]:
         cells = [(*found[s, operator], found[s, operator][1] / found[s, operator][0]) for s in SIZES]
         rows.append(f"| {operator} | " + " | ".join(f"{duration(a)} | {duration(b)} | {r:.2f}" for a, b, r in cells) + " |")
@@ -185,7 +196,7 @@ def table(threads: int, rounds: int, only: str, python: str) -> tuple[str, str]:
     rows.append("| geometric mean | " + " | ".join(f"| | {m:.2f}" for m in means) + " |")
     whole = geometric([b / a for (s, _), (a, b) in found.items() if s != "100"])
     rows += ["", "| small operation | flame | PyTorch |", "|---|---|---|"]
-    small = {o: (ours.ask("small", o, rounds), theirs.ask("small", o, rounds)) for o in ours.small}
+    small = both(ours, theirs, "small", ours.small, rounds)
     rows += [f"| {o} | {duration(a)} | {duration(b)} |" for o, (a, b) in small.items()]
     ours.close()
     theirs.close()
