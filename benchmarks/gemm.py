@@ -64,6 +64,15 @@ SHAPES = [
 NARROW = [Shape(n, n, n, "NN", 0, d) for d in ("bfloat16", "float16", "int8") for n in (256, 512)]
 
 
+#: functions that read nothing from outside, which each call would have to look at
+PRODUCTS: dict[str, Callable[[Any, Any], Any]] = {
+    "NN": lambda x, y: x @ y,
+    "NT": lambda x, y: x @ y.mT,
+    "TN": lambda x, y: x.mT @ y,
+    "TT": lambda x, y: x.mT @ y.mT,
+}
+
+
 def sides(shape: Shape) -> tuple[Callable[[], Any], Callable[[], Any], Callable[[], float], Callable[[], Any]]:
     """A call of flame's and one of NumPy's; the seconds of the one's native code, and the other into memory that is there."""
     import numpy as np
@@ -80,14 +89,10 @@ def sides(shape: Shape) -> tuple[Callable[[], Any], Callable[[], Any], Callable[
         return x.astype(shape.dtype) if shape not in NARROW else (20 * x).astype("float32")
 
     a, b = operand(shape.m, shape.k, shape.form[0] == "T"), operand(shape.k, shape.n, shape.form[1] == "T")
-    turn = [f == "T" for f in shape.form]
+    turn = tuple(f == "T" for f in shape.form)
     x, y = (flame.tensor(z).to(getattr(flame, shape.dtype)) for z in (a, b))
 
-    def product(x: Any, y: Any) -> Any:
-        if shape.dtype == "int8":
-            x, y = x.int(), y.int()
-        return (x.mT if turn[0] else x) @ (y.mT if turn[1] else y)
-
+    product = PRODUCTS[shape.form] if shape.dtype != "int8" else lambda x, y: x.int() @ y.int()
     compiled = flame.compile(product, mode="replay")
     for _ in range(2):
         compiled(x, y)

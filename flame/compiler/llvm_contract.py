@@ -74,7 +74,8 @@ class ContractWriter:
         self.left_at = workspace_at
         self.own_at = workspace_at + self.left_bytes
         self.blocks = k.axes[BATCH] * self.column_blocks * self.row_blocks
-        self.chunks = ex(MOST_CHUNKS // 4 if self.blocks.const is None else max(1, min(self.blocks.const, MOST_CHUNKS)))
+        few, blocks = MOST_CHUNKS // 4, self.blocks.const
+        self.chunks = ex(few if blocks is None else max(1, blocks if blocks <= few else min(blocks, self.wanted)))
         self.workspace_end = self.own_at + self.own * self.chunks
 
     def _same_store(self, before: Kernel, t: Store) -> Store:
@@ -94,14 +95,16 @@ class ContractWriter:
         self.block_rows: E = self.left_panels  # left panels a chunk
         panels = t.panels
         self.row_blocks: E = ex(1)
+        self.wanted = MOST_CHUNKS  #: chunks; what each packs has a place of its own, and a few places stay near
         depth = k.axes[K].const
         if batch is not None and lefts is not None and rights is not None and depth is not None:
             work = 2e-5 * batch * lefts * t.rows * rights * t.columns * depth  # microseconds at 100 GF/s
             # 16 chunks where there is work for them, more once each is a millisecond: smaller blocks pack less at a time and
             # read the left factor again more often (1024 cubed: 64 chunks take 3% longer than 20)
             wanted = int(max(1, min(16, work / (2 * self.schedule.chunk_us)), min(MOST_CHUNKS, work / 1000)))
+            self.wanted = wanted
             blocks = -(-rights // panels)
-            while panels > 1 and batch * blocks < wanted and panels * t.columns > 64:
+            while panels > 1 and batch * blocks < wanted and (panels * t.columns > 64 or batch * blocks == 1):
                 panels = -(-panels // 2)
                 blocks = -(-rights // panels)
             if batch * blocks < wanted and lefts > 1:
