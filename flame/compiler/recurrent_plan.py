@@ -1,6 +1,6 @@
 """What the code of a recurrent routine depends on, how its work is cut, and how much scratch memory it takes.
 
-`flame.compiler.llvm_recurrent` writes the code.
+`flame.compiler.llvm_recurrent` and `llvm_recurrent_grad` write the code.
 """
 
 from __future__ import annotations

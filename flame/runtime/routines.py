@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flame.compiler import llvm_attention, llvm_recurrent, llvm_scatter, llvm_windows
+from flame.compiler import llvm_attention, llvm_recurrent, llvm_recurrent_grad, llvm_scatter, llvm_windows
 from flame.compiler.attention_plan import Attention, Routine
 from flame.compiler.index_math import ex
 from flame.compiler.llvm_scatter import IndexAdd
@@ -112,7 +112,7 @@ def _recurrent(name: str, operands: Sequence[Spec], params: Mapping[str, Any], t
 
 @functools.lru_cache(maxsize=256)
 def _written_recurrent(backward: bool, what: Recurrent, target: CpuTarget) -> RecurrentRoutine:
-    return (llvm_recurrent.backward if backward else llvm_recurrent.forward)(what, target)
+    return (llvm_recurrent_grad.backward if backward else llvm_recurrent.forward)(what, target)
 
 
 def _source(text: str, entry: str) -> LlvmSource:
