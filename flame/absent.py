@@ -24,6 +24,21 @@ NAMES: dict[str, str] = {
     "mps": "the CPU: Apple GPUs are not used",
     "xpu": "the CPU: Intel GPUs are not used",
     "grid_sampler": "nn.functional.grid_sample",
+    "grid_sampler_2d": "nn.functional.grid_sample",
+    "grid_sampler_3d": "nn.functional.grid_sample",
+    "spherical_bessel_j0": "flame.sinc(x / flame.pi)",
+    "modified_bessel_i0": "special.i0",
+    "modified_bessel_i1": "special.i1",
+    **{
+        n: "scipy.special on x.numpy(), inside an autograd.Function where gradients are wanted"
+        for n in (
+            "airy_ai bessel_j0 bessel_j1 bessel_y0 bessel_y1 modified_bessel_k0 modified_bessel_k1 scaled_modified_bessel_k0 "
+            "scaled_modified_bessel_k1 chebyshev_polynomial_t chebyshev_polynomial_u chebyshev_polynomial_v "
+            "chebyshev_polynomial_w shifted_chebyshev_polynomial_t shifted_chebyshev_polynomial_u "
+            "shifted_chebyshev_polynomial_v shifted_chebyshev_polynomial_w hermite_polynomial_h hermite_polynomial_he "
+            "laguerre_polynomial_l legendre_polynomial_p"
+        ).split()
+    },
 }
 
 
@@ -33,6 +48,15 @@ def missing(where: str, name: str) -> AttributeError:
     if instead is None:
         return AttributeError(f"module {where!r} has no attribute {name!r}")
     return AttributeError(f"{where}.{name} is not there: use {instead}")
+
+
+def asked(where: str) -> Callable[[str], Any]:
+    """A module's `__getattr__`: says what to use instead of a name that it has not."""
+
+    def __getattr__(name: str) -> Any:
+        raise missing(where, name)
+
+    return __getattr__
 
 
 def _refusing(name: str, instead: str) -> Callable[..., Any]:

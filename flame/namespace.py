@@ -153,6 +153,7 @@ def enter(flame: Any) -> None:
     _module("functional", flame, **{n: f for n, f in PUBLIC.items() if inspect.isfunction(f)})
     for name in ("distributed", "hub", "onnx"):
         _module(name, flame, **vars(getattr(absent, name)))
+    flame.special.__getattr__ = absent.asked("flame.special")
     for name in _ALIKE:
         if not hasattr(flame, name):
             setattr(flame, name, getattr(F, name))

@@ -92,6 +92,10 @@ X = flame.ones(1, 1, 4)
         (lambda: flame.index_copy(X, 2, flame.tensor([0]), X), IndexError, "Number of indices"),
         (lambda: flame.put(X, flame.tensor([0]), flame.ones(2)), IndexError, "same number of elements"),
         (lambda: flame.tensordot(X, X, -1), RuntimeError, "dims"),
+        (lambda: flame.special.airy_ai, AttributeError, "scipy.special"),
+        (lambda: flame.special.nothing, AttributeError, "no attribute 'nothing'"),
+        (lambda: flame.linalg.ldl_factor, AttributeError, "linalg.lu_factor"),
+        (lambda: flame.grid_sampler_2d, AttributeError, "grid_sample"),
         (lambda: flame.repeat_interleave(X, -1), RuntimeError, "non-negative"),
     ],
 )  # fmt: skip
