@@ -15,6 +15,7 @@ import types
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 from flame.autograd.saving import in_force as saving
@@ -45,7 +46,7 @@ class _Region:
     __slots__ = ("capture", "lock", "thread")
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock: Any = threading.Lock()
         self.thread = 0  #: whose it is, or was last
         self.capture: Capture | None = None  #: of whom
 
@@ -71,6 +72,9 @@ _all: weakref.WeakSet[CompiledFunction] = weakref.WeakSet()
 class CompiledFunction:
     """What `flame.compile` makes of a function: called like it, with the same results and side effects."""
 
+    __slots__ = ("_capture", "_fn", "_inventory", "_options", "_replays", "_trial", "__dict__", "__weakref__")
+    _capture: Capture
+
     def __init__(self, fn: Callable, options: Options):
         self._fn = fn
         self._options = options
@@ -93,37 +97,35 @@ class CompiledFunction:
             return self._tried(self._trial, args, kwargs)
         packing = watchers and saving.hooks  # (what is saved for backward goes through functions of the user's)
         plain = inside or control.eager or knobs.disable or packing
-        c = self._capture
-        lock = _region.lock
+        c: Capture = self._capture
         if plain or c.given_up:
             if c.given_up and self._options.fullgraph and not plain:
-                raise RecompileError(f"{c.name}: {c.given_up}; with fullgraph=True it is not run eagerly instead")
+                self._give_up()
             return self._fn(*args, **kwargs)
-        if not lock.acquire(False):
-            if _region.thread != threading.get_ident():
-                c.stats.count(c.stats.fallbacks, "", OTHER_THREAD.text())
+        region = _region
+        if not region.lock.acquire(False):
+            if region.thread != get_ident():
+                self._note_other_thread()
             return self._fn(*args, **kwargs)
         try:
-            thread = _region.thread = threading.get_ident()
-            _region.capture = c
-            if control.compiling != "yes" and not c.root.children:
-                if control.compiling == "no":
-                    return self._fn(*args, **kwargs)
-                what = RECOMPILE_FORBIDDEN.text(f"{c.name} was never captured")
-                raise RecompileError(f"{what}. {RECOMPILE_FORBIDDEN.remedy}")
+            region.thread = get_ident()
+            region.capture = c
+            if control.compiling != "yes" and self._stays_eager(c):
+                return self._fn(*args, **kwargs)
             s = c.stats
             s.calls += 1
             if s.calls == native.OFTEN:
                 native.warm()
             before = (s.followed, s.recorded, s.flushed) if knobs.log else None
             looking = None if replays is None else replays.begin(args, kwargs)
-            run: Any = c.spare
+            run: Run = c.spare
             if run is None:
-                run = Run(c, c.root, thread)
+                run = Run(c, c.root, region.thread)
             else:
                 c.spare = None
-                run.begin(c.root, thread)
-            first = force.interpreter = run
+                run.begin(c.root, region.thread)
+            first = run
+            force.interpreter = run
             if looking is not None:
                 run.observer = looking
             try:
@@ -143,13 +145,36 @@ class CompiledFunction:
             if run is first and run.following:
                 run.rest()
             if before is not None:
-                followed, recorded, flushed = s.followed - before[0], s.recorded - before[1], s.flushed - before[2]
-                text = f"{followed} steps followed, {recorded} recorded; {flushed} segments ran as kernels"
-                say("capture", f"{c.name}: call {s.calls}: {text}")
+                self._tell(before)
             return result
         finally:
-            force.interpreter = _region.capture = None
-            lock.release()
+            force.interpreter = region.capture = None
+            region.lock.release()
+
+    def _give_up(self) -> None:
+        c = self._capture
+        raise RecompileError(f"{c.name}: {c.given_up}; with fullgraph=True it is not run eagerly instead")
+
+    def _note_other_thread(self) -> None:
+        s = self._capture.stats
+        s.count(s.fallbacks, "", OTHER_THREAD.text())
+
+    def _stays_eager(self, c: Capture) -> bool:
+        """Whether it was never captured, while nothing new is to be. Raises RecompileError where that is forbidden."""
+        if c.root.children or control.compiling == "yes":
+            return False
+        if control.compiling == "no":
+            return True
+        what = RECOMPILE_FORBIDDEN.text(f"{c.name} was never captured")
+        raise RecompileError(f"{what}. {RECOMPILE_FORBIDDEN.remedy}")
+
+    def _tell(self, before: tuple[int, int, int]) -> None:
+        """FLAME_LOG=capture: what a call came to."""
+        c = self._capture
+        s = c.stats
+        followed, recorded, flushed = s.followed - before[0], s.recorded - before[1], s.flushed - before[2]
+        text = f"{followed} steps followed, {recorded} recorded; {flushed} segments ran as kernels"
+        say("capture", f"{c.name}: call {s.calls}: {text}")
 
     def _new_trial(self) -> Trial | None:
         """Of a function that may be handed to eager where it is slower; None for the others."""
@@ -285,6 +310,9 @@ class CompiledFunction:
         self._trial = self._new_trial()
         if self._replays is not None:
             self._replays = Replays(self._fn, self._capture, self._alone)
+
+
+native.also(CompiledFunction, "__call__", (_Region,))
 
 
 def _compiled_again(fn: Callable, settings: dict[str, Any]) -> Any:

@@ -47,7 +47,7 @@ def _user_cache() -> str:
     return os.path.join(base, "flame") if os.path.isabs(base) else ""
 
 
-@dataclass
+@dataclass(slots=True)
 class Knobs:
     """The settings in force."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import inspect
 import os
 import random
 import subprocess
@@ -90,6 +91,33 @@ class Pair:
             got = (x, y)
         return got, weakref.ref(self)() is self
 
+    def guarded(self, f: Any, x: Any) -> Any:
+        self.left = 0
+        try:
+            self.left = 1
+            try:
+                got = [f(x), self.items[2]]
+            except BaseException:
+                self.left = x
+                if x is None:
+                    raise KeyError("later")  # noqa: B904
+                raise
+            if x:
+                return got, self.left
+        finally:
+            self.items.append(self.left)
+            self.items.append(len(self.items))
+        return self.items
+
+    def passed(self, *args: Any, **kwargs: Any) -> Any:
+        if self.left == 1:
+            return self.kept(*args, **kwargs), args, kwargs
+        f = self.kept
+        return f(*args, **kwargs), self.kept(*args, **kwargs)
+
+    def kept(self, a: Any = 1, *b: Any, c: Any = 2, **d: Any) -> Any:
+        return a, b, c, d
+
     def nested(self, xs: Any) -> Any:
         return [[y for y in x if y] if x else None for x in xs], self.missing if not xs else self.items
 
@@ -108,7 +136,7 @@ class Pair:
 
 
 CAUGHT = (ValueError, TypeError)
-NAMES = ("chosen", "searched", "counted", "told", "unset", "strict", "nested", "tried")
+NAMES = ("chosen", "searched", "counted", "told", "unset", "strict", "nested", "guarded", "tried")
 ANYTHING = st.one_of(st.none(), st.booleans(), st.integers(-5, 2**70), st.floats(), st.text(max_size=3))
 SEVERAL = st.one_of(st.lists(ANYTHING, max_size=6), st.lists(ANYTHING, max_size=4).map(tuple))
 PAIRS = st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), max_size=6)
@@ -125,19 +153,20 @@ ARGUMENTS: dict[str, st.SearchStrategy] = {
         SEVERAL,
         st.sampled_from([{}, {"base": 7}, {"other": 1}]),
     ),
+    "guarded": st.tuples(st.sampled_from([len, abs, bool]), st.one_of(ANYTHING, SEVERAL)),
 }
 
 
 @pytest.fixture(scope="module")
 def both() -> Iterator[dict[str, tuple[Callable, Callable]]]:
     """Each function as Python and as native code."""
-    python = {n: vars(Pair)[n] for n in NAMES}
+    python = {n: vars(Pair)[n] for n in (*NAMES, "passed")}
     hints = Hints()
     hints.slots[Pair] = layout.offsets(Pair)
     hints.attributes[Pair, "items"] = list
-    made = Native([Unit(f"Pair.{n}", vars(Pair)[n], Pair) for n in (*NAMES, "__init__")], hints)
+    made = Native([Unit(f"Pair.{n}", vars(Pair)[n], Pair) for n in (*NAMES, "passed", "__init__")], hints)
     made.put()
-    yield {n: (python[n], vars(Pair)[n]) for n in NAMES}
+    yield {n: (python[n], vars(Pair)[n]) for n in (*NAMES, "passed")}
     made.take_away()
 
 
@@ -175,6 +204,7 @@ def test_a_translated_function_keeps_no_references(both: dict, name: str) -> Non
             ({}.__getitem__, [mark], {}),
             (int, ["1"], {"base": 7}),
         ],
+        "guarded": [(repr, mark), (len, mark), (len, None), (len, ()), (repr, "")],
     }[name]
     pair = Pair(mark, other)
 
@@ -183,7 +213,7 @@ def test_a_translated_function_keeps_no_references(both: dict, name: str) -> Non
             for args in calls:
                 try:
                     both[name][1](pair, *args)
-                except (TypeError, KeyError, ValueError, UnboundLocalError, AttributeError):
+                except (TypeError, LookupError, ValueError, UnboundLocalError, AttributeError):
                     pair.left, pair.right, pair.items = mark, other, [mark, other]
             pair.left, pair.right, pair.items = mark, other, [mark, other]
         gc.collect()
@@ -193,6 +223,33 @@ def test_a_translated_function_keeps_no_references(both: dict, name: str) -> Non
     before, after = turn(), turn()
     assert before[1:] == after[1:]
     assert after[0] - before[0] < 5
+
+
+def test_an_error_while_another_is_dealt_with_has_that_one_for_its_context(both: dict) -> None:
+    f: Any
+    for f in both["guarded"]:
+        with pytest.raises(KeyError, match="later") as caught:
+            f(Pair(1, 2), len, None)
+        first = caught.value.__context__
+        assert type(first) is TypeError and caught.value.__cause__ is None and first.__context__ is None
+
+
+@pytest.mark.parametrize("left", [0, 1])
+@pytest.mark.parametrize("args", [(), (1,), (1, 2, 3)])
+@pytest.mark.parametrize("kwargs", [{}, {"c": 3}, {"c": 3, "e": 4}, {"a": 5}])
+def test_further_arguments_are_passed_on_as_they_came(both: dict, left: int, args: tuple, kwargs: dict) -> None:
+    pair, twin = Pair(left, 2), Pair(left, 2)
+    assert type(vars(Pair)["passed"]).__name__ == "method_descriptor"
+    python = both["passed"][0]
+
+    def told(f: Callable, x: Pair) -> Any:
+        try:
+            return f(x, *args, **kwargs)
+        except TypeError as e:
+            return str(e)
+
+    assert told(Pair.passed, pair) == told(python, twin)
+    assert str(inspect.signature(Pair.passed)) == "(self, /, *args, **kwargs)"
 
 
 def test_a_builtin_called_in_another_way_is_the_python_function(both: dict) -> None:
@@ -213,11 +270,11 @@ def with_a_lambda(x: Any) -> Any:
 def with_try(x: Any) -> Any:
     try:
         return x()
-    finally:
-        x = None
+    except ValueError:
+        return None
 
 
-def with_more(*x: Any) -> Any:
+def with_more(y: Any, z: Any, *x: Any) -> Any:
     return x
 
 

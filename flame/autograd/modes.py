@@ -14,17 +14,14 @@ class _Mode:
 
     grad: bool
     inference = False
+    _before: list[tuple[bool, bool]]
 
-    def __init__(self, fn: Callable | None = None):
-        self._before: list[tuple[bool, bool]] = []
-        self._fn = fn
-        if fn is not None:
-            functools.update_wrapper(self, fn)
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        if args and callable(args[0]):  # used as a bare decorator: @no_grad
-            return cls()(args[0])
-        return object.__new__(cls)
+    def __new__(cls, orig_func: Callable | None = None) -> Any:
+        if orig_func is not None:  # used as a bare decorator: @no_grad
+            return cls()(orig_func)
+        made = object.__new__(cls)
+        made._before = []
+        return made
 
     def __enter__(self) -> None:
         self._before.append((force.grad, force.inference))
@@ -65,10 +62,14 @@ class inference_mode(_Mode):
 
     grad = False
     inference = True
+    _mode: bool
 
-    def __init__(self, mode: Any = True):
-        super().__init__()
-        self._mode = bool(mode)
+    def __new__(cls, mode: Any = True) -> Any:
+        if callable(mode):  # used as a bare decorator
+            return cls()(mode)
+        made = _Mode.__new__(cls)
+        made._mode = bool(mode)
+        return made
 
     def __enter__(self) -> None:
         self._before.append((force.grad, force.inference))
@@ -82,11 +83,10 @@ class inference_mode(_Mode):
 class set_grad_enabled(_Mode):
     """`set_grad_enabled(mode)` acts at once, and as a context manager puts back what was."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        return object.__new__(cls)
+    def __new__(cls, mode: bool) -> Any:
+        return _Mode.__new__(cls)
 
     def __init__(self, mode: bool):
-        super().__init__()
         self._before.append((force.grad, force.inference))
         self.grad = force.grad = bool(mode)
 

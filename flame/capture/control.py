@@ -39,6 +39,8 @@ class Options:
 class Control:
     """In force for every compiled function, on every thread."""
 
+    __slots__ = ("compiling", "eager", "stance")
+
     def __init__(self) -> None:
         self.take("default")
 

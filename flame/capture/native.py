@@ -4,6 +4,7 @@
                               "on" raises where there can't be any; "eager" is the latter alone
     begin(), warm()           told when a function is compiled, and when it, or eager operations, were called often; the knob
                               FLAME_NATIVE says what then
+    also(class, methods)      told of methods of layers above that are called as often
 
 The functions are ordinary Python, written so that `flame.native` can translate them; nothing else says what the native code does.
 It is made once a process, when compiled functions or eager operations turn out to be called often, so that neither a first call nor
@@ -17,10 +18,12 @@ import itertools
 from collections.abc import Callable
 from typing import Any, Final
 
+from flame.autograd.modes import _Mode
 from flame.autograd.tape import Eager
 from flame.capture import gradients, native_eager, segment
 from flame.capture.background import Job, submit
 from flame.capture.compiled import Compiled
+from flame.capture.control import control
 from flame.capture.effects import Effects
 from flame.capture.follow import Follower
 from flame.capture.gradients import Gradients
@@ -33,13 +36,14 @@ from flame.knobs import knobs
 from flame.native import layout
 from flame.native.install import Closure, Native
 from flame.native.units import Hints, Unit
-from flame.primitive import Spec
+from flame.precision import casting, in_force
+from flame.primitive import Spec, force, placement
 from flame.runtime.executable import Executable
 from flame.runtime.locks import Lock
 from flame.tensor import Storage, Tensor
 
 #: (class, methods)
-_METHODS: Final[tuple[tuple[type, str], ...]] = (
+_METHODS: Final[list[tuple[type, str]]] = [
     (Trace, "__init__"),
     (Window, "__init__"),
     (Follower, "enter _enter_first follow plain pair takes bind_slot process _link_view window_of link"),
@@ -48,16 +52,17 @@ _METHODS: Final[tuple[tuple[type, str], ...]] = (
     (Effects, "follow_inplace _is_whole_write _writes_freely _follow_write _rebind"),
     (Gradients, "_follow_gradient"),
     (RunState, "__init__ begin live survive advance track"),
-    (Run, "_returned_as_known close rest"),
+    (Run, "returned _returned_as_known close rest"),
     (Capture, "ref"),
     (segment.Plan, "inputs fits"),
     (Compiled, "__call__"),
     (Executable, "__call__"),
-)
+    (_Mode, "__enter__ __exit__"),
+]
 _FUNCTIONS: Final[tuple[Any, ...]] = (
     segment.flush, segment._signature, segment._base_alone, gradients._accumulate_all, gradients._copied, gradients._leaf,
 )  # fmt: skip
-_SLOTTED: Final = (
+_SLOTTED: Final[list[type]] = [
     Run,
     Step,
     Ref,
@@ -76,13 +81,18 @@ _SLOTTED: Final = (
     Executable,
     InputKey,
     Spec,
-)
+    type(casting),
+    type(control),
+    type(knobs),
+    type(placement),
+]
 _ATTRIBUTES: Final[dict[tuple[type, str], type]] = {
     (Run, "next"): Step,
     (Run, "at"): Step,
     (Run, "root"): Step,
     (Run, "capture"): Capture,
     (Capture, "stats"): Statistics,
+    (Capture, "spare"): Run,
     (Capture, "root"): Step,
     (Step, "plan"): segment.Plan,
     (Step, "key"): InputKey,
@@ -116,6 +126,14 @@ _ATTRIBUTES: Final[dict[tuple[type, str], type]] = {
 }
 
 
+def also(cls: type, methods: str, slotted: tuple[type, ...] = ()) -> None:
+    """Have methods of `cls` translated with the others; `slotted` are further classes whose slots they read."""
+    _METHODS.append((cls, methods))
+    _SLOTTED.extend(slotted)
+    if "__slots__" in vars(cls):
+        _SLOTTED.append(cls)
+
+
 def _made() -> Native:
     hints = Hints()
     for cls in _SLOTTED:
@@ -123,6 +141,8 @@ def _made() -> Native:
     native_eager.slots_of_tensors(hints)
     hints.attributes.update(_ATTRIBUTES)
     hints.receivers.update({c: Run for c in (Follower, Calls, Updates, RunState, Effects, Gradients)})
+    hints.locals[id(force)]["inference"] = False
+    hints.locals[id(in_force)] = {"casts": None}
     likely = {"Calls.composite": {"a": Tensor}, "Calls._fits": {"a": Tensor}, "Follower.process": {"o": Tensor}}
     units = [
         Unit(f"{cls.__name__}.{name}", vars(cls)[name], cls, (), likely.get(f"{cls.__name__}.{name}", {}))

@@ -145,6 +145,11 @@ class Expressions(Writer):
         raise self.refuse(node)
 
     def variable(self, node: ast.expr, name: str) -> Value:
+        if self.rest and name in self.rest:
+            made = "flame_rest_tuple(ptr %rest, i64 %rest.count)"
+            if name == self.rest[1]:
+                made = "flame_rest_dict(ptr %rest, i64 %rest.count, ptr %rest.names)"
+            return self.new(self.do(f"call ptr @{made}"), tuple if name == self.rest[0] else None)
         if name in self.variables:
             x = self.do(f"load ptr, ptr %local.{name}")
             if name not in self.sure:
@@ -164,6 +169,11 @@ class Expressions(Writer):
             cell = self.m.hints.locals.get(id(x.constant))
             if cell is not None:
                 return self.of_thread(x, node.attr, cell)
+            if isinstance(x.constant, types.ModuleType):
+                where = f"ptr {self.m.constant(vars(x.constant))}, ptr {x.register}, ptr {self.m.constant(node.attr)}"
+                got = self.do(f"call ptr @flame_global({where})")
+                self.check(got)
+                return Value(got, loose=True)
         return self.read(x, node.attr)
 
     def read(self, x: Value, name: str) -> Value:
@@ -193,6 +203,12 @@ class Expressions(Writer):
 
     def set_attribute(self, target: ast.Attribute, v: Value) -> None:
         x = self.value(target.value)
+        cell = None if x.constant is None else self.m.hints.locals.get(id(x.constant))
+        if cell is not None and target.attr in cell:
+            where = f"ptr {cell['cell']}, ptr {x.register}, ptr {self.m.constant('__dict__')}"
+            done = self.do(f"call i32 @flame_set_local({where}, ptr {self.m.constant(target.attr)}, ptr {v.register})")
+            self.check_number(done)
+            return
         offset = self.m.hints.slots.get(x.hint, {}).get(target.attr) if x.hint is not None else None
         key = self.m.constant(target.attr)
         if offset is None:
@@ -371,6 +387,12 @@ class Expressions(Writer):
             return self.append(node, x)
         unit = self._method_unit(x.hint, f.attr) if plain else None
         if unit is None or not _fits(unit, len(node.args) + 1):
+            offset = self.m.hints.slots.get(x.hint, {}).get(f.attr) if x.hint is not None else None
+            if self.passes_on(node) and offset is None:
+                what = f"ptr {self.m.constant(f.attr)}, ptr {x.register}, ptr %rest, i64 %rest.count, ptr %rest.names"
+                return self.new(self.do(f"call ptr @flame_pass_on({what})"))
+            if offset is not None:
+                return self.vectorcall(node, self.hold(self.read(x, f.attr)))
             if plain:
                 return self.call_method(x, f.attr, [self.value(a) for a in node.args])
             callee = self.new(self.do(f"call ptr @PyObject_GetAttr(ptr {x.register}, ptr {self.m.constant(f.attr)})"))
@@ -432,7 +454,19 @@ class Expressions(Writer):
     def call_method(self, x: Value, name: str, args: Sequence[Value]) -> Value:
         return self.new(self._call_method(x, name, args))
 
+    def passes_on(self, node: ast.Call) -> bool:
+        """Whether a call is given the further arguments as they are, and nothing else."""
+        match node:
+            case ast.Call(
+                args=[ast.Starred(value=ast.Name(id=several))], keywords=[ast.keyword(arg=None, value=ast.Name(id=named))]
+            ):
+                return self.rest == (several, named)
+        return False
+
     def vectorcall(self, node: ast.Call, f: Value) -> Value:
+        if self.passes_on(node):
+            what = f"ptr {f.register}, ptr %rest, i64 %rest.count, ptr %rest.names"
+            return self.new(self.do(f"call ptr @PyObject_Vectorcall({what})"))
         match node:
             case ast.Call(args=[ast.Starred(value=given)], keywords=[ast.keyword(arg=None, value=named)]):
                 a, k = self.value(given), self.value(named)

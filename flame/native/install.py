@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import types
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any, Final, Literal
 
 from flame.native import layout, pieces
 from flame.native.translate import translated
-from flame.native.units import Hints, Module, Unit, Untranslatable, parameters
+from flame.native.units import Hints, Module, Unit, Untranslatable, parameters, rest
 from flame.runtime import llvm_jit
 
 _VARIABLE: Final = 0x0001 | 0x0002  # a tuple, and a dictionary or nothing
@@ -31,6 +32,7 @@ class _MethodDef(ctypes.Structure):
 
 #: builtins refer to these, and native code to the objects that it names: both live as long as the process
 _kept: Final[list[Any]] = []
+_ours: Final[dict[int, Any]] = {}  #: every builtin that was made, by identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,23 +92,26 @@ class Native:
                 continue
             f = u.function
             if u.owner is not None:
-                self._place(u.owner, f.__name__, _descriptor(u.owner, f.__name__, code[f"py.{u.symbol}"]))
+                self._places.append((u.owner, f.__name__, f, _descriptor(u.owner, f, code[f"py.{u.symbol}"])))
             else:
-                self._place(sys.modules[f.__module__], f.__name__, _builtin(f, code[f"py.{u.symbol}"]))
+                where = sys.modules[f.__module__]
+                self._places.append((where, f.__name__, f, _builtin(f, code[f"py.{u.symbol}"])))
         for c in closures:
             flags = _VARIABLE if c.way == "call" else _FASTCALL_KEYWORDS
-            self._place(c.owner, c.name, _descriptor(c.owner, c.name, code[f"py.{c.owner.__name__}.{c.name}"], flags))
-
-    def _place(self, where: Any, name: str, builtin: Any) -> None:
-        self._places.append((where, name, vars(where)[name], builtin))
+            f = vars(c.owner)[c.name]
+            self._places.append((c.owner, c.name, f, _descriptor(c.owner, f, code[f"py.{c.owner.__name__}.{c.name}"], flags)))
+        _ours.update((id(builtin), builtin) for *_, builtin in self._places)
 
     def put(self) -> None:
-        for where, name, _, builtin in self._places:
-            setattr(where, name, builtin)
+        for where, name, function, builtin in self._places:
+            there = vars(where)[name]
+            if there is function or id(there) in _ours:  # (else somebody put something in its place, which stays)
+                setattr(where, name, builtin)
 
     def take_away(self) -> None:
-        for where, name, function, _ in self._places:
-            setattr(where, name, function)
+        for where, name, function, builtin in self._places:
+            if vars(where)[name] is builtin:
+                setattr(where, name, function)
 
 
 def _thunk(m: Module, c: Closure) -> str:
@@ -162,21 +167,25 @@ other:
 """
 
 
-def _method(name: str, address: int, flags: int = _FASTCALL_KEYWORDS) -> _MethodDef:
-    made = _MethodDef(name.encode(), address, flags, None)
+def _method(function: Any, address: int, flags: int = _FASTCALL_KEYWORDS) -> _MethodDef:
+    """(Of one that takes any arguments, people may ask for its signature.)"""
+    name = function.__name__
+    further = isinstance(function, types.FunctionType) and flags == _FASTCALL_KEYWORDS and rest(function)
+    doc = f"{name}($self, /, *args, **kwargs)\n--\n\n".encode() if further else None
+    made = _MethodDef(name.encode(), address, flags, doc)
     _kept.append(made)
     return made
 
 
-def _descriptor(owner: type, name: str, address: int, flags: int = _FASTCALL_KEYWORDS) -> Any:
+def _descriptor(owner: type, function: Any, address: int, flags: int = _FASTCALL_KEYWORDS) -> Any:
     make = ctypes.pythonapi.PyDescr_NewMethod
     make.restype = ctypes.py_object
     make.argtypes = [ctypes.py_object, ctypes.c_void_p]
-    return make(owner, ctypes.addressof(_method(name, address, flags)))
+    return make(owner, ctypes.addressof(_method(function, address, flags)))
 
 
 def _builtin(function: Any, address: int) -> Any:
     make = ctypes.pythonapi.PyCFunction_NewEx
     make.restype = ctypes.py_object
     make.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.py_object]
-    return make(ctypes.addressof(_method(function.__name__, address)), None, function.__module__)
+    return make(ctypes.addressof(_method(function, address)), None, function.__module__)

@@ -1,7 +1,7 @@
 """Python functions -> LLVM text that does the same, by the interpreter's own C functions.
 
 What can be translated is a part of Python: assignments, if, for, while, return, raise of an exception that is called,
-try with one except clause that names what it catches and gives it no name, expressions without lambdas, generators or
+try with one except clause that names what it catches and gives it no name, or with a finally, expressions without lambdas, generators or
 formatted strings. Every variable has a place on the stack and holds a reference;
 every call that fails goes to one place where all that is held is let go (LLVM makes registers of it). Global names are constants:
 they are what they were when the function was translated. The words used here are explained in `flame.native.units`.
@@ -43,6 +43,8 @@ class Body(Expressions):
             else:
                 self.arrays.append(f"  {p} = alloca ptr")
             self.emit(f"store ptr %a{i}, ptr {p}")
+        if self.rest:
+            given += ["ptr %rest", "i64 %rest.count", "ptr %rest.names"]
         for s in self.tree.body:
             self.run(s)
         self.leave(self.constant(None))
@@ -55,6 +57,8 @@ class Body(Expressions):
         self.begin("fail")
         for p in self.places:
             self.emit(f"call void @flame_drop(ptr {self.do(f'load ptr, ptr {p}')})")
+        if self.guarded:
+            self.emit(f"call void @flame_drop(ptr {self.do('load ptr, ptr %result')})")
         self.emit("ret ptr null")
         self.begin("end")
         self.release(self.places)
@@ -67,6 +71,13 @@ class Body(Expressions):
         self.take(v.register)
         self.emit(f"store ptr {v.register}, ptr %result")
         self.release(self.open)
+        endings, self.endings = self.endings, []
+        failing = self.failing
+        for body, outside in reversed(endings):
+            self.failing = outside
+            for s in body:
+                self.run(s)
+        self.endings, self.failing = endings, failing
         self.jump("end")
         self.begin(self.label("after"))
 
@@ -104,6 +115,13 @@ class Body(Expressions):
                 self.run_for(s)
             case ast.While():
                 self.run_while(s)
+            case ast.Try(handlers=[], orelse=[]):
+                self.run_guarded(s.body, s.finalbody, s.finalbody)
+            case ast.Try(handlers=[ast.ExceptHandler(type=ast.Name(id="BaseException"), name=None)], orelse=[], finalbody=[]) if _raises_again(s):
+                self.run_guarded(s.body, s.handlers[0].body[:-1], [])
+            case ast.Try(handlers=[_], orelse=[], finalbody=[_, *_]):
+                inner = ast.copy_location(ast.Try(s.body, s.handlers, [], []), s)
+                self.run_guarded([inner], s.finalbody, s.finalbody)
             case ast.Try(handlers=[ast.ExceptHandler(type=ast.Name() as caught, name=None)], orelse=[], finalbody=[]):
                 self.run_try(s, caught)
             case ast.Break():
@@ -126,6 +144,45 @@ class Body(Expressions):
                     self.check_number(self.do(f"call i32 @PyObject_DelItem(ptr {x.register}, ptr {k.register})"))
             case _:
                 raise self.refuse(s)
+
+    def run_guarded(self, body: list[ast.stmt], failed: list[ast.stmt], ending: list[ast.stmt]) -> None:
+        """A body, then its `ending`; where it fails, what is to be done then instead, with the error put aside."""
+        if self.loops or self.open:
+            raise self.refuse(body[0], "try in a loop")
+        self.guarded = True
+        outside, self.failing = self.failing, self.label("failed")
+        if ending:
+            self.endings.append((ending, outside))
+        before = set(self.sure)
+        for s in body:
+            self.run(s)
+        if ending:
+            self.endings.pop()
+        handler, self.failing = self.failing, outside
+        goes_on, after = _goes_on(body), set(self.sure)
+        if goes_on:
+            for s in ending:
+                self.run(s)
+        end = self.label("endtry")
+        self.jump(end)
+        self.begin(handler)
+        self.sure = before
+        self.release([p for p in self.places if p.startswith("%t")])
+        kept = [self.fresh("error") for _ in range(3)]
+        self.arrays += [f"  {k} = alloca ptr" for k in kept]
+        self.emit(f"call void @PyErr_Fetch({', '.join(f'ptr {k}' for k in kept)})")
+        self.failing = again = self.label("again")
+        for s in failed:
+            self.run(s)
+        self.failing = outside
+        held = ", ".join(f"ptr {self.do(f'load ptr, ptr {k}')}" for k in kept)
+        self.emit(f"call void @PyErr_Restore({held})")
+        self.jump(outside)
+        self.begin(again)  # (the later error has the earlier one for its context)
+        self.emit(f"call void @flame_chain({', '.join(f'ptr {k}' for k in kept)})")
+        self.jump(outside)
+        self.begin(end)
+        self.sure = after if goes_on else before
 
     def assign_all(self, targets: list[ast.expr], value: ast.expr) -> None:
         if len(targets) == 1 and isinstance(targets[0], ast.Tuple) and isinstance(value, ast.Tuple):
@@ -329,6 +386,12 @@ class Body(Expressions):
         self.begin(end)
         self.release(kept)
         self.spare += kept
+
+
+def _raises_again(s: ast.Try) -> bool:
+    """Whether what was caught goes on after it was dealt with."""
+    last = s.handlers[0].body[-1]
+    return isinstance(last, ast.Raise) and last.exc is None
 
 
 def _goes_on(body: list[ast.stmt]) -> bool:

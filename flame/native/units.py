@@ -76,8 +76,9 @@ class Module:
     def __init__(self, units: Sequence[Unit], hints: Hints):
         self.hints = hints
         self.units = {u.symbol: u for u in units}
-        self.by_function = {id(u.function): u for u in units if not u.shared}
-        self.by_method = {(u.owner, u.function.__name__): u for u in units if u.owner is not None and not u.shared}
+        plain = [u for u in units if not u.shared and not rest(u.function)]
+        self.by_function = {id(u.function): u for u in plain}
+        self.by_method = {(u.owner, u.function.__name__): u for u in plain if u.owner is not None}
         self.objects: dict[str, Any] = {}
         self._names: dict[int, str] = {}
         self._interned: dict[tuple[type, Any], Any] = {}
@@ -98,10 +99,20 @@ class Module:
 
 
 def parameters(function: types.FunctionType) -> list[str]:
+    """The plain ones."""
     code = function.__code__
-    if code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS) or code.co_kwonlyargcount:
+    if code.co_kwonlyargcount or (rest(function) and (code.co_argcount != 1 or function.__defaults__)):
         raise Untranslatable(f"{function.__qualname__} has arguments that are not plain ones")
     return list(code.co_varnames[: code.co_argcount])
+
+
+def rest(function: types.FunctionType) -> tuple[str, str] | None:
+    """What further arguments by position and by name are called (""), if there may be any: they can only be passed on."""
+    code = function.__code__
+    n, several, named = code.co_argcount, code.co_flags & inspect.CO_VARARGS, code.co_flags & inspect.CO_VARKEYWORDS
+    if not several and not named:
+        return None
+    return code.co_varnames[n] if several else "", code.co_varnames[n + bool(several)] if named else ""
 
 
 def defaults(function: types.FunctionType) -> tuple:

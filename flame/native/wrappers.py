@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from flame.native.units import Module, Unit, defaults, parameters
+from flame.native.units import Module, Unit, defaults, parameters, rest
 
 
 def wrapper(m: Module, u: Unit) -> str:
-    """The builtin of a unit: it takes arguments by position; called in another way, the Python function does it."""
+    """The builtin of a unit: it takes arguments by position; called in another way, the Python function does it.
+    (One of any arguments takes them as they come.)"""
     names, more = parameters(u.function), defaults(u.function)
+    if rest(u.function):
+        return f"""define ptr @py.{u.symbol}(ptr %self, ptr %args, i64 %count, ptr %names) {{
+  %got = call ptr @{u.symbol}(ptr %self, ptr %args, i64 %count, ptr %names)
+  ret ptr %got
+}}"""
     method = u.owner is not None
     n = len(names) - method
     ways = []

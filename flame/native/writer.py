@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from flame.native import layout
-from flame.native.units import Module, Unit, Untranslatable, Value, definition, hinted, parameters
+from flame.native.units import Module, Unit, Untranslatable, Value, definition, hinted, parameters, rest
 
 _MISSING: Any = object()
 
@@ -37,7 +37,12 @@ class Writer:
         self.open: list[str] = []  #: temporaries of the statement
         self.spare: list[str] = []  #: places where none is now
         self.loops: list[tuple[str, str]] = []
-        self.failing = "fail"  #: where a call that failed goes
+        self.failing = "fail"  #: where to go with an error set
+        #: what is still to be done before the function is left, the innermost last, and where to go if that fails
+        self.endings: list[tuple[list[ast.stmt], str]] = []
+        self.guarded = False  #: whether anything is done after a failure
+        #: of a function of (self, *args, **kwargs): what these are called
+        self.rest = rest(unit.function)
 
     # ---- names and lines
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from flame.autograd import no_grad
 from flame.autograd.attributes import RemovableHandle
+from flame.capture import native
 from flame.changes import Noted, changes
 from flame.dtypes import dtype as DType
 from flame.jit import compile as compile_function
@@ -60,7 +61,7 @@ class Module(StateDict, Noted):
         if self._compiled_call is not None:
             return self._compiled_call(*args, **kwargs)
         if not self._hooked:
-            return self.forward(*args, **kwargs) if kwargs else self.forward(*args)
+            return self.forward(*args, **kwargs)
         return self._call_impl(*args, **kwargs)
 
     def _call_impl(self, *args: Any, **kwargs: Any) -> Any:
@@ -161,8 +162,16 @@ class Module(StateDict, Noted):
 
     # ---------------------------------------------------------------- attributes
 
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        """`__getattr__` is there from the first subclass on that has one of its own, which may ask for this one: a class with a
+        `__getattr__` reads every attribute of its instances five times as slowly."""
+        super().__init_subclass__(**more)
+        if "__getattr__" not in Module.__dict__ and getattr(cls, "__getattr__", _view_attribute) is not _view_attribute:
+            Module.__getattr__ = _registered  # type: ignore[method-assign]
 
     def __setattr__(self, name: str, value: Any) -> None:
         d = self.__dict__
@@ -521,6 +530,18 @@ class Module(StateDict, Noted):
                 d[name] = Registry(d, state[name])
 
 
+native.also(Module, "__call__")
+
+
+def _registered(self: Module, name: str) -> Any:
+    """`Module.__getattr__`: what is registered by that name. Raises AttributeError where nothing is."""
+    for registry in REGISTRIES:
+        entries = self.__dict__.get(registry, {})
+        if name in entries:
+            return entries[name]
+    raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+
+
 def _type_name(x: object) -> str:
     t = type(x)
     return t.__qualname__ if t.__module__ == "builtins" else f"{t.__module__}.{t.__qualname__}"
@@ -564,7 +585,7 @@ def _same(module: Module) -> Module:
 
 def _view_attribute(self: Any, name: str) -> Any:
     try:
-        return type(self._orig_mod).__getattr__(self, name)
+        return getattr(type(self._orig_mod), "__getattr__", _registered)(self, name)
     except AttributeError:
         if name.startswith("__") or not hasattr(self._compiled, name):
             raise
