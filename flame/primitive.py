@@ -315,6 +315,7 @@ def _known_by_capture(f: Callable[..., Any], name: str) -> Callable[..., Any]:
 
     policy = f.__name__
     if not has_policy(policy):
+        known.composite = known, f, name  # type: ignore[attr-defined]
         return known
 
     @functools.wraps(known)
@@ -327,6 +328,7 @@ def _known_by_capture(f: Callable[..., Any], name: str) -> Callable[..., Any]:
         return f(*args, **kwargs) if run is None else run.composite(f, name, args, kwargs)
 
     with_policy.policy = policy  # type: ignore[attr-defined]
+    with_policy.composite = with_policy, f, name  # type: ignore[attr-defined]
     return with_policy
 
 

@@ -106,7 +106,20 @@ if TYPE_CHECKING:
     _Slots = object
 else:
     _Slots = with_slots(
-        ("_array",), ("_storage", "_grad", "_node", "_accumulator", "_view", "_hooks", "_ref", "_trace", "_known", "_batching")
+        ("_array",),
+        (
+            "_storage",
+            "_grad",
+            "_node",
+            "_accumulator",
+            "_view",
+            "_hooks",
+            "_ref",
+            "_trace",
+            "_known",
+            "_batching",
+            "_requires_grad",
+        ),
     )
 
 
@@ -132,7 +145,7 @@ class Tensor(_Slots):
     _trace: Any  #: the memory window that it shows there
     _known: Any  #: how it last entered a segment from outside
     _batching: Any  #: the interpreter that it is batched under (see flame.func.batched)
-    _requires_grad = False
+    _requires_grad: bool | None  #: (None: no)
     _retains_grad = False
     _reassigned = 0  #: how often it was given other memory (`t.data = other`)
     _inference = False

@@ -39,7 +39,7 @@ class RemovableHandle:
 
 def _outside_leaf(t: Tensor) -> bool:
     """Whether a tensor is a leaf from outside of the captured segment, whose end of the tape is there."""
-    return t._array is not None and t._node is None and t._view is None and t._requires_grad and t.is_leaf
+    return bool(t._array is not None and t._node is None and t._view is None and t._requires_grad and t.is_leaf)
 
 
 def register_hook(self: Tensor, hook: Callable) -> RemovableHandle:

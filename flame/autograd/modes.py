@@ -12,6 +12,7 @@ from flame.primitive import force
 class _Mode:
     """A context manager that is also a decorator, as PyTorch's."""
 
+    __slots__ = ("_before",)
     grad: bool
     inference = False
     _before: list[tuple[bool, bool]]
@@ -48,12 +49,14 @@ class _Mode:
 class no_grad(_Mode):
     """Nothing done inside is recorded for differentiation."""
 
+    __slots__ = ()
     grad = False
 
 
 class enable_grad(_Mode):
     """Recording goes on inside, also within `no_grad`."""
 
+    __slots__ = ()
     grad = True
 
 

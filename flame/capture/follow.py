@@ -143,7 +143,7 @@ class Follower(RunState):
         ):
             st: Any = known.storage
             if st.window is None and st.pending is None and not st.volatile:  # as it came before, and alone
-                ref = step.outs[0]
+                ref: Ref = step.outs[0]
                 w: Window = known.window
                 st.window = w
                 w.external = t
@@ -151,7 +151,7 @@ class Follower(RunState):
                 if w.mutations:
                     w.mutations = w.version = 0
                 if known.wants:
-                    self.edges[ref.edge] = t
+                    self.edges[ref.edge] = t  # type: ignore[index]
                 t._ref = ref
                 t._trace = known.trace
                 self.externals.append((t, ref, w))
@@ -294,7 +294,7 @@ class Follower(RunState):
             t._trace = Trace(window, (), None)
             window.members.append(weak(t))
             if alias is None and leaf and t._view is None and not step.sized:
-                t._known = Known(step.key, a, t._requires_grad, t._trace)
+                t._known = Known(step.key, a, bool(t._requires_grad), t._trace)
         if not step.children and self.following:
             self.run_out()
         return ref

@@ -84,7 +84,7 @@ class Calls(RunState):
 
     enter: Any
 
-    def composite(self, f: Any, name: str, args: tuple, kwargs: dict) -> Any:
+    def composite(self, f: Any, name: str, args: Any, kwargs: dict) -> Any:
         """Follow a call that is known here; else run it, and know it from then on."""
         begin = self.at
         macros = begin.macros
@@ -155,7 +155,7 @@ class Calls(RunState):
             return True
         return not isinstance(a, Tensor) and exact(want, a)
 
-    def _follow_call(self, m: Macro, given: tuple) -> Any:
+    def _follow_call(self, m: Macro, given: Any) -> Any:
         last: Step = m.last
         self.at = last
         got: Any
@@ -192,7 +192,7 @@ class Calls(RunState):
         self.tracked.append(weak(t))
         return t
 
-    def _call(self, f: Any, name: str, args: tuple, kwargs: dict, begin: Step) -> Any:
+    def _call(self, f: Any, name: str, args: Any, kwargs: dict, begin: Step) -> Any:
         """A call that is not known where it begins; it may be known where its inputs are."""
         if self.inner is not None:
             return f(*args, **kwargs)
@@ -321,7 +321,7 @@ class Calls(RunState):
         return Result(t._ref, -1, ())  # a view of what nobody else sees
 
 
-def _noted(f: Any, name: str, args: tuple, kwargs: dict) -> Any:
+def _noted(f: Any, name: str, args: Any, kwargs: dict) -> Any:
     """Call `f` with its name in force, unless it is part of another one."""
     if not name or force.note:
         return f(*args, **kwargs)

@@ -18,7 +18,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any, Final
 
-from flame.autograd.modes import _Mode
+from flame.autograd.modes import _Mode, enable_grad, no_grad
 from flame.autograd.tape import Eager
 from flame.capture import gradients, native_eager, segment
 from flame.capture.background import Job, submit
@@ -85,6 +85,7 @@ _SLOTTED: Final[list[type]] = [
     type(control),
     type(knobs),
     type(placement),
+    _Mode,
 ]
 _ATTRIBUTES: Final[dict[tuple[type, str], type]] = {
     (Run, "next"): Step,
@@ -95,6 +96,7 @@ _ATTRIBUTES: Final[dict[tuple[type, str], type]] = {
     (Capture, "spare"): Run,
     (Capture, "root"): Step,
     (Step, "plan"): segment.Plan,
+    (segment.Plan, "direct"): Executable,
     (Step, "key"): InputKey,
     (InputKey, "spec"): Spec,
     (Step, "parent"): Step,
@@ -118,6 +120,7 @@ _ATTRIBUTES: Final[dict[tuple[type, str], type]] = {
         (Macro, tuple, "given"),
         (Macro, list, "results"),
         (Update, tuple, "given numbers fixed slots written"),
+        (_Mode, list, "_before"),
         (Window, list, "members"),
         (Trace, tuple, "chain"),
         (Several, tuple, "items"),
@@ -140,6 +143,7 @@ def _made() -> Native:
         hints.slots[cls] = layout.offsets(cls)
     native_eager.slots_of_tensors(hints)
     hints.attributes.update(_ATTRIBUTES)
+    hints.alike[_Mode] = (no_grad, enable_grad)
     hints.receivers.update({c: Run for c in (Follower, Calls, Updates, RunState, Effects, Gradients)})
     hints.locals[id(force)]["inference"] = False
     hints.locals[id(in_force)] = {"casts": None}

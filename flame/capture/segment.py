@@ -30,6 +30,7 @@ from flame.errors import PositionError
 from flame.ops.declare import as_operand
 from flame.primitive import Spec, placement, registered
 from flame.runtime.device import CPU
+from flame.runtime.executable import Executable
 from flame.runtime.gpu_copy import duplicate, host, overwrite
 from flame.symbol import evaluate
 from flame.tensor import Tensor
@@ -41,9 +42,9 @@ class Plan:
     """What is compiled for one path and one set of results."""
 
     __slots__ = (
-        "all_arrays", "arrays", "asked", "backward", "blocked", "device", "differentiated", "differentiated_specs", "edges",
-        "extremes", "facts", "flags", "forward", "gradients", "graph", "input_edges", "keeps", "known", "path", "place",
-        "positions", "replayed", "residuals", "scalars", "signature", "space", "updated", "values",
+        "all_arrays", "arrays", "asked", "backward", "blocked", "device", "differentiated", "differentiated_specs", "direct",
+        "edges", "extremes", "facts", "flags", "forward", "gradients", "graph", "input_edges", "keeps", "known", "path", "place",
+        "positions", "replayed", "residuals", "scalars", "signature", "space", "steady", "updated", "values",
     )  # fmt: skip
 
     def __init__(self, run: Any, values: frozenset[int], edges: frozenset[int], keeps: bool):
@@ -131,6 +132,8 @@ class Plan:
             raise AssertionError("a result's gradient edge is not among the results")
         self.differentiated_specs = tuple(made[e].spec for e in self.differentiated)
         self.known = len(self.space.facts) if self.space is not None else 0
+        self.direct: Executable | None = None  #: all that forward is, where it is the same for all calls
+        self.steady = False  #: whether it fits whatever sizes there are
         self.backward: Compiled | None = None
         self.facts: tuple = ()
         self.updated = [] if keeps else self._updates(run)
@@ -152,6 +155,9 @@ class Plan:
             self.forward = compile_segment(capture, self.graph, self.updated, [i for i, _ in self.flags], self.device)
             self.residuals, self.gradients = (), ()
         self.facts = tuple(self.space.facts) if self.space is not None else ()
+        if self.space is None and not self.forward.symbols:
+            self.steady = self.forward.more is None
+            self.direct = self.forward.executable if type(self.forward.executable) is Executable else None
 
     def _updates(self, run: Any) -> list[tuple[int, int]]:
         """Pairs (input, result) of outside memory that is written whole: its new value may be computed into it.
@@ -190,6 +196,8 @@ class Plan:
 
     def fits(self, bindings: list) -> bool:
         """Whether what compiling found out of the sizes holds of those of now."""
+        if self.steady:
+            return True
         if self.facts and not condition(self.facts)(bindings):
             return False
         return self.forward.more is None or self.forward.serves(self.sizes(bindings))
@@ -327,7 +335,11 @@ def flush(run: Any, leaf: Step) -> None:
     for w in run.written:  # kernels may compute a new value where the old one lies
         if w.storage.keepers is not None:
             about_to_write(w.storage)
-    results = plan.forward(inputs) if plan.space is None else plan.forward(inputs, plan.sizes(run.bindings))
+    program = plan.direct
+    if program is not None:
+        results = program(inputs)
+    else:
+        results = plan.forward(inputs) if plan.space is None else plan.forward(inputs, plan.sizes(run.bindings))
     if plan.flags:
         _look_at_flags(plan, results)
     if plan.extremes:

@@ -48,6 +48,8 @@ class Expressions(Writer):
                 got = self.do(f"call i32 @flame_isinstance(ptr {v.register}, ptr {kind.register})")
                 self.check_number(got)
                 return self.do(f"icmp ne i32 {got}, 0")
+            case ast.Name(id=name) if self.rest and name == self.rest[1]:
+                return self.do("icmp ne ptr %rest.names, null")
             case ast.Constant(value=bool(known)):
                 return self.do(f"icmp eq i1 {int(known)}, 1")
             case _:
@@ -89,6 +91,8 @@ class Expressions(Writer):
         match node:
             case ast.Constant(value=v):
                 return str(v)
+            case ast.Call(args=[ast.Name(id=name)]) if self.rest and name == self.rest[0]:
+                return "%rest.count"
             case ast.Call(args=[x]):
                 got = self.do(f"call i64 @flame_length(ptr {self.value(x, loose=True).register})")
                 self.check_number(got, "i64")
@@ -231,6 +235,8 @@ class Expressions(Writer):
     def item(self, node: ast.Subscript) -> Value:
         k = node.slice
         constant = isinstance(k, ast.Constant) and type(k.value) is int
+        if constant and self.rest and isinstance(node.value, ast.Name) and node.value.id == self.rest[0]:
+            return self.rest_item(k.value)  # type: ignore[attr-defined]
         x = self.value(node.value, loose=constant)
         if not constant:
             i = self.index(k)
@@ -239,6 +245,16 @@ class Expressions(Writer):
         got = self.do(f"call ptr @flame_item(ptr {x.register}, i64 {k.value}, ptr {self.m.constant(k.value)})")
         self.check(got)
         return Value(got, loose=True)
+
+    def rest_item(self, i: int) -> Value:
+        """A further argument by position."""
+        there, good, bad = self.do(f"icmp ugt i64 %rest.count, {i}"), self.label("given"), self.label("missing")
+        self.branch(there, good, bad)
+        self.begin(bad)
+        self.complain(IndexError, "tuple index out of range")
+        self.begin(good)
+        p = self.do(f"getelementptr ptr, ptr %rest, i64 {i}")
+        return Value(self.do(f"load ptr, ptr {p}"))
 
     def sequence(self, parts: list[ast.expr], kind: type) -> Value:
         if any(isinstance(p, ast.Starred) for p in parts):
@@ -328,7 +344,31 @@ class Expressions(Writer):
         callee = self.value(f)
         if callee.hint is weakref.ref and not node.args and not node.keywords:
             return self.new(self.do(f"call ptr @flame_referent(ptr {callee.register})"))
+        unit = self._method_unit(callee.hint, "__call__")
+        if unit is not None and not node.keywords and _fits(unit, len(node.args) + 1):
+            return self.call_like(node, callee, unit)
         return self.vectorcall(node, callee)
+
+    def call_like(self, node: ast.Call, x: Value, unit: Unit) -> Value:
+        """A call of what most likely has a native `__call__`."""
+        assert x.hint is not None
+        given = [self.value(a) for a in node.args]
+        quick, slow, end = self.label("direct"), self.label("any"), self.label("called")
+        result = self.place()
+        self.branch(self.is_exactly(x.register, x.hint), quick, slow)
+        self.begin(quick)
+        passed = ", ".join(f"ptr {a.register}" for a in (x, *self.completed(unit, given)))
+        self.emit(f"store ptr {self.do(f'call ptr @{unit.symbol}({passed})')}, ptr {result}")
+        self.jump(end)
+        self.begin(slow)
+        n = len(given) + _OFFSET_FLAG
+        called = self.do(f"call ptr @PyObject_Vectorcall(ptr {x.register}, ptr {self.array(given)}, i64 {n}, ptr null)")
+        self.emit(f"store ptr {called}, ptr {result}")
+        self.jump(end)
+        self.begin(end)
+        got = self.do(f"load ptr, ptr {result}")
+        self.check(got)
+        return Value(got)
 
     def known_call(self, node: ast.Call, f: Any) -> Value | None:
         """A call of a constant that is done in place."""

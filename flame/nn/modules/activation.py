@@ -13,7 +13,7 @@ from flame.nn import functional as F
 from flame.nn import init
 from flame.nn.modules.attention import MultiheadAttention as MultiheadAttention  # PyTorch has it in this file
 from flame.nn.modules.linear import fresh
-from flame.nn.modules.module import Module
+from flame.nn.modules.module import Module, Straight
 from flame.tensor import Tensor
 
 
@@ -57,7 +57,10 @@ def _module(name: str, function: Any, doc: str, **settings: Any) -> type:
         "_function": staticmethod(function), "_settings": inspect.Signature(parameters), "_names": tuple(settings),
         "__doc__": doc, "__module__": __name__, "__signature__": inspect.Signature(parameters),
     }  # fmt: skip
-    return type(name, (_Function,), body)
+    made: Any = type(name, (_Function,), body)
+    if function.__dict__.get("composite", (None,))[0] is function and vars(F).get(function.__name__) is function:
+        made._straight = Straight(_Function.forward, function, tuple(settings), F)
+    return made
 
 
 ReLU = _module("ReLU", F.relu, "max(x, 0).", inplace=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flame.nn import functional as F
-from flame.nn.modules.module import Module
+from flame.nn.modules.module import Module, Straight
 from flame.tensor import Tensor
 
 
@@ -23,6 +23,9 @@ class Dropout(_Dropout):
 
     def forward(self, input: Tensor) -> Tensor:
         return F.dropout(input, self.p, self.training, self.inplace)
+
+
+Dropout._straight = Straight(Dropout.forward, F.dropout, ("p", "training", "inplace"), F)
 
 
 class Dropout1d(_Dropout):

@@ -8,7 +8,7 @@ from typing import Any
 from flame.functions.elementwise import PUBLIC
 from flame.nn import functional as F
 from flame.nn import init
-from flame.nn.modules.module import Module
+from flame.nn.modules.module import Module, Straight
 from flame.nn.parameter import Parameter
 from flame.tensor import Tensor
 
@@ -51,6 +51,9 @@ class Linear(Module):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+Linear._straight = Straight(Linear.forward, F.linear, ("weight", "bias"), F)
 
 
 class NonDynamicallyQuantizableLinear(Linear):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from flame.autograd import no_grad
 from flame.autograd.attributes import RemovableHandle
 from flame.capture import native
+from flame.capture.run import Run
 from flame.changes import Noted, changes
 from flame.dtypes import dtype as DType
 from flame.jit import compile as compile_function
@@ -23,11 +24,45 @@ from flame.nn.modules.hooks import around_backward
 from flame.nn.modules.registry import REGISTRIES, Registry
 from flame.nn.modules.state import StateDict
 from flame.nn.parameter import Buffer, Parameter, is_lazy
+from flame.precision import casting
+from flame.primitive import force, placement
 from flame.tensor import Tensor
 
 Self = TypeVar("Self", bound="Module")
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+#: no arguments by name; nobody writes to it
+_NOTHING: dict[str, Any] = {}
+
+
+class Straight:
+    """That `forward(input)` of a class is `public(input, *attributes)` and no more, where `public` is a composite: while somebody
+    follows what runs, the call of a module is then the call of that function, with no Python in between."""
+
+    __slots__ = ("forward", "function", "home", "key", "name", "names", "public")
+
+    def __init__(self, forward: Any, public: Any, names: tuple[str, ...], home: Any) -> None:
+        itself, self.function, self.name = public.composite
+        if itself is not public:
+            raise TypeError(f"{public.__name__} is more than its composite")
+        self.forward, self.public, self.names = forward, public, names
+        self.home, self.key = vars(home), public.__name__  #: where forward finds the function
+
+    def arguments(self, forward: Any, x: Any, d: dict) -> list | None:
+        """What the function is called with for an instance with the `__dict__` d; None where something was put in the place of
+        any of this, or functions are called in another way just now."""
+        if forward is not self.forward or "forward" in d or casting.threads or placement.gpu:
+            return None
+        if self.home[self.key] is not self.public:
+            return None
+        given: list = [x]
+        for name in self.names:
+            if name not in d:
+                return None
+            given.append(d[name])
+        return given
 
 
 class Module(StateDict, Noted):
@@ -39,15 +74,19 @@ class Module(StateDict, Noted):
     _modules: dict[str, Module | None]
     _hooked = False  #: whether any hook around the call is registered
     _compiled_call: Any = None
+    _plain = True  #: neither hooked nor compiled
+    _straight: Straight | None = None
     call_super_init = False
 
     def __init__(self) -> None:
-        put = self.__dict__.__setitem__
+        d = dict(self.__dict__)  # (one of its own: those that share their keys with their likes are read more slowly)
+        object.__setattr__(self, "__dict__", d)
+        put = d.__setitem__
         put("training", True)
         for name in REGISTRIES:
-            if name in self.__dict__:  # a second call, by way of another base class, starts anew
-                self.__dict__[name].clear()
-            put(name, Registry(self.__dict__))
+            if name in d:  # a second call, by way of another base class, starts anew
+                d[name].clear()
+            put(name, Registry(d))
         for name in _HOOKS:
             put(name, {})
         put("_non_persistent_buffers_set", set())
@@ -58,10 +97,18 @@ class Module(StateDict, Noted):
     # ---------------------------------------------------------------- the call
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._compiled_call is not None:
-            return self._compiled_call(*args, **kwargs)
-        if not self._hooked:
+        if self._plain:
+            straight: Straight | None = self._straight
+            if straight is not None and len(args) == 1 and not kwargs:
+                run: Run = force.interpreter
+                if run is not None:
+                    given = straight.arguments(type(self).forward, args[0], self.__dict__)
+                    if given is not None:
+                        return run.composite(straight.function, straight.name, given, _NOTHING)
             return self.forward(*args, **kwargs)
+        call = self._compiled_call
+        if call is not None:
+            return call(*args, **kwargs)
         return self._call_impl(*args, **kwargs)
 
     def _call_impl(self, *args: Any, **kwargs: Any) -> Any:
@@ -107,8 +154,7 @@ class Module(StateDict, Noted):
             hooks.clear()
         hooks[key] = (hook, with_kwargs, always)
         hooks.update(before)
-        self.__dict__["_hooked"] = True
-        changes.note()
+        self._count_hooks()
 
         def remove() -> None:
             hooks.pop(key, None)
@@ -117,9 +163,11 @@ class Module(StateDict, Noted):
         return RemovableHandle(remove)
 
     def _count_hooks(self) -> None:
-        """To be called when hooks were taken away."""
+        """To be called when there are other hooks, or another compiled call."""
         changes.note()
-        self.__dict__["_hooked"] = any(self.__dict__[h] for h in _HOOKS)
+        d = self.__dict__
+        d["_hooked"] = any(d[h] for h in _HOOKS)
+        d["_plain"] = not d["_hooked"] and d.get("_compiled_call") is None
 
     def register_forward_pre_hook(self, hook: Callable, *, prepend: bool = False, with_kwargs: bool = False) -> RemovableHandle:
         """Call `hook(module, args)` before forward; what it returns (if not None) replaces the arguments."""
@@ -144,7 +192,7 @@ class Module(StateDict, Noted):
     def compile(self, **options: Any) -> None:
         """Compile this module's call in place; `options` are those of `flame.compile`."""
         self.__dict__["_compiled_call"] = compile_function(self._as_function(), **options)
-        changes.note()
+        self._count_hooks()
 
     def _as_function(self) -> Callable:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -520,17 +568,20 @@ class Module(StateDict, Noted):
         d = self.__dict__
         places = {name: dict(d[name]) for name in REGISTRIES if name in d}
         registered = {k for place in places.values() for k in place}
-        return {**{k: v for k, v in d.items() if k not in registered and k != "_compiled_call"}, **places}
+        return {**{k: v for k, v in d.items() if k not in registered and k not in ("_compiled_call", "_plain")}, **places}
 
     def __setstate__(self, state: dict) -> None:
-        d = self.__dict__
+        d = dict(self.__dict__)
+        object.__setattr__(self, "__dict__", d)
         d.update((k, v) for k, v in state.items() if k not in REGISTRIES)
+        d["_plain"] = not d.get("_hooked")
         for name in REGISTRIES:
             if name in state:
                 d[name] = Registry(d, state[name])
 
 
 native.also(Module, "__call__")
+native.also(Straight, "arguments")
 
 
 def _registered(self: Module, name: str) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 from flame.nn import functional as F
 from flame.nn import init
 from flame.nn.modules.linear import fresh
-from flame.nn.modules.module import Module
+from flame.nn.modules.module import Module, Straight
 from flame.tensor import Tensor
 
 
@@ -40,6 +40,9 @@ class LayerNorm(Module):
         return f"{self.normalized_shape}, eps={self.eps}, {affine}"
 
 
+LayerNorm._straight = Straight(LayerNorm.forward, F.layer_norm, ("normalized_shape", "weight", "bias", "eps"), F)
+
+
 class RMSNorm(Module):
     """Over the last dimensions, without a mean or a bias; `eps` None is the dtype's smallest relative step."""
 
@@ -63,6 +66,9 @@ class RMSNorm(Module):
 
     def extra_repr(self) -> str:
         return f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
+
+
+RMSNorm._straight = Straight(RMSNorm.forward, F.rms_norm, ("normalized_shape", "weight", "eps"), F)
 
 
 class GroupNorm(Module):
@@ -92,6 +98,9 @@ class GroupNorm(Module):
 
     def extra_repr(self) -> str:
         return f"{self.num_groups}, {self.num_channels}, eps={self.eps}, affine={self.affine}, bias={self.bias is not None}"
+
+
+GroupNorm._straight = Straight(GroupNorm.forward, F.group_norm, ("num_groups", "weight", "bias", "eps"), F)
 
 
 class LocalResponseNorm(Module):

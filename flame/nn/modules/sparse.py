@@ -8,7 +8,7 @@ from flame.autograd import no_grad
 from flame.nn import functional as F
 from flame.nn import init
 from flame.nn.modules.linear import fresh
-from flame.nn.modules.module import Module
+from flame.nn.modules.module import Module, Straight
 from flame.nn.parameter import Parameter
 from flame.tensor import Tensor
 
@@ -63,6 +63,10 @@ class Embedding(Module):
             raise AssertionError("Embeddings parameter is expected to be 2-dimensional")
         rows, cols = embeddings.shape
         return cls(rows, cols, padding_idx, _weight=embeddings, _freeze=freeze, **settings)
+
+
+_SETTINGS = ("weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
+Embedding._straight = Straight(Embedding.forward, F.embedding, _SETTINGS, F)
 
 
 class EmbeddingBag(Module):
