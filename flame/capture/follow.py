@@ -294,7 +294,7 @@ class Follower(RunState):
             t._trace = Trace(window, (), None)
             window.members.append(weak(t))
             if alias is None and leaf and t._view is None and not step.sized:
-                t._known = Known(step.key, a, bool(t._requires_grad), t._trace)
+                t._known = Known(step.key, a, t._requires_grad, t._trace)
         if not step.children and self.following:
             self.run_out()
         return ref

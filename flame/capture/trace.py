@@ -179,7 +179,7 @@ class Known:
 
     __slots__ = ("key", "array", "storage", "wants", "trace", "window", "writeable")
 
-    def __init__(self, key: InputKey, array: Any, wants: bool, trace: Trace):
+    def __init__(self, key: InputKey, array: Any, wants: bool | None, trace: Trace):
         self.key = key
         self.array = array  #: the very array object: whoever could give it another shape has made the tensor volatile
         self.wants = wants
