@@ -456,3 +456,67 @@ def test_reset_between_calls_inside_calls_and_of_both_levels(mode: str) -> None:
             inner._compiled.reset()
         same(outer(t(2, 3)), net(t(2, 3)) * 2)
         same(inner(t(2, 3)), net(t(2, 3)))
+
+
+def _patched(where: Any, name: str, value: Any) -> Callable[[], None]:
+    had, before = name in vars(where), vars(where).get(name)
+    setattr(where, name, value)
+    return lambda: setattr(where, name, before) if had else delattr(where, name)
+
+
+@pytest.mark.parametrize("how", ["instance", "class", "function", "hook", "property", "subclass"])
+def test_a_module_that_is_one_composite_is_another_once_anything_of_it_is_replaced(how: str) -> None:
+    """The call of such a module is followed as the call of its function, while both are what they were."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.LayerNorm(4))
+    compiled = flame.compile(lambda x: net(x))
+    with flame.no_grad():
+        for k in range(4):
+            same(compiled(t(2, 3, seed=k)), net(t(2, 3, seed=k)))
+        first: Any = net[0]
+        linear = F.linear
+        undo: Callable[[], Any] = lambda: None
+        match how:
+            case "instance":
+                first.forward = lambda x: F.linear(x, first.weight * 2)
+                undo = lambda: delattr(first, "forward")
+            case "class":
+                undo = _patched(nn.Linear, "forward", lambda self, x: F.linear(x, self.weight * 3))
+            case "function":
+                undo = _patched(F, "linear", lambda x, w, b: linear(x, w * 4, b))
+            case "hook":
+                undo = first.register_forward_hook(lambda m, args, y: y * 5).remove
+            case "property":
+                w = first.weight
+                del first.weight
+                kind = type("Scaled", (nn.Linear,), {"weight": property(lambda self: w * 6)})
+                object.__setattr__(first, "__class__", kind)
+            case "subclass":
+                object.__setattr__(
+                    first, "__class__", type("Other", (nn.Linear,), {"forward": lambda self, x: x[..., :1] * self.bias})
+                )
+        before = compiled.stats.calls
+        try:
+            for k in range(4):
+                same(compiled(t(2, 3, seed=k)), net(t(2, 3, seed=k)))
+        finally:
+            undo()
+        for k in range(4):
+            same(compiled(t(2, 3, seed=k)), net(t(2, 3, seed=k)))
+        assert compiled.stats.calls >= before and compiled.stats.diverged
+
+
+def test_what_a_subclass_asks_for_by_getattr_is_what_is_registered() -> None:
+    class Wrapper(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(super().__getattr__("inner"), name)
+
+    wrapper: Any = Wrapper(nn.Linear(3, 4))
+    assert wrapper.in_features == 3 and wrapper.inner is super(Wrapper, wrapper).__getattr__("inner")
+    with pytest.raises(AttributeError, match="'Linear' object has no attribute 'depth'"):
+        _ = wrapper.depth
+    with pytest.raises(AttributeError, match="'ReLU' object has no attribute 'depth'"):
+        _ = nn.ReLU().depth

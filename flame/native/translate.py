@@ -1,8 +1,8 @@
 """Python functions -> LLVM text that does the same, by the interpreter's own C functions.
 
 What can be translated is a part of Python: assignments, if, for, while, return, raise of an exception that is called,
-try with one except clause that names what it catches and gives it no name, or with a finally, expressions without lambdas, generators or
-formatted strings. Every variable has a place on the stack and holds a reference;
+try with one except clause that names what it catches and gives it no name, or with a finally, expressions without lambdas,
+generators or formatted strings. Every variable has a place on the stack and holds a reference;
 every call that fails goes to one place where all that is held is let go (LLVM makes registers of it). Global names are constants:
 they are what they were when the function was translated. The words used here are explained in `flame.native.units`.
 """
@@ -117,7 +117,9 @@ class Body(Expressions):
                 self.run_while(s)
             case ast.Try(handlers=[], orelse=[]):
                 self.run_guarded(s.body, s.finalbody, s.finalbody)
-            case ast.Try(handlers=[ast.ExceptHandler(type=ast.Name(id="BaseException"), name=None)], orelse=[], finalbody=[]) if _raises_again(s):
+            case ast.Try(
+                handlers=[ast.ExceptHandler(type=ast.Name(id="BaseException"), name=None)], orelse=[], finalbody=[]
+            ) if _raises_again(s):
                 self.run_guarded(s.body, s.handlers[0].body[:-1], [])
             case ast.Try(handlers=[_], orelse=[], finalbody=[_, *_]):
                 inner = ast.copy_location(ast.Try(s.body, s.handlers, [], []), s)
@@ -390,8 +392,9 @@ class Body(Expressions):
 
 def _raises_again(s: ast.Try) -> bool:
     """Whether what was caught goes on after it was dealt with."""
-    last = s.handlers[0].body[-1]
-    return isinstance(last, ast.Raise) and last.exc is None
+    caught, last = s.handlers[0], s.handlers[0].body[-1]
+    everything = isinstance(caught.type, ast.Name) and caught.type.id == "BaseException" and caught.name is None
+    return everything and isinstance(last, ast.Raise) and last.exc is None
 
 
 def _goes_on(body: list[ast.stmt]) -> bool:
