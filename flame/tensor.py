@@ -107,19 +107,7 @@ if TYPE_CHECKING:
 else:
     _Slots = with_slots(
         ("_array",),
-        (
-            "_storage",
-            "_grad",
-            "_node",
-            "_accumulator",
-            "_view",
-            "_hooks",
-            "_ref",
-            "_trace",
-            "_known",
-            "_batching",
-            "_requires_grad",
-        ),
+        tuple("_storage _grad _node _accumulator _view _hooks _ref _trace _known _batching _requires_grad".split()),
     )
 
 

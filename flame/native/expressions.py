@@ -150,7 +150,7 @@ class Expressions(Writer):
 
     def variable(self, node: ast.expr, name: str) -> Value:
         if self.rest and name in self.rest:
-            made = "flame_rest_tuple(ptr %rest, i64 %rest.count)"
+            made = "flame_packed(ptr %rest, i64 %rest.count)"
             if name == self.rest[1]:
                 made = "flame_rest_dict(ptr %rest, i64 %rest.count, ptr %rest.names)"
             return self.new(self.do(f"call ptr @{made}"), tuple if name == self.rest[0] else None)

@@ -15,11 +15,8 @@
                                obj.name = x
     flame_global(dict, module, name)
                                module.name, borrowed
-    flame_pass_on(name, x, args, count, names)
-                               x.name(*args, **kwargs)
-    flame_rest_tuple(args, count), flame_rest_dict(args, count, names)
-                               arguments as a tuple, and those by name as a dict
-    flame_chain(kept...)       the error set gets the one that was put aside for its context
+
+Those that pass arguments on, and errors, are in `flame.native.passing`.
 
 `$NAME` stands for what `flame.native.layout` found out of this interpreter. Counts of references are changed in place where they
 lie as `layout` expects, and objects that are never freed are left alone; else by the interpreter's own functions, which take a
@@ -32,6 +29,8 @@ import re
 import sys
 from collections.abc import Mapping
 from typing import Final
+
+from flame.native import passing
 
 #: functions of the interpreter: name -> LLVM signature
 INTERPRETER: Final = {
@@ -416,129 +415,6 @@ ask:
   ret ptr %asked
 }
 
-define internal ptr @flame_rest_tuple(ptr %args, i64 %count) noinline {
-  %made = call ptr @PyTuple_New(i64 %count)
-  %wrong = icmp eq ptr %made, null
-  br i1 %wrong, label %done, label %next
-next:
-  %i = phi i64 [0, %0], [%i1, %move]
-  %left = icmp slt i64 %i, %count
-  br i1 %left, label %move, label %done
-move:
-  %from = getelementptr ptr, ptr %args, i64 %i
-  %x = load ptr, ptr %from
-  call void @flame_incref(ptr %x)
-  %inside = getelementptr i8, ptr %made, i64 $tuple_items
-  %to = getelementptr ptr, ptr %inside, i64 %i
-  store ptr %x, ptr %to
-  %i1 = add i64 %i, 1
-  br label %next
-done:
-  ret ptr %made
-}
-
-define internal ptr @flame_rest_dict(ptr %args, i64 %count, ptr %names) noinline {
-  %made = call ptr @PyDict_New()
-  %wrong = icmp eq ptr %made, null
-  %unnamed = icmp eq ptr %names, null
-  %empty = or i1 %wrong, %unnamed
-  br i1 %empty, label %done, label %some
-some:
-  %size.p = getelementptr i8, ptr %names, i64 $size
-  %size = load i64, ptr %size.p
-  br label %next
-next:
-  %i = phi i64 [0, %some], [%i1, %more]
-  %left = icmp slt i64 %i, %size
-  br i1 %left, label %put, label %done
-put:
-  %at = add i64 %count, %i
-  %x.p = getelementptr ptr, ptr %args, i64 %at
-  %x = load ptr, ptr %x.p
-  %inside = getelementptr i8, ptr %names, i64 $tuple_items
-  %name.p = getelementptr ptr, ptr %inside, i64 %i
-  %name = load ptr, ptr %name.p
-  %put.it = call i32 @PyDict_SetItem(ptr %made, ptr %name, ptr %x)
-  %failed = icmp slt i32 %put.it, 0
-  br i1 %failed, label %fail, label %more
-more:
-  %i1 = add i64 %i, 1
-  br label %next
-fail:
-  call void @Py_DecRef(ptr %made)
-  ret ptr null
-done:
-  ret ptr %made
-}
-
-define internal ptr @flame_pass_on(ptr %method, ptr %self, ptr %args, i64 %count, ptr %names) noinline {
-entry:
-  %unnamed = icmp eq ptr %names, null
-  br i1 %unnamed, label %begin, label %named
-named:
-  %size.p = getelementptr i8, ptr %names, i64 $size
-  %size = load i64, ptr %size.p
-  br label %begin
-begin:
-  %more = phi i64 [0, %entry], [%size, %named]
-  %every = add i64 %count, %more
-  %room = add i64 %every, 2
-  %place = alloca ptr, i64 %room
-  %copy = getelementptr ptr, ptr %place, i64 1
-  store ptr %self, ptr %copy
-  br label %next
-next:
-  %i = phi i64 [0, %begin], [%i1, %move]
-  %left = icmp slt i64 %i, %every
-  br i1 %left, label %move, label %pass
-move:
-  %from = getelementptr ptr, ptr %args, i64 %i
-  %x = load ptr, ptr %from
-  %i1 = add i64 %i, 1
-  %to = getelementptr ptr, ptr %copy, i64 %i1
-  store ptr %x, ptr %to
-  br label %next
-pass:
-  %all = add i64 %count, 1
-  %spare = or i64 %all, -9223372036854775808
-  %got = call ptr @PyObject_VectorcallMethod(ptr %method, ptr %copy, i64 %spare, ptr %names)
-  ret ptr %got
-}
-
-define internal void @flame_chain(ptr %type, ptr %value, ptr %trace) noinline {
-  %new.type = alloca ptr
-  %new.value = alloca ptr
-  %new.trace = alloca ptr
-  call void @PyErr_Fetch(ptr %new.type, ptr %new.value, ptr %new.trace)
-  call void @PyErr_NormalizeException(ptr %new.type, ptr %new.value, ptr %new.trace)
-  call void @PyErr_NormalizeException(ptr %type, ptr %value, ptr %trace)
-  %old = load ptr, ptr %value
-  %old.trace = load ptr, ptr %trace
-  %new = load ptr, ptr %new.value
-  %same = icmp eq ptr %old, %new
-  br i1 %same, label %drop, label %link
-link:
-  %traced = icmp ne ptr %old.trace, null
-  br i1 %traced, label %keep, label %put
-keep:
-  %kept = call i32 @PyException_SetTraceback(ptr %old, ptr %old.trace)
-  br label %put
-put:
-  call void @PyException_SetContext(ptr %new, ptr %old)
-  br label %done
-drop:
-  call void @flame_decref(ptr %old)
-  br label %done
-done:
-  %old.type = load ptr, ptr %type
-  call void @flame_decref(ptr %old.type)
-  call void @flame_decref(ptr %old.trace)
-  %type.now = load ptr, ptr %new.type
-  %trace.now = load ptr, ptr %new.trace
-  call void @PyErr_Restore(ptr %type.now, ptr %new, ptr %trace.now)
-  ret void
-}
-
 define internal ptr @flame_dictionary(ptr %cell, ptr %local, ptr %dict) noinline {
   %state = call ptr @PyThreadState_Get()
   %id = call i64 @PyThreadState_GetID(ptr %state)
@@ -676,5 +552,5 @@ def text(numbers: Mapping[str, int | str], counts: str) -> str:
         "\n".join(declared)
         + "\n"
         + _COUNTS[counts]
-        + re.sub(r"\$(\w+)", lambda m: str(numbers[m[1]]), _TEXT.replace("$referent", _REFERENT))
+        + re.sub(r"\$(\w+)", lambda m: str(numbers[m[1]]), (_TEXT + passing.TEXT).replace("$referent", _REFERENT))
     )

@@ -13,7 +13,8 @@ from flame.nn import functional as F
 from flame.nn import init
 from flame.nn.modules.attention import MultiheadAttention as MultiheadAttention  # PyTorch has it in this file
 from flame.nn.modules.linear import fresh
-from flame.nn.modules.module import Module, Straight
+from flame.nn.modules.module import Module
+from flame.nn.modules.straight import Straight
 from flame.tensor import Tensor
 
 

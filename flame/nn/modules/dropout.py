@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from flame.nn import functional as F
-from flame.nn.modules.module import Module, Straight
+from flame.nn.modules.module import Module
+from flame.nn.modules.straight import Straight
 from flame.tensor import Tensor
 
 

@@ -23,9 +23,9 @@ from flame.jit import compile as compile_function
 from flame.nn.modules.hooks import around_backward
 from flame.nn.modules.registry import REGISTRIES, Registry
 from flame.nn.modules.state import StateDict
+from flame.nn.modules.straight import Straight
 from flame.nn.parameter import Buffer, Parameter, is_lazy
-from flame.precision import casting
-from flame.primitive import force, placement
+from flame.primitive import force
 from flame.tensor import Tensor
 
 Self = TypeVar("Self", bound="Module")
@@ -35,34 +35,6 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 
 #: no arguments by name; nobody writes to it
 _NOTHING: dict[str, Any] = {}
-
-
-class Straight:
-    """That `forward(input)` of a class is `public(input, *attributes)` and no more, where `public` is a composite: while somebody
-    follows what runs, the call of a module is then the call of that function, with no Python in between."""
-
-    __slots__ = ("forward", "function", "home", "key", "name", "names", "public")
-
-    def __init__(self, forward: Any, public: Any, names: tuple[str, ...], home: Any) -> None:
-        itself, self.function, self.name = public.composite
-        if itself is not public:
-            raise TypeError(f"{public.__name__} is more than its composite")
-        self.forward, self.public, self.names = forward, public, names
-        self.home, self.key = vars(home), public.__name__  #: where forward finds the function
-
-    def arguments(self, forward: Any, x: Any, d: dict) -> list | None:
-        """What the function is called with for an instance with the `__dict__` d; None where something was put in the place of
-        any of this, or functions are called in another way just now."""
-        if forward is not self.forward or "forward" in d or casting.threads or placement.gpu:
-            return None
-        if self.home[self.key] is not self.public:
-            return None
-        given: list = [x]
-        for name in self.names:
-            if name not in d:
-                return None
-            given.append(d[name])
-        return given
 
 
 class Module(StateDict, Noted):
@@ -581,7 +553,6 @@ class Module(StateDict, Noted):
 
 
 native.also(Module, "__call__")
-native.also(Straight, "arguments")
 
 
 def _registered(self: Module, name: str) -> Any:

@@ -8,7 +8,8 @@ from flame.autograd import no_grad
 from flame.nn import functional as F
 from flame.nn import init
 from flame.nn.modules.linear import fresh
-from flame.nn.modules.module import Module, Straight
+from flame.nn.modules.module import Module
+from flame.nn.modules.straight import Straight
 from flame.nn.parameter import Parameter
 from flame.tensor import Tensor
 
