@@ -270,8 +270,8 @@ def with_a_lambda(x: Any) -> Any:
 def with_try(x: Any) -> Any:
     try:
         return x()
-    except ValueError:
-        return None
+    except ValueError as e:
+        return e
 
 
 def with_more(y: Any, z: Any, *x: Any) -> Any:
