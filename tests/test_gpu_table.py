@@ -25,8 +25,6 @@ from flame.runtime.triton_tools import load_triton
 
 #: kinds of kernels that keep what they work on in registers; tiled products may not
 PLAIN = ("operator/", "routine/", "rows/")
-#: but for the platform's float64 functions, which keep a table on the stack for arguments of millions
-ON_THE_STACK = {f"operator/{f}/float64/0" for f in ("sin", "cos", "tan")}
 OTHERS = ("sm_80", "sm_100", "gfx942")
 
 
@@ -46,7 +44,7 @@ def is_plain(name: str, row: dict[str, table.Use]) -> bool:
     kind, which, *_ = name.split("/")
     if kind == "operator" and REGISTRY[which].kind == "contract":
         return False
-    return name.startswith(PLAIN) and name not in ON_THE_STACK and not table.is_product(row)
+    return name.startswith(PLAIN) and not table.is_product(row)
 
 
 def is_of_this_triton() -> bool:

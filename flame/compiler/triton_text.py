@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from flame.compiler.triton_far import ANY, FAR_QUADRANT, far_turns
 from flame.dtypes import FLOAT8, bool_, by_name, float32, float64, uint8
 from flame.dtypes import dtype as DType
 from flame.ops import float8
@@ -174,6 +175,9 @@ def _first_least(a, i, b, j):
     return tl.where(left, a, b), tl.where(left, i, j)
 ''',
 }
+
+
+_LIBRARY |= {"_any": ANY, "_far_turns": far_turns(), "_far_quadrant": FAR_QUADRANT}
 
 
 class Functions:
@@ -335,6 +339,9 @@ class TritonMachine(Machine):
     # definitions written for vectors take 25 to 40. (Its sin and cos keep a table on the stack, its erfc is off by 4.)
     native = frozenset(("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "tanh", "erf"))
 
+    #: (the library's float64 ones keep a table on the stack too)
+    written = frozenset(("sin", "cos", "tan"))
+
     def __init__(self, functions: Functions):
         self.functions = functions
         self.lines: list[str] = []
@@ -367,6 +374,15 @@ class TritonMachine(Machine):
 
     def bitcast(self, x: Text, d: DType) -> Text:
         return self._line(spell("bitcast", (x,), d, self.functions), d)
+
+    def far_quadrant(self, x: Text, q: Text, r: Text, low: Text) -> tuple[Text, Text, Text]:
+        for name in ("_any", "_far_turns"):
+            self.functions.library(name)
+        f = self.functions.library("_far_quadrant")
+        names = [self.names.fresh(n) for n in ("turns", "r", "low")]
+        self.lines.append(f"    {', '.join(names)} = {f}({', '.join(v.tensor for v in (x, q, r, low))})")
+        turns, left, tail = names
+        return Text(turns, q.dtype), Text(left, float64), Text(tail, float64)
 
     def dtype(self, x: Text) -> DType:
         return x.dtype

@@ -67,6 +67,13 @@ class Machine:
         """A function of `LIBM` on float64 (or float32) values, at the platform's accuracy."""
         raise NotImplementedError
 
+    #: functions that are written out in float64 whatever the platform's library has
+    written: frozenset[str] = frozenset()
+
+    def far_quadrant(self, x: Any, q: Any, r: Any, low: Any) -> tuple[Any, Any, Any] | None:
+        """Quarter turns and radians left of a float64, right for large numbers too; None where `rarely` is for them."""
+        return None
+
     def rarely(self, name: str, condition: Any, value: Any, *x: Any) -> Any:
         """`value`, but where `condition` holds, as it rarely does, a function of `LIBM` of x: taken only where a lane needs it."""
         return self.where(condition, self.libm(name, *x), value)

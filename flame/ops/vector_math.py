@@ -35,7 +35,7 @@ def _library_in_float64(define: Define) -> Define:
     @functools.wraps(define)
     def either(m: Machine, *x: Any) -> Any:
         wide = m.dtype(x[0]) is float64
-        if wide and m.vectors and name in WIDE:
+        if wide and name in WIDE and (m.vectors or name in m.written):
             return WIDE[name](m, *x)
         return m.libm(name, *x) if wide or name in m.native else define(m, *x)
 

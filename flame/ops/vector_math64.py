@@ -164,23 +164,32 @@ def _sine_at(m: Machine, q: Any, sine: Any, cosine: Any) -> Any:
     return m.bitcast(m.bitwise_xor(m.bitcast(y, int64), m.shift_left(m.bitwise_and(q, 2), 62)), float64)
 
 
+def _by_quadrants(m: Machine, x: Any, name: str, f: Callable[..., Any]) -> Any:
+    """f(q, r, low) of the quarter turns in x; large numbers by the library where the machine does not turn them itself."""
+    near = _quadrant(m, x)
+    all_over = m.far_quadrant(x, *near)
+    return m.rarely(name, _far(m, x), f(*near), x) if all_over is None else f(*all_over)
+
+
 def sin(m: Machine, x: Any) -> Any:
-    q, r, low = _quadrant(m, x)
-    y = m.where(m.eq(x, 0.0), x, _sine_at(m, q, *_sin_cos(m, r, low)))
-    return m.rarely("sin", _far(m, x), y, x)
+    def of(q: Any, r: Any, low: Any) -> Any:
+        return m.where(m.eq(x, 0.0), x, _sine_at(m, q, *_sin_cos(m, r, low)))
+
+    return _by_quadrants(m, x, "sin", of)
 
 
 def cos(m: Machine, x: Any) -> Any:
-    q, r, low = _quadrant(m, x)
-    return m.rarely("cos", _far(m, x), _sine_at(m, m.add(q, 1), *_sin_cos(m, r, low)), x)
+    return _by_quadrants(m, x, "cos", lambda q, r, low: _sine_at(m, m.add(q, 1), *_sin_cos(m, r, low)))
 
 
 def tan(m: Machine, x: Any) -> Any:
-    q, r, low = _quadrant(m, x)
-    sine, cosine = _sin_cos(m, r, low)
-    odd = m.ne(m.bitwise_and(q, 1), 0)
-    y = m.div(m.where(odd, m.neg(cosine), sine), m.where(odd, sine, cosine))
-    return m.rarely("tan", _far(m, x), m.where(m.eq(x, 0.0), x, y), x)
+    def of(q: Any, r: Any, low: Any) -> Any:
+        sine, cosine = _sin_cos(m, r, low)
+        odd = m.ne(m.bitwise_and(q, 1), 0)
+        y = m.div(m.where(odd, m.neg(cosine), sine), m.where(odd, sine, cosine))
+        return m.where(m.eq(x, 0.0), x, y)
+
+    return _by_quadrants(m, x, "tan", of)
 
 
 #: erf(x) / x - 1 in x^2

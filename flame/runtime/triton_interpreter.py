@@ -172,6 +172,20 @@ def _repairs(tl: Any, interpreter: Any) -> list[tuple[Any, str, Any]]:
             return handle(numbers.astype(np.float32).astype(ml_dtypes.bfloat16).view(np.uint16), to.scalar)
         return cast_impl(self, handle(numbers, tl.float32), to)
 
+    def fma(self: Any, x: Any, y: Any, z: Any) -> Any:
+        """x * y + z, what the product loses taken along in float64 (Dekker's product)."""
+        a, b, c = x.data, y.data, z.data
+        if a.dtype != np.float64:
+            return handle(a * b + c, z.dtype.scalar)
+        p = a * b
+        parts = [(t := v * 134217729.0) - (t - v) for v in (a, b)]
+        (a1, b1), (a2, b2) = parts, (a - parts[0], b - parts[1])
+        lost = ((a1 * b1 - p) + a1 * b2 + a2 * b1) + a2 * b2
+        s = p + c
+        back = s - p
+        rest = (p - (s - back)) + (c - back) + lost
+        return handle(np.where(np.isfinite(rest), s + rest, s), z.dtype.scalar)
+
     def dot(self: Any, a: Any, b: Any, d: Any, *_: Any) -> Any:
         product = np.matmul(values(a).astype(d.data.dtype), values(b).astype(d.data.dtype))
         return handle(product + d.data, d.dtype.scalar)
@@ -212,6 +226,7 @@ def _repairs(tl: Any, interpreter: Any) -> list[tuple[Any, str, Any]]:
         (interpreter, "_patch_lang_tensor", patched),
         (builder, "cast_impl", cast),
         (builder, "create_fp_to_fp", lambda self, src, to, _mode: cast(self, src, to)),
+        (builder, "create_fma", fma),
         (builder, "create_dot", dot),
         (interpreter.ReduceOps, "generic_reduce", reduce),
     ]
