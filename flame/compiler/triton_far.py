@@ -1,9 +1,9 @@
 """Triton for the quarter turns in large float64 numbers, what sine, cosine and tangent begin with.
 
 CUDA's library does this by a table on each thread's stack; here the 1280 bits of 2 / pi are constants, of which a tree of
-selections takes the 256 that matter. It is a branch of the whole tile, which no tile takes that has no number beyond 2^30. The method is that
-of Payne and Hanek, "Radian Reduction for Trigonometric Functions" (1983): |x| = m 2^e, and bits of 2 / pi whose product with 2^e is
-a multiple of 4 change nothing.
+selections takes the 256 that matter. It is a branch of the whole tile, which no tile takes that has no number beyond 2^30. The
+method is that of Payne and Hanek, "Radian Reduction for Trigonometric Functions" (1983): |x| = m 2^e, and bits of 2 / pi whose
+product with 2^e is a multiple of 4 change nothing.
 """
 
 from __future__ import annotations
