@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fake_cuda
 import pytest
 
-from flame.runtime import cuda
+import flame
+from benchmarks.gpu_rows import Worker
+from flame.runtime import cuda, gpu_checks
 
 pytest.importorskip("triton", reason="Triton is installed on Linux only")
 
@@ -90,3 +93,16 @@ def test_the_benchmark_runs_on_the_fake_driver(tmp_path: Path) -> None:
     figures = results["call overhead"]
     assert set(figures) == {"flame eager", "flame compiled"}
     assert all(f["seconds"] > 0 and not f.get("differs") for f in figures.values())
+
+
+@pytest.mark.parametrize("row", ["GPT-2 training", "Llama 1B, 1024 tokens"])
+def test_rows_of_models_can_be_made(row: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launches are checked and not run, so positions are whatever memory holds: that they are out of range is no matter here."""
+    monkeypatch.setattr(fake_cuda, "run_interpreted", lambda *_: None)
+    monkeypatch.setattr(gpu_checks._Batch, "raise_if_wrong", lambda self: None)
+    with fake_cuda.gpu_for_tests():
+        worker = Worker(flame, True, True)
+        for variant in ("eager", "compiled"):
+            made = worker.answer({"prepare": row, "variant": variant})
+            assert "error" not in made, made
+        del worker
