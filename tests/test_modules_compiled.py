@@ -520,3 +520,12 @@ def test_what_a_subclass_asks_for_by_getattr_is_what_is_registered() -> None:
         _ = wrapper.depth
     with pytest.raises(AttributeError, match="'ReLU' object has no attribute 'depth'"):
         _ = nn.ReLU().depth
+
+
+@pytest.mark.parametrize(
+    "m", [nn.Linear(3, 4), nn.LayerNorm(3), nn.GELU(), nn.ReLU(), nn.Softmax(-1), nn.Dropout(), nn.GroupNorm(1, 3)]
+)
+def test_modules_that_are_one_composite_are_followed_without_their_forward(m: Any) -> None:
+    straight = type(m)._straight
+    given = straight.arguments(type(m).forward, t(2, 3), m.__dict__)
+    assert given is not None and len(given) == 1 + len(straight.names)

@@ -68,6 +68,7 @@ def guarded(f: Callable, name: str) -> Callable:
                 raise
             raise told from e
 
+    function.guards = f  # type: ignore[attr-defined]
     return function
 
 
