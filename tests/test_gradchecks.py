@@ -18,8 +18,7 @@ from flame.primitive import REGISTRY, Primitive
 from flame.tensor import wrap
 
 #: whose operands are not free: the derivative is that of symmetric matrices, or of a draw at a fixed probability
-#: flex_attention: the sample's score changes are derived by its own tests (tests/test_flex*.py)
-BOUND = {"cholesky", "eigh", "flex_attention", *(p.name for p in REGISTRY.values() if p.kind == "random")}
+BOUND = {"cholesky", "eigh", *(p.name for p in REGISTRY.values() if p.kind == "random")}
 SYMMETRIC = {"linalg.cholesky", "linalg.eigvalsh"}  #: read one triangle: their gradient answers for both
 #: casts between precisions: no differences of 1e-6 can be seen through them
 ROUNDING = {"cast"}

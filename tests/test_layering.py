@@ -30,6 +30,7 @@ LAYERS = (
     "flame.runtime",
     "flame.native",
     "flame.slots",
+    "flame.printing",
     "flame.tensor",
     "flame.autograd",
     "flame.functions",

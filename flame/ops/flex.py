@@ -18,6 +18,7 @@ Tables are tensors of any shape that steps look up, or single numbers; they have
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from flame.ops.elementwise import add, div, exp, log, mul, sub
 from flame.ops.logic import eq, where
 from flame.ops.movement import expand, reshape
 from flame.ops.reduce import amax
+from flame.ops.replay import pulled
 from flame.primitive import Number, Primitive, Spec, joint, register, registered
 
 SCORE, PLACES, TABLES = 0, 5, 5  #: the number of the score, how many values a score's place ends at, the first table's number
@@ -250,6 +252,12 @@ def _vjp(g: Any, y: Any, q: Any, k: Any, v: Any, *tables: Any, **how: Any) -> tu
     return (*flex_attention_grad(q, k, v, lse, delta, gy, *tables, **how), *(None for _ in tables))
 
 
+def _grad_vjp(g: Any, _y: Any, *operands: Any, **how: Any) -> tuple[Any, ...]:
+    steps = functools.partial(_attention_grad, **how)
+    found = pulled(steps, operands, g)[:6]
+    return (*found, *(None for _ in operands[6:]))
+
+
 # ---- the records
 
 
@@ -310,7 +318,8 @@ flex_attention_grad: Primitive = register(
     kind="opaque",
     infer=_grad_infer,
     eager=_grad_eager,
-    refused=_REFUSED | {"vjp": "for derivatives of second order write the attention out: softmax(score_mod(q @ k.mT)) @ v"},
+    vjp=joint(_grad_vjp, first=6),
+    refused=_REFUSED,
     samples=_samples("flex_attention_grad"),
     doc="flex_attention_grad(q, k, v, lse, delta, g, *tables, *, modification, scale): the cotangents of q, k and v.",
 )
