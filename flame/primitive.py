@@ -303,15 +303,31 @@ def followed(f: Callable[..., Any]) -> Callable[..., Any]:
     return _known_by_capture(f, "")
 
 
+#: composite's function -> what tells of an argument of a wrong type, asked where a call (args, kwargs) has failed
+telling: dict[Callable[..., Any], Callable[[tuple, dict], TypeError | None]] = {}
+#: what functions fail with that were given a string for a tensor or a number
+FAILURES = (AttributeError, ValueError, RuntimeError, IndexError)
+
+
+def _tell(f: Callable[..., Any], args: tuple, kwargs: dict, failure: Exception) -> None:
+    told = telling[f](args, kwargs) if f in telling else None
+    if told is not None:
+        raise told from failure
+
+
 def _known_by_capture(f: Callable[..., Any], name: str) -> Callable[..., Any]:
     @functools.wraps(f)
     def known(*args: Any, **kwargs: Any) -> Any:
-        run = force.interpreter
-        if run is not None:
-            if placement.gpu:
-                return placement.beside(lambda *a, **k: run.composite(f, name, a, k), args, kwargs)
-            return run.composite(f, name, args, kwargs)
-        return placement.beside(f, args, kwargs) if placement.gpu else f(*args, **kwargs)
+        try:
+            run = force.interpreter
+            if run is not None:
+                if placement.gpu:
+                    return placement.beside(lambda *a, **k: run.composite(f, name, a, k), args, kwargs)
+                return run.composite(f, name, args, kwargs)
+            return placement.beside(f, args, kwargs) if placement.gpu else f(*args, **kwargs)
+        except FAILURES as e:
+            _tell(f, args, kwargs, e)
+            raise
 
     policy = f.__name__
     if not has_policy(policy):
@@ -324,8 +340,12 @@ def _known_by_capture(f: Callable[..., Any], name: str) -> Callable[..., Any]:
             return casts.call(policy, known, args, kwargs)
         if placement.gpu:
             return known(*args, **kwargs)
-        run = force.interpreter
-        return f(*args, **kwargs) if run is None else run.composite(f, name, args, kwargs)
+        try:
+            run = force.interpreter
+            return f(*args, **kwargs) if run is None else run.composite(f, name, args, kwargs)
+        except FAILURES as e:
+            _tell(f, args, kwargs, e)
+            raise
 
     with_policy.policy = policy  # type: ignore[attr-defined]
     with_policy.composite = with_policy, f, name  # type: ignore[attr-defined]

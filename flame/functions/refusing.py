@@ -1,8 +1,9 @@
 """Arguments of a wrong type: `guarded(f)` tells of them as TypeError with the argument's name, wherever in `f` they came to light.
 
 A function finds out that it was given a string in place of a tensor where it first asks for a shape: as AttributeError, far from
-the call. The guard costs nothing but one more Python call until something is raised; then it holds the arguments against the
-function's annotations. `GUARDED` names the functions that need it: those that look at their arguments before a primitive or
+the call. A guard holds the arguments against the function's annotations once something was raised. Composites have a place for it
+(`flame.primitive.telling`), where it costs nothing; other functions are wrapped, which is one more Python call.
+`GUARDED` names the functions that need it: those that look at their arguments before a primitive or
 `operand` does. A test calls every public function with a string for its first tensor.
 """
 
@@ -13,6 +14,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from flame.primitive import FAILURES, telling
 from flame.tensor import Tensor
 
 #: parameters without a precise annotation that take a string: `padding="same"`, a norm's order, an equation
@@ -57,18 +59,21 @@ def _flat(v: Iterable[Any]) -> list[Any]:
 
 def guarded(f: Callable, name: str) -> Callable:
     """`f`, which raises TypeError where it fails for an argument of a wrong type."""
+    itself, inner, _ = getattr(f, "composite", (None, None, ""))
+    if itself is f and inner is not None:
+        telling[inner] = functools.partial(wrong, name, inner)
+        return f
 
     @functools.wraps(f)
     def function(*args: Any, **kwargs: Any) -> Any:
         try:
             return f(*args, **kwargs)
-        except (AttributeError, ValueError, RuntimeError, IndexError) as e:
+        except FAILURES as e:
             told = wrong(name, f, args, kwargs)
             if told is None:
                 raise
             raise told from e
 
-    function.guards = f  # type: ignore[attr-defined]
     return function
 
 
