@@ -47,7 +47,7 @@ def test_every_type_of_data_is_nvidias() -> None:
     runtime = pytest.importorskip("cuda.bindings.runtime", reason="the bindings are not installed")
     for name, number in NUMBERS.items():
         if name.startswith("CUDA_R_"):
-            assert runtime.cudaDataType[name].value == number, name
+            assert int(getattr(runtime.cudaDataType, name)) == number, name
 
 
 def test_every_declaration_is_nvidias() -> None:

@@ -82,7 +82,7 @@ class Watch:
         self._walk()
         #: whether anything is seen whose changes nobody notes
         self.loose = bool(self._sequences or self._mappings or self._cells or self._sets or self._bound)
-        self._settings = [(t, t._array, t._requires_grad) for t, _ in self.held]
+        self._settings = [(t, t._array, bool(t._requires_grad)) for t, _ in self.held]
 
     # ---- whether it still is so
 
@@ -116,7 +116,7 @@ class Watch:
             if len(d) != len(keys) or not all(map(is_, d, keys)) or not all(map(is_, d.values(), values)):
                 return False
         for t, array, requires_grad in self._settings:
-            if t._array is not array or t._requires_grad is not requires_grad:
+            if t._array is not array or bool(t._requires_grad) is not requires_grad:  # (None means no)
                 return False
             if t._hooks is not None and (t._hooks.hooks or t._hooks.post_hooks):
                 return False

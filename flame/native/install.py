@@ -30,8 +30,6 @@ class _MethodDef(ctypes.Structure):
     _fields_ = [("name", ctypes.c_char_p), ("method", ctypes.c_void_p), ("flags", ctypes.c_int), ("doc", ctypes.c_char_p)]
 
 
-#: builtins refer to these, and native code to the objects that it names: both live as long as the process
-_kept: Final[list[Any]] = []
 _ours: Final[dict[int, Any]] = {}  #: every builtin that was made, by identity
 
 
@@ -85,7 +83,7 @@ class Native:
             imports[name] = address
         obj = llvm_jit.cached_object(text, llvm_jit.baseline(), passes=1, what="native capture")
         code = llvm_jit.link(obj, symbols, imports, what="native capture")
-        _kept.append(module.objects)
+        llvm_jit.immortal(module.objects)  # (as what builtins refer to)
         self._places: list[tuple[Any, str, Any, Any]] = []
         for u in units:
             if u.shared:
@@ -173,7 +171,7 @@ def _method(function: Any, address: int, flags: int = _FASTCALL_KEYWORDS) -> _Me
     further = isinstance(function, types.FunctionType) and flags == _FASTCALL_KEYWORDS and rest(function)
     doc = f"{name}($self, /, *args, **kwargs)\n--\n\n".encode() if further else None
     made = _MethodDef(name.encode(), address, flags, doc)
-    _kept.append(made)
+    llvm_jit.immortal(made)
     return made
 
 

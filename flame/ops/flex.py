@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from flame import dtypes
-from flame.dtypes import dtype, float32, float64
+from flame.dtypes import _BY_NUMPY, dtype, float32, float64
 from flame.ops.attention import _as, _bounded, _check, _column, _flat, _grouped, _heads, _last, _repeated, _shared
 from flame.ops.contract import matmul, transposed
 from flame.ops.create import full, iota
@@ -143,7 +143,7 @@ def _eager(
         return (np.matmul(p, v) / np.where(total == 0, total.dtype.type(1), total)).astype(d), (top + np.log(total))[..., 0]
 
     y, lse = quiet.run(run)
-    return np.asarray(y, order="C"), np.asarray(lse, order="C")
+    return np.asarray(y, order="C"), np.asarray(lse, _wide(_BY_NUMPY[d]).numpy, order="C")
 
 
 def _grad_eager(

@@ -81,7 +81,7 @@ def fitted(g: Any, x: Any) -> Any:
     `g` and `x` are values of the interpreter in force.
     """
     if g.shape != x.shape:
-        lead = g.ndim - x.ndim
+        lead = len(g.shape) - len(x.shape)
         dims = tuple(i for i, d in enumerate(g.shape) if i < lead or (x.shape[i - lead] == 1 and d != 1))
         if dims:
             g = registered("sum")(g, dim=dims, keepdim=True)

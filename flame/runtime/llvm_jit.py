@@ -38,7 +38,6 @@ except ImportError:  # the interpreting backend works without
 _lock: Final = Lock()
 _machines: dict[tuple[CpuTarget, int, int], Any] = {}
 _linker: Any = None
-_kept: list[Any] = []
 _serial: Final = itertools.count()
 
 
@@ -67,6 +66,7 @@ def require() -> None:
             llvm.initialize_native_asmprinter()
             # The linker's own machine only names the platform: objects come to it compiled.
             _linker = llvm.create_lljit_compiler(_host_machine(), use_jit_link=sys.platform != "win32", suppress_errors=True)
+            immortal(_linker)
 
 
 def version() -> str:
@@ -251,6 +251,12 @@ def _prepared(text: str, cpu: CpuTarget, passes: int, codegen: int, what: str, w
     return machine, module
 
 
+def immortal(x: object) -> None:
+    """Have an object outlive the interpreter: machine code, and what it refers to, may be asked for by what is destroyed last,
+    after the globals of modules are gone."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(x))
+
+
 def link(
     obj: bytes,
     symbols: Iterable[str],
@@ -276,5 +282,5 @@ def link(
             missing = [n for n in externals if not llvm.address_of_symbol(n) and n not in (imports or {})]
             why = f"this process has no {', '.join(missing)}" if missing else str(error).strip()
             raise CompileError(f"{what}: the compiled code cannot be loaded: {why}") from error
-        _kept.append(tracker)
+        immortal(tracker)
         return Linked({name: tracker[name] for name in symbols})
