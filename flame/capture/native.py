@@ -96,7 +96,7 @@ _ATTRIBUTES: Final[dict[tuple[type, str], type]] = {
     (Capture, "spare"): Run,
     (Capture, "root"): Step,
     (Step, "plan"): segment.Plan,
-    (segment.Plan, "direct"): Executable,
+    (segment.Plan, "forward"): Compiled,
     (Step, "key"): InputKey,
     (InputKey, "spec"): Spec,
     (Step, "parent"): Step,

@@ -30,7 +30,6 @@ from flame.errors import PositionError
 from flame.ops.declare import as_operand
 from flame.primitive import Spec, placement, registered
 from flame.runtime.device import CPU
-from flame.runtime.executable import Executable
 from flame.runtime.gpu_copy import duplicate, host, overwrite
 from flame.symbol import evaluate
 from flame.tensor import Tensor
@@ -42,7 +41,7 @@ class Plan:
     """What is compiled for one path and one set of results."""
 
     __slots__ = (
-        "all_arrays", "arrays", "asked", "backward", "blocked", "device", "differentiated", "differentiated_specs", "direct",
+        "all_arrays", "arrays", "asked", "backward", "blocked", "device", "differentiated", "differentiated_specs",
         "edges", "extremes", "facts", "flags", "forward", "gradients", "graph", "input_edges", "keeps", "known", "path", "place",
         "positions", "replayed", "residuals", "scalars", "signature", "space", "steady", "updated", "values",
     )  # fmt: skip
@@ -132,7 +131,6 @@ class Plan:
             raise AssertionError("a result's gradient edge is not among the results")
         self.differentiated_specs = tuple(made[e].spec for e in self.differentiated)
         self.known = len(self.space.facts) if self.space is not None else 0
-        self.direct: Executable | None = None  #: all that forward is, where it is the same for all calls
         self.steady = False  #: whether it fits whatever sizes there are
         self.backward: Compiled | None = None
         self.facts: tuple = ()
@@ -157,7 +155,6 @@ class Plan:
         self.facts = tuple(self.space.facts) if self.space is not None else ()
         if self.space is None and not self.forward.symbols:
             self.steady = self.forward.more is None
-            self.direct = self.forward.executable if type(self.forward.executable) is Executable else None
 
     def _updates(self, run: Any) -> list[tuple[int, int]]:
         """Pairs (input, result) of outside memory that is written whole: its new value may be computed into it.
@@ -335,11 +332,7 @@ def flush(run: Any, leaf: Step) -> None:
     for w in run.written:  # kernels may compute a new value where the old one lies
         if w.storage.keepers is not None:
             about_to_write(w.storage)
-    program = plan.direct
-    if program is not None:
-        results = program(inputs)
-    else:
-        results = plan.forward(inputs) if plan.space is None else plan.forward(inputs, plan.sizes(run.bindings))
+    results = plan.forward(inputs) if plan.space is None else plan.forward(inputs, plan.sizes(run.bindings))
     if plan.flags:
         _look_at_flags(plan, results)
     if plan.extremes:
