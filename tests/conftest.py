@@ -57,7 +57,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.option.markexpr != "gpu" or "PYTEST_XDIST_WORKER" in os.environ:
+    if config.option.markexpr != "gpu" or hasattr(config, "workerinput"):
         return
     to = config.getoption("--one-process")
     if to is None:

@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 
 import flame
+from flame.autograd import tape
 from flame.autograd.watch import watching
 from flame.capture import native
 from flame.native import layout
+from flame.primitive import REGISTRY
 
 pytestmark = pytest.mark.skipif(bool(layout.usable()), reason=layout.usable())
 
@@ -202,3 +204,20 @@ def test_native_code_is_made_once_there_were_many_operations(monkeypatch: pytest
     x + x
     native.wait()
     assert native._State.force == ("eager",)
+
+
+@pytest.mark.parametrize("kind", [IndexError, ValueError, RuntimeError])
+def test_an_operation_that_raises_is_not_run_again(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU found out about an earlier operation is raised once, and an operator of the user's may write to something."""
+    runs = []
+
+    def raises(*_: object, **__: object) -> None:
+        runs.append(kind)
+        raise kind("no")
+
+    x, exp = flame.ones(3), REGISTRY["exp"]
+    exp(x)
+    monkeypatch.setitem(tape._MEANINGS, exp, (raises, tape._MEANINGS[exp][1]))
+    with pytest.raises(kind, match="^no$"):
+        exp(x)
+    assert len(runs) == 1

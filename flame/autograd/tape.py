@@ -114,9 +114,13 @@ class Eager:
             infer(primitive, operands, params)
             admitted.add(kind)
         try:
-            got = meaning(*arrays, **params)
-        except _REFUSED:
-            got = _again(meaning, primitive, operands, arrays, params)
+            try:
+                got = meaning(*arrays, **params)
+            except MemoryError:
+                got = _with_more_room(meaning, primitive, operands, arrays, params)
+        except BaseException:  # (what raised is not run again: on a GPU what failed before it is told once)
+            infer(primitive, operands, params)
+            raise
         if type(got) is tuple:
             return _several(primitive, operands, params, got, record)
         t = _new(Tensor)
@@ -182,17 +186,6 @@ class Eager:
     def composite(self, f: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> Any:
         """A named function over primitives."""
         return f(*args, **kwargs)
-
-
-def _again(meaning: Callable, primitive: Primitive, operands: tuple, arrays: list, params: dict) -> Any:
-    """`meaning(*arrays, **params)`, which raised: in the primitive's own words, if the operands do not fit."""
-    try:
-        return meaning(*arrays, **params)
-    except MemoryError:
-        return _with_more_room(meaning, primitive, operands, arrays, params)
-    except (ValueError, TypeError, IndexError, OverflowError):
-        infer(primitive, operands, params)
-        raise
 
 
 def _with_more_room(meaning: Callable, primitive: Primitive, operands: tuple, arrays: list, params: dict) -> Any:
