@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 
 import nbclient
 import nbformat
@@ -21,7 +22,7 @@ def run(path: str, keep: bool) -> None:
     if keep:
         for cell in notebook.cells:
             cell.metadata.pop("execution", None)  # when each cell ran: another time with every run
-        nbformat.write(notebook, path)
+        Path(path).write_text(nbformat.writes(notebook).replace(f"{Path.cwd()}/", "") + "\n", encoding="utf-8")
     cells = sum(cell.cell_type == "code" for cell in notebook.cells)
     print(f"{path}: {cells} code cells ran in {time.perf_counter() - start:.1f} s")
 

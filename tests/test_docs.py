@@ -1,8 +1,9 @@
-"""The pages of docs/: their programs run, their links lead somewhere, their pictures are drawn."""
+"""The pages of docs/: their programs run, their links lead somewhere, their pictures are drawn; notebooks show what they draw."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -61,3 +62,14 @@ def test_pictures_are_drawn_and_there():
         assert (ROOT / "docs" / "pictures" / f"{name}.svg").exists()
     used = {m for p in PAGES for m in re.findall(r"\(pictures/(\w+)\.svg\)", p.read_text(encoding="utf-8"))}
     assert used == {p.stem for p in (ROOT / "docs" / "pictures").glob("*.svg")}
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_notebooks_show_what_they_print_and_draw(page):
+    text = page.read_text(encoding="utf-8")
+    cells = [c for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
+    assert [c["execution_count"] for c in cells] == list(range(1, len(cells) + 1)), "run scripts/run_notebook.py --keep"
+    shown = [o for c in cells for o in c["outputs"]]
+    assert not [o for o in shown if o["output_type"] == "error" or o.get("name") == "stderr"]
+    assert any(kind.startswith("image/") for o in shown for kind in o.get("data", ()))
+    assert not re.search(r"(/home/|/root/|/Users/|/tmp/)", text)
