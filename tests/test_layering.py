@@ -25,6 +25,7 @@ LAYERS = (
     "flame.symbol",
     "flame.precision",
     "flame.primitive",
+    "flame.interpreting",
     "flame.ops",
     "flame.compiler",
     "flame.runtime",

@@ -29,6 +29,7 @@ from flame.compiler.llvm_text import (
     memory_element,
     module,
     repeat,
+    store_tile,
     suffix,
     transpose,
     wide,
@@ -484,17 +485,5 @@ class _Writer:
             return sums
 
         sums = f.loop(0, "%depth", 4, [(self.v, "zeroinitializer")] * (self.rows * self.vectors), four)
-        places = []
-        for r in range(self.rows):
-            line = f.address("%to", f.mul("%to_row", r), self.t)
-            places += [f.address(line, j * self.lanes, self.t) for j in range(self.vectors)]
-
-        def store(values: list[str]) -> None:
-            for x, place in zip(values, places, strict=True):
-                f.store(self.v, x, place, self.align)
-
-        def add() -> None:
-            store([f.emit(f"fadd {self.v} {x}, {f.load(self.v, p, self.align)}") for x, p in zip(sums, places, strict=True)])
-
-        f.choose(f.emit("icmp ne i64 %goes_on, 0"), add, lambda: store(sums))
+        store_tile(f, sums, self.rows, self.t, self.lanes)
         return f

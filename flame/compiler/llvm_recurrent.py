@@ -10,10 +10,23 @@ Narrow floats are computed in float32. `flame.compiler.llvm_recurrent_grad` writ
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from flame.compiler.llvm_machine import LlvmMachine, Value
-from flame.compiler.llvm_text import Function, Int, element, memory_element, module, repeat, suffix, transpose, vector, wide
+from flame.compiler.llvm_text import (
+    Function,
+    Int,
+    element,
+    memory_element,
+    module,
+    repeat,
+    store_tile,
+    suffix,
+    transpose,
+    vector,
+    wide,
+)
 from flame.compiler.recurrent_plan import GATES, Recurrent, RecurrentRoutine
 from flame.compiler.target_cpu import CpuTarget
 from flame.dtypes import float32, float64
@@ -24,7 +37,7 @@ def forward(what: Recurrent, target: CpuTarget) -> RecurrentRoutine:
     return _Forward(what, target).routine()
 
 
-class RecurrentWriter:
+class RecurrentWriter(ABC):
     """What both ways have in common."""
 
     name = ""
@@ -69,12 +82,13 @@ class RecurrentWriter:
         text = f"; {self.name} {self.what}\n" + module([*self.tiles.values(), f])
         return RecurrentRoutine(text, self.name, self.what, fixed, each, self.wide.itemsize)
 
+    @abstractmethod
     def _sizes(self) -> list[tuple[str, int, int]]:
         """Scratch memory: its name, a constant number of elements, and how many more for each row."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _chunk(self) -> None:
-        raise NotImplementedError
+        """Write all steps of some rows of the batch."""
 
     def _scratch(self) -> tuple[int, int]:
         self._places: dict[str, tuple[int, int]] = {}
@@ -227,9 +241,9 @@ class RecurrentWriter:
         self.f.do(f"call void @{self.name}_tile{rows}({given})")
 
     @property
+    @abstractmethod
     def vectors(self) -> int:
         """Of a tile's width."""
-        raise NotImplementedError
 
     def _tile_function(self, rows: int) -> Function:
         parameters = [("ptr noalias", "left"), ("i64", "row"), ("ptr noalias", "right"), ("ptr noalias", "to")]
@@ -255,19 +269,7 @@ class RecurrentWriter:
             return sums
 
         sums = f.loop(0, "%depth", 4, [(self.v, "zeroinitializer")] * (rows * self.vectors), four)
-        places = []
-        for r in range(rows):
-            line = f.address("%to", f.mul("%to_row", r), self.t)
-            places += [f.address(line, j * self.lanes, self.t) for j in range(self.vectors)]
-
-        def store(values: list[str]) -> None:
-            for x, place in zip(values, places, strict=True):
-                f.store(self.v, x, place, self.align)
-
-        def add() -> None:
-            store([f.emit(f"fadd {self.v} {x}, {f.load(self.v, p, self.align)}") for x, p in zip(sums, places, strict=True)])
-
-        f.choose(f.emit("icmp ne i64 %goes_on, 0"), add, lambda: store(sums))
+        store_tile(f, sums, rows, self.t, self.lanes)
         return f
 
     def _multiply(

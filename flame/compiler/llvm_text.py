@@ -325,6 +325,24 @@ def transpose(f: Function, t: str, rows: list[str], lanes: int) -> list[str]:
     return x
 
 
+def store_tile(f: Function, values: list[str], rows: int, t: str, lanes: int) -> None:
+    """Put a tile's vectors, row by row, at `%to`, rows `%to_row` elements apart; where `%goes_on` is not 0 they are added."""
+    v, align = wide(t, lanes), {"float": 4, "double": 8}[t]
+    places = []
+    for r in range(rows):
+        line = f.address("%to", f.mul("%to_row", r), t)
+        places += [f.address(line, j * lanes, t) for j in range(len(values) // rows)]
+
+    def store(values: list[str]) -> None:
+        for x, place in zip(values, places, strict=True):
+            f.store(v, x, place, align)
+
+    def add() -> None:
+        store([f.emit(f"fadd {v} {x}, {f.load(v, p, align)}") for x, p in zip(values, places, strict=True)])
+
+    f.choose(f.emit("icmp ne i64 %goes_on, 0"), add, lambda: store(values))
+
+
 def module(functions: Sequence[Function], constants: Sequence[str] = ()) -> str:
     """The module of these functions. Equal functions give equal text."""
     helpers = {n: h for f in functions for n, h in f.helpers.items()}

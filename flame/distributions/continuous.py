@@ -6,10 +6,11 @@ import math
 from typing import Any
 
 from flame.distributions import constraints
+from flame.distributions.covariance import covariance_factor
 from flame.distributions.distribution import HALF_LOG_TWO_PI, POSITIVE, REAL, Distribution, broadcast_all
 from flame.functions import PUBLIC
 from flame.functions.random import gaussian, uniform
-from flame.linalg import cholesky, solve_triangular
+from flame.linalg import solve_triangular
 from flame.primitive import broadcast_shapes
 from flame.tensor import Tensor
 
@@ -320,20 +321,9 @@ class MultivariateNormal(Distribution):
         scale_tril: Tensor | None = None,
         validate_args: bool | None = None,
     ):
-        given = [m for m in (covariance_matrix, precision_matrix, scale_tril) if m is not None]
-        if len(given) != 1:
-            raise ValueError("Exactly one of covariance_matrix or precision_matrix or scale_tril may be specified.")
         if loc.ndim < 1:
             raise ValueError("loc must be at least one-dimensional.")
-        m = given[0]
-        if m.ndim < 2:
-            raise ValueError("the matrix must be at least two-dimensional, with optional leading batch dimensions")
-        if scale_tril is None:
-            try:
-                m = cholesky(m if covariance_matrix is not None else PUBLIC["inverse"](m))
-            except RuntimeError as e:
-                name = "covariance_matrix" if covariance_matrix is not None else "precision_matrix"
-                raise ValueError(f"Expected parameter {name} to be positive definite: {e}") from None
+        m = covariance_factor(covariance_matrix, precision_matrix, scale_tril)
         n = loc.shape[-1]
         batch = broadcast_shapes(tuple(m.shape[:-2]), tuple(loc.shape[:-1]))
         self.loc = PUBLIC["broadcast_to"](loc, (*batch, n))

@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 from flame.distributions import constraints
+from flame.distributions.covariance import covariance_factor
 from flame.distributions.distribution import HALF_LOG_TWO_PI, POSITIVE, REAL, Distribution, broadcast_all
 from flame.distributions.gamma import Beta, drawn_gamma, least
 from flame.functions import PUBLIC
@@ -20,18 +21,6 @@ log, mvlgamma, broadcast_to = PUBLIC["log"], PUBLIC["mvlgamma"], PUBLIC["broadca
 
 def _counted(n: int, like: Tensor, start: int = 0) -> Tensor:
     return PUBLIC["arange"](start, start + n, dtype=like.dtype)
-
-
-def _factor(covariance: Tensor | None, precision: Tensor | None, scale_tril: Tensor | None) -> Tensor:
-    """The lower Cholesky factor of the covariance that one of the three matrices stands for."""
-    if scale_tril is not None:
-        return scale_tril
-    name, m = ("covariance_matrix", covariance) if covariance is not None else ("precision_matrix", precision)
-    assert m is not None
-    try:
-        return cholesky(m if covariance is not None else PUBLIC["inverse"](m))
-    except RuntimeError as e:
-        raise ValueError(f"Expected parameter {name} to be positive definite: {e}") from None
 
 
 class Wishart(Distribution):
@@ -54,12 +43,7 @@ class Wishart(Distribution):
         scale_tril: Tensor | None = None,
         validate_args: bool | None = None,
     ):
-        given = [m for m in (covariance_matrix, precision_matrix, scale_tril) if m is not None]
-        if len(given) != 1:
-            raise AssertionError("Exactly one of covariance_matrix or precision_matrix or scale_tril may be specified.")
-        if given[0].ndim < 2:
-            raise ValueError("scale_tril must be at least two-dimensional, with optional leading batch dimensions")
-        m = _factor(covariance_matrix, precision_matrix, scale_tril)
+        m = covariance_factor(covariance_matrix, precision_matrix, scale_tril, AssertionError)
         n = m.shape[-1]
         if not isinstance(df, Tensor):
             df = PUBLIC["tensor"](float(df), dtype=m.dtype)

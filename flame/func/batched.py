@@ -18,6 +18,7 @@ from typing import Any
 from flame.autograd.engine import eager_backward, eager_grad
 from flame.autograd.tape import Node, assign, eager_assign, edge, requires_grad
 from flame.func.rules import RULES, moved
+from flame.interpreting import Inner
 from flame.primitive import Primitive, Spec, force, registered
 from flame.tensor import Size, Tensor, View
 
@@ -109,7 +110,7 @@ def batched(value: Tensor, batch: bool, batching: Batching) -> Batched:
     return t
 
 
-class Batching:
+class Batching(Inner):
     """The interpreter of one vmap over `size` examples."""
 
     next: Any = None  #: (a captured path would have its next step here)
@@ -163,15 +164,6 @@ class Batching:
                     t._node = (node, i)
         return outs[0] if single else outs
 
-    def below(self, f: Callable, *args: Any, **kwargs: Any) -> Any:
-        """Call f under the outer interpreter, which may put another one in its own place."""
-        force.interpreter = self.outer
-        try:
-            return f(*args, **kwargs)
-        finally:
-            self.outer = force.interpreter
-            force.interpreter = self
-
     def _link(self, t: Batched, x: Any, primitive: Primitive, params: dict) -> None:
         """A view of an example is a view where the values are one."""
         if not _one_memory(t._value, x._value):
@@ -181,16 +173,10 @@ class Batching:
         v = x._view
         t._view = View(x, (step,), storage.version) if v is None else View(v.base, (*v.chain, step), storage.version)
 
-    def composite(self, f: Callable, name: str, args: tuple, kwargs: dict) -> Any:
-        return f(*args, **kwargs)
-
     def owns(self, x: Any) -> bool:
         return isinstance(x, Batched) and x._batching is self
 
     # ---------------------------------------------------------------- what else interpreters are asked for
-
-    def follow_inplace(self, primitive: Primitive, target: Tensor, others: tuple) -> bool:
-        return False
 
     def assign(self, target: Any, value: Any) -> Tensor:
         if not self.owns(target):
@@ -215,17 +201,6 @@ class Batching:
 
     def update(self, f: Callable, tensors: Sequence[Tensor], numbers: tuple) -> None:
         f(tensors, numbers)
-
-    def read(self, t: Tensor) -> None:
-        if self.outer is not None:
-            self.below(self.outer.read, t)
-
-    def outside(self, f: Callable, reason: Any, what: str = "") -> Any:
-        return f()
-
-    def leave(self, reason: Any, what: str = "") -> None:
-        if self.outer is not None:
-            self.below(self.outer.leave, reason, what)
 
     def leads_below(self, t: Tensor) -> bool:
         """Whether the values of a batched tensor carry gradient from outside."""

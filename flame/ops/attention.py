@@ -369,6 +369,13 @@ def _grad_vjp(
 _cases = (((), 3, 5, 2, 4), ((2,), 1, 1, 1, 1), ((2, 3), 7, 4, 5, 3), ((1,), 20, 20, 8, 8))
 
 
+def sample_of_gradient(forward: Callable, qkv: tuple, g: np.ndarray, more: tuple, how: dict[str, Any]) -> tuple[tuple, dict]:
+    """What a forward pass's gradient is called with, given the cotangent `g`."""
+    y, lse = forward(*qkv, *more, **how)
+    wide = widened if is_narrow(g.dtype) else np.asarray
+    return (*qkv, lse, np.asarray((wide(g) * wide(y)).sum(-1)), g, *more), how
+
+
 def _samples(name: str) -> Callable[[], Iterator[tuple[tuple, dict]]]:
     def samples() -> Iterator[tuple[tuple, dict]]:
         r = draws(name)
@@ -387,10 +394,7 @@ def _samples(name: str) -> Callable[[], Iterator[tuple[tuple, dict]]]:
                     if name == "attention":
                         yield (q, k, v, *more), how
                         continue
-                    g = draw(r, d, (*lead, t, w), -1, 1)
-                    y, lse = _eager(q, k, v, *more, **how)
-                    wide = widened if is_narrow(g.dtype) else np.asarray
-                    yield (q, k, v, lse, np.asarray((wide(g) * wide(y)).sum(-1)), g, *more), how
+                    yield sample_of_gradient(_eager, (q, k, v), draw(r, d, (*lead, t, w), -1, 1), more, how)
 
     return samples
 

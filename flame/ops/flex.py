@@ -28,7 +28,19 @@ import numpy as np
 
 from flame import dtypes
 from flame.dtypes import _BY_NUMPY, dtype, float32, float64
-from flame.ops.attention import _as, _bounded, _check, _column, _flat, _grouped, _heads, _last, _repeated, _shared
+from flame.ops.attention import (
+    _as,
+    _bounded,
+    _check,
+    _column,
+    _flat,
+    _grouped,
+    _heads,
+    _last,
+    _repeated,
+    _shared,
+    sample_of_gradient,
+)
 from flame.ops.contract import matmul, transposed
 from flame.ops.create import full, iota
 from flame.ops.declare import draw, draws, is_narrow, quiet, widened
@@ -295,10 +307,7 @@ def _samples(name: str) -> Callable[[], Iterator[tuple[tuple, dict]]]:
                 if name == "flex_attention":
                     yield (q, k, v, table), how
                     continue
-                g = draw(r, d, (2, 2, 7, 3), -1, 1)
-                y, lse = _eager(q, k, v, table, **how)
-                wide = widened if is_narrow(g.dtype) else np.asarray
-                yield (q, k, v, lse, np.asarray((wide(g) * wide(y)).sum(-1)), g, table), how
+                yield sample_of_gradient(_eager, (q, k, v), draw(r, d, (2, 2, 7, 3), -1, 1), (table,), how)
 
     return samples
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from flame import dtypes
+from flame.interpreting import Inner
 from flame.ops.flex import TABLES, Step, V
 from flame.primitive import Primitive, Spec, force, registered
 from flame.tensor import Size, Tensor
@@ -66,7 +67,7 @@ class StandIn(Tensor):
         return f"StandIn(%{self._number.n}: {self._spec})"
 
 
-class Tracing:
+class Tracing(Inner):
     """The interpreter of one trace; `outer` is the one below it."""
 
     next: Any = None
@@ -141,33 +142,8 @@ class Tracing:
 
     # ---------------------------------------------------------------- what else interpreters are asked for
 
-    def below(self, f: Callable, *args: Any, **kwargs: Any) -> Any:
-        force.interpreter = self.outer
-        try:
-            return f(*args, **kwargs)
-        finally:
-            self.outer = force.interpreter
-            force.interpreter = self
-
-    def composite(self, f: Callable, name: str, args: tuple, kwargs: dict) -> Any:
-        return f(*args, **kwargs)
-
-    def follow_inplace(self, primitive: Primitive, target: Tensor, others: tuple) -> bool:
-        return False
-
     def assign(self, target: Any, value: Any) -> Tensor:
         raise RuntimeError(f"{self.what}: nothing may be written in it: use operations that give new tensors")
-
-    def read(self, t: Tensor) -> None:
-        if self.outer is not None:
-            self.below(self.outer.read, t)
-
-    def outside(self, f: Callable, reason: Any, what: str = "") -> Any:
-        return f()
-
-    def leave(self, reason: Any, what: str = "") -> None:
-        if self.outer is not None:
-            self.below(self.outer.leave, reason, what)
 
     def detach(self, t: Tensor) -> Tensor:
         return t if isinstance(t, StandIn) else self.below(t.detach)  # type: ignore[attr-defined]
