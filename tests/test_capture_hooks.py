@@ -62,6 +62,28 @@ class Counting(Function):
 
 
 @program
+def hooked_leaves_are_frozen_and_thawed_between_forward_and_backward(wrap):
+    """The leaf's end of the tape, and its hooks, are those that the first graph knows."""
+    w, seen = tensor(3, seed=1, grad=True), []
+    w.register_hook(lambda g: seen.append(g.detach() * 1.0))
+    w.register_post_accumulate_grad_hook(lambda p: seen.append(None if p.grad is None else p.grad.clone()))
+
+    @wrap
+    def f(x, thaw):
+        y = (w * x).exp().sum()
+        w.requires_grad_(False)
+        z = (w * x).sum()
+        if thaw:
+            w.requires_grad_(True)
+            z = z + (w * x * x).sum()
+        (y + z).backward()
+        w.requires_grad_(True)
+        return z.detach(), len(seen)
+
+    return drive(f, [(x, i % 3 != 2) for i, x in enumerate(batches(3))], w, lambda: seen[-3:])
+
+
+@program
 def leaf_hooks_of_all_kinds(wrap):
     w, v = tensor(3, seed=1, grad=True), tensor(3, seed=2, grad=True)
     seen: list = []

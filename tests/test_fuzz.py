@@ -174,6 +174,13 @@ PAST: list[tuple[str, Program]] = [
         "a part of a backward pass while sizes are symbolic",
         [("shape_loop", 0.021, 0.594, 0.573), ("retained", 0.106, 0.64, 0.434), ("given_cotangent", 0.579, 0.093, 0.284)],
     ),
+    (
+        "a leaf that was frozen in between has one end of the tape, with its hook",
+        [
+            ("add", 0.868, 0.862, 0.893), ("post_hook", 0.505, 0.132, 0.503), ("stack_unbind", 0.739, 0.392, 0.533),
+            ("toggled", 0.82, 0.866, 0.392),
+        ],
+    ),
 ]  # fmt: skip
 
 #: Programs that differed in kernels, by the rounding of 16-bit numbers that kernels do not store.

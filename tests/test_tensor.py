@@ -496,6 +496,37 @@ def test_hooks_on_tensors() -> None:
         flame.ones(1).register_hook(print)
 
 
+def test_a_leaf_has_one_end_of_the_tape_as_long_as_a_graph_knows_it() -> None:
+    """What PyTorch does where a leaf is frozen between forward and backward."""
+
+    def frozen() -> tuple[Any, Any, list]:
+        w, log = flame.tensor([1.0, 2.0], requires_grad=True), []
+        w.register_hook(lambda g: log.append(("gradient", g.tolist())))
+        w.register_post_accumulate_grad_hook(lambda p: log.append(("there", None if p.grad is None else p.grad.tolist())))
+        y = (w * 2).sum()
+        w.requires_grad_(False)
+        return w, y, log
+
+    w, y, log = frozen()
+    w.requires_grad_(True)
+    (y + (w * 3).sum()).backward()
+    assert log == [("gradient", [5.0, 5.0]), ("there", [5.0, 5.0])] and w.grad.tolist() == [5.0, 5.0]
+    w, y, log = frozen()
+    y.backward(retain_graph=True)
+    assert log == [("gradient", [2.0, 2.0]), ("there", None)] and w.grad is None, "it wants none any more"
+    w.requires_grad_(True)
+    assert flame.autograd.grad(y, [w])[0].tolist() == [2.0, 2.0]
+    w, y, log = frozen()
+    w.mul_(flame.ones(2, requires_grad=True))
+    with pytest.raises(RuntimeError, match="moved into the graph interior"):
+        y.backward()
+    w = flame.tensor([1.0, 2.0], requires_grad=True)
+    y = (w * 2).sum()
+    w.detach_()
+    y.backward()
+    assert w.grad is None
+
+
 class Cube(flame.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Any, scale: float) -> Any:

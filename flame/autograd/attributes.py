@@ -151,8 +151,7 @@ def requires_grad_(self: Tensor, requires_grad: bool = True) -> Tensor:
     run = force.interpreter
     if run is not None:
         run.leave(REQUIRES_GRAD_CHANGED)
-    self._requires_grad = bool(requires_grad)
-    self._accumulator = None
+    self._requires_grad = bool(requires_grad)  # (its end of the tape stays the one that graphs and hooks know)
     changes.note()
     return self
 

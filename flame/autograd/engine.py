@@ -270,9 +270,15 @@ def heard(hook: Callable, g: Any) -> Any:
 
 
 def accumulate_into(leaf: AccumulateGrad, g: Tensor, create_graph: bool) -> None:
-    """leaf.grad += g. The first one is a copy: rules may hand one tensor to two leaves."""
+    """leaf.grad += g, if it still wants one. The first one is a copy: rules may hand one tensor to two leaves.
+
+    Raises RuntimeError where the leaf is the result of an operation by now.
+    """
     t = leaf.tensor
-    accumulate(t, g, create_graph)
+    if t._node is not None:
+        raise RuntimeError("leaf variable has been moved into the graph interior")
+    if t._requires_grad:
+        accumulate(t, g, create_graph)
     if leaf.post_hooks:
         for hook in list(leaf.post_hooks.values()):
             hook(t)
