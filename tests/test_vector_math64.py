@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
 import flame
-from flame.ops.machine import NumpyMachine
-from flame.ops.vector_math64 import WIDE
+from flame.ops.machine import NumpyMachine, lgamma
+from flame.ops.vector_math import WIDE
 
 pytestmark = pytest.mark.skipif(np.finfo(np.longdouble).nmant < 60, reason="needs a long double of more than 64 bits as oracle")
 SPECIAL = [
@@ -45,26 +46,40 @@ def arguments(seed: int, n: int) -> np.ndarray:
     return np.concatenate([SPECIAL, bits, *spans, 1 + r.uniform(-1e-6, 1e-6, n // 4)])
 
 
-def assert_within(got: np.ndarray, want: np.ndarray, bound: float, x: np.ndarray) -> None:
+def assert_within(got: np.ndarray, want: np.ndarray, bound: float, *x: np.ndarray) -> None:
     with np.errstate(all="ignore"):
         close = want.astype(np.float64)
         np.testing.assert_array_equal(np.isnan(got), np.isnan(close))
         finite = np.isfinite(close) & np.isfinite(got)
         odd = ~np.isnan(close) & ~finite & (got != close)
-        assert not (odd & (np.abs(want) < 1.797693134862315e308)).any(), x[odd]
+        assert not (odd & (np.abs(want) < 1.797693134862315e308)).any(), [v[odd] for v in x]
         unit = np.maximum(np.spacing(np.abs(close)), 5e-324)
         error = np.where(finite, np.abs(got - want) / unit, 0)
     worst = int(error.argmax())
-    assert error[worst] <= bound, f"{float(error[worst]):.3g} units at {x[worst]!r}: {got[worst]!r}, not {close[worst]!r}"
+    assert error[worst] <= bound, (
+        f"{float(error[worst]):.3g} units at {[v[worst] for v in x]}: {got[worst]!r}, not {close[worst]!r}"
+    )
     zero = close == 0
     np.testing.assert_array_equal(np.signbit(got[zero & (got == 0)]), np.signbit(close[zero & (got == 0)]))
 
 
 ANGLES = {"sin", "cos", "tan"}
-#: the C library's, within a unit
-BY_ONE = {"erf": np.vectorize(math.erf, otypes=[float]), "erfc": np.vectorize(math.erfc, otypes=[float])}
+#: the C library's, within a unit; of lgamma within two
+BY_ONE = {
+    "erf": np.vectorize(math.erf, otypes=[float]),
+    "erfc": np.vectorize(math.erfc, otypes=[float]),
+    "lgamma": np.vectorize(lgamma, otypes=[float]),
+}
+EXACT: dict[str, Callable[..., np.ndarray]] = {
+    **{n: getattr(np, n) for n in "exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh".split()},
+    **{"a" + n: getattr(np, "arc" + n) for n in "sin cos tan tan2 cosh".split()},
+    "pow": np.power,
+    **BY_ONE,
+}
 #: of those that need an fma that rounds once, which NumPy does not have
-BOUND = {"sin": 2.0, "cos": 2.0, "tan": 4.0, "erf": 2.5, "erfc": 2.5}
+BOUND = dict.fromkeys(("sin", "cos", "log2", "log10", "pow", "atan", "acosh"), 2.0)
+BOUND |= {"tan": 4.0, "erf": 2.5, "erfc": 2.5, "lgamma": 6.0}
+BINARY = ("pow", "atan2")
 
 
 def angles() -> np.ndarray:
@@ -76,32 +91,62 @@ def angles() -> np.ndarray:
     return np.concatenate([near, -near, r.uniform(-(2.0**31), 2.0**31, 20_000), hard])
 
 
-@pytest.mark.parametrize("name", sorted(WIDE))
-def test_within_two_units(name: str) -> None:
+def operands(name: str) -> tuple[np.ndarray, ...]:
     x = arguments(7, 10_000 if name in BY_ONE else 100_000)
+    r = np.random.default_rng(9)
     if name in ANGLES:
         x = np.concatenate([x, angles()])
+    if name == "lgamma":
+        return (
+            np.concatenate([x, *(k + r.normal(0, d, 500) for k in (0, 1, 2) for d in (1e-9, 1e-3)), r.uniform(0, 9, 10_000)]),
+        )
+    if name not in BINARY:
+        return (x,)
+    pairs = np.array(np.meshgrid(SPECIAL, SPECIAL)).reshape(2, -1)
+    near = 1 + r.uniform(-1e-5, 1e-5, 20_000)
+    bases = np.concatenate([x, pairs[0], r.uniform(0, 4, 20_000), near, -np.arange(1.0, 40), np.arange(40.0)])
+    exponents = np.concatenate([r.permutation(x), pairs[1], r.uniform(-600, 600, 20_000), r.uniform(-7e7, 7e7, 20_000)])
+    return bases, np.concatenate([exponents, np.arange(-20.0, 19), r.integers(-300, 300, 40)])
+
+
+@pytest.mark.parametrize("name", sorted(WIDE))
+def test_within_two_units(name: str) -> None:
+    x = operands(name)
     with np.errstate(all="ignore"):
-        want = BY_ONE[name](x).astype(np.longdouble) if name in BY_ONE else getattr(np, name)(x.astype(np.longdouble))
+        wide = x if name in BY_ONE else tuple(v.astype(np.longdouble) for v in x)
+        want = EXACT[name](*wide).astype(np.longdouble)
         if name not in BOUND:
-            assert_within(WIDE[name](VectorMachine(), x), want, 3.0, x)  # (NumPy's fma rounds twice)
-    f = flame.compile(lambda t: getattr(flame, name)(t))
+            assert_within(WIDE[name](VectorMachine(), *x), want, 3.0, *x)  # (NumPy's fma rounds twice)
+    f = flame.compile(lambda *t: getattr(flame, name)(*t))
     for _ in range(3):
-        got = f(flame.tensor(x)).numpy()
-    assert_within(got, want, BOUND.get(name, 2.0), x)
+        got = f(*map(flame.from_numpy, x)).numpy()
+    assert_within(got, want, BOUND.get(name, 2.0), *x)
+
+
+def test_powers_of_the_base_have_exact_logarithms() -> None:
+    f = flame.compile(lambda a, b: (a.log2(), b.log10(), flame.pow(2.0, a.log2()), flame.exp2(a.log2())))
+    two, ten = 2.0 ** np.arange(-1074, 1024), 10.0 ** np.arange(23)
+    for _ in range(3):
+        of_2, of_10, *again = (t.numpy() for t in f(flame.from_numpy(two), flame.from_numpy(ten)))
+    np.testing.assert_array_equal(of_2, np.arange(-1074, 1024))
+    np.testing.assert_array_equal(of_10, np.arange(23))
+    for back in again:
+        np.testing.assert_array_equal(back, two)
 
 
 @pytest.mark.parametrize("name", [*sorted(WIDE), "sigmoid", "softplus", "softmax"])
 def test_kernels_of_float64_call_no_library(name: str) -> None:
     def take(t: Any) -> Any:
+        if name in BINARY:
+            return getattr(flame, name)(t, t + 1)
         return (
             flame.nn.functional.softmax(t, -1)
             if name == "softmax"
-            else getattr(flame.nn.functional, name, getattr(flame, name, None))(t)
+            else (getattr(flame.nn.functional, name, None) or getattr(flame, name))(t)
         )
 
     f = flame.compile(take)
     for _ in range(3):
-        f(flame.randn(4, 33).double())
-    text = "".join(k.llvm.split("@rarely_")[0] if name in ANGLES else k.llvm for k in f.kernels)
+        f(flame.rand(4, 33).double() + 1)
+    text = "".join(k.llvm.split("@rarely_")[0] if name in ANGLES | {"lgamma"} else k.llvm for k in f.kernels)
     assert text and f"@{name}(" not in text.split("define", 1)[1] and "@exp(" not in text

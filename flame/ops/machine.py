@@ -14,6 +14,7 @@ rounds halves to even.
 
 from __future__ import annotations
 
+import ctypes
 import math
 from typing import Any
 
@@ -129,12 +130,14 @@ class NumpyMachine(Machine):
     def libm(self, name: str, *x: Any) -> Any:
         spelled = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "atan2": "arctan2", "pow": "power"}.get(name, name)
         with np.errstate(all="ignore"):
-            f = getattr(np, spelled, None) or np.vectorize(_never_raising(getattr(math, name)), otypes=[np.asarray(x[0]).dtype])
+            if (f := getattr(np, spelled, None)) is None:
+                of_one = lgamma if name == "lgamma" else _never_raising(getattr(math, name))
+                f = np.vectorize(of_one, otypes=[np.asarray(x[0]).dtype])
             return f(*x)
 
 
 def _never_raising(f: Any) -> Any:
-    """A function of `math` with C's answer where Python raises: infinite at lgamma's poles and beyond float64."""
+    """A function of `math` with C's answer where Python raises: infinite at poles and beyond float64."""
 
     def g(x: float) -> float:
         try:
@@ -143,3 +146,17 @@ def _never_raising(f: Any) -> Any:
             return math.inf
 
     return g
+
+
+def _lgamma() -> Any:
+    """The C library's lgamma of one float, that compiled code calls too: Python's own is off by thousands of units beside its
+    zeros, at 2 for one. Python's where a system has no such library to ask."""
+    try:
+        f = ctypes.PyDLL(None).lgamma
+    except (AttributeError, OSError, TypeError):
+        return _never_raising(math.lgamma)
+    f.restype, f.argtypes = ctypes.c_double, [ctypes.c_double]
+    return f
+
+
+lgamma: Any = _lgamma()

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from flame.ops import vector_math
+from flame.ops import machine, vector_math
 from flame.ops.machine import NumpyMachine
 
 _BLOCK = 16384
@@ -58,13 +58,6 @@ def _library(f: Callable[[float], float], x: np.ndarray) -> np.ndarray:
     return np.asarray(np.frompyfunc(f, 1, 1)(x), x.dtype) if x.size else np.empty(x.shape, x.dtype)
 
 
-def _lgamma(x: float) -> float:
-    try:
-        return math.lgamma(x)
-    except (ValueError, OverflowError):  # poles, and results beyond float64
-        return math.inf
-
-
 def erf(x: np.ndarray) -> np.ndarray:
     return _in_blocks(vector_math.erf, x) if x.dtype == np.float32 else _library(math.erf, x)
 
@@ -74,7 +67,7 @@ def erfc(x: np.ndarray) -> np.ndarray:
 
 
 def lgamma(x: np.ndarray) -> np.ndarray:
-    return _library(_lgamma, x)
+    return _library(machine.lgamma, x)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:

@@ -1,7 +1,9 @@
-"""Floats as bits: signs, leading bits, nearest whole numbers and powers of 2, for the functions of `vector_math.py`."""
+"""Floats as bits: signs, leading bits, nearest whole numbers, powers of 2, signs of powers, for the functions of
+`vector_math.py`."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from flame.dtypes import by_name, dtype, float32, int32
@@ -47,3 +49,19 @@ def times_power_of_2(m: Machine, x: Any, n: Any) -> Any:
     for k in (half, m.sub(n, half)):
         x = m.mul(x, m.bitcast(m.shift_left(m.add(k, 127), 23), float32))
     return x
+
+
+def signed_power(m: Machine, x: Any, y: Any, magnitude: Any) -> Any:
+    """x^y from |x|^y: its sign, and the exceptions of C's pow."""
+    d = m.dtype(x)
+    a, size = m.abs(x), m.abs(y)
+    # x^0 and 1^y are 1 whatever the other is, and so is (-1)^inf
+    one = m.logical_or(m.eq(y, 0.0), m.logical_or(m.eq(x, 1.0), m.logical_and(m.eq(a, 1.0), m.eq(size, math.inf))))
+    nan = m.logical_or(m.ne(x, x), m.ne(y, y))
+    integral = m.eq(m.trunc(y), y)
+    half = m.mul(y, 0.5)
+    odd = m.logical_and(integral, m.ne(m.trunc(half), half))
+    magnitude = m.where(m.logical_and(odd, is_negative(m, x)), m.neg(magnitude), magnitude)
+    rooted = m.logical_and(m.logical_and(m.lt(x, 0.0), m.lt(a, math.inf)), m.logical_not(integral))
+    y = m.where(m.logical_or(nan, rooted), m.const(math.nan, d), magnitude)
+    return m.where(one, m.const(1.0, d), y)

@@ -2,7 +2,7 @@
 
     float32   argument reduction and polynomials of our own, within 2 units in the last place (ULP) of the exact result, tan
               within 4. Subnormals, infinities, NaN and signed zeros are right.
-    float64   the platform's library (`m.libm`) or `vector_math64.py`; the library in float32 too where it is as good (`m.native`)
+    float64   the platform's library (`m.libm`) or `WIDE`; the library in float32 too where it is as good (`m.native`)
 
 The polynomials are minimax fits made for this file: weighted least squares on Chebyshev nodes, reweighted (Lawson) until the
 error levels, in extended precision; coefficients are rounded to float32 one after the other, refitting the rest. Constants
@@ -21,10 +21,14 @@ from typing import Any
 
 from flame.dtypes import float32, float64, int32, uint32
 from flame.ops.machine import LIBM, Machine
-from flame.ops.vector_bits import SHIFTER, copysign, is_negative, leading_bits, times_power_of_2, whole
-from flame.ops.vector_math64 import WIDE, polynomial
+from flame.ops.vector_angles64 import ANGLES
+from flame.ops.vector_bits import SHIFTER, copysign, is_negative, leading_bits, signed_power, times_power_of_2, whole
+from flame.ops.vector_math64 import FUNCTIONS, polynomial
+from flame.ops.vector_powers64 import POWERS
 
 Define = Callable[..., Any]
+#: float64 functions that are written out, for machines whose library takes lanes one by one
+WIDE: dict[str, Define] = {**FUNCTIONS, **ANGLES, **POWERS}
 
 
 def _library_in_float64(define: Define) -> Define:
@@ -231,6 +235,8 @@ def asinh(m: Machine, x: Any) -> Any:
 
 
 def acosh(m: Machine, x: Any) -> Any:
+    if m.vectors and m.dtype(x) is float64:
+        return WIDE["acosh"](m, x)
     t = m.sub(x, 1.0)
     small = log1p(m, m.add(t, m.sqrt(m.fma(t, t, m.mul(t, 2.0)))))
     y = m.where(m.gt(x, 1e8), m.add(log(m, x), math.log(2)), small)
@@ -475,7 +481,7 @@ def pow(m: Machine, x: Any, y: Any) -> Any:
         case d if d.kind != "f":
             return _integer_pow(m, x, y)
         case d if d is float64:
-            return m.libm("pow", x, y)
+            return WIDE["pow"](m, x, y) if m.vectors else m.libm("pow", x, y)
         case _:
             return _float_pow(m, x, y)
 
@@ -492,23 +498,14 @@ def _integer_pow(m: Machine, x: Any, y: Any) -> Any:
 
 def _float_pow(m: Machine, x: Any, y: Any) -> Any:
     """2^(y log2 |x|) with the sign and the exceptions of C's pow."""
-    a, size = m.abs(x), m.abs(y)
+    a = m.abs(x)
     log_a = m.mul(_log_wide(m, a), _LOG2_E)
     log_a = m.where(m.eq(a, 0.0), m.const(-math.inf, float64), m.where(m.eq(a, math.inf), m.const(math.inf, float64), log_a))
     t = m.mul(m.cast(y, float64), log_a)
     t = m.maximum(m.minimum(t, 160.0), -160.0)
     n = m.rint(t)
     magnitude = _power_of_2(m, n, m.cast(m.sub(t, n), float32))
-    # x^0 and 1^y are 1 whatever the other is, and so is (-1)^inf
-    one = m.logical_or(m.eq(y, 0.0), m.logical_or(m.eq(x, 1.0), m.logical_and(m.eq(a, 1.0), m.eq(size, math.inf))))
-    nan = m.logical_or(m.ne(x, x), m.ne(y, y))
-    integral = m.eq(m.trunc(y), y)
-    half = m.mul(y, 0.5)
-    odd = m.logical_and(integral, m.ne(m.trunc(half), half))
-    magnitude = m.where(m.logical_and(odd, is_negative(m, x)), m.neg(magnitude), magnitude)
-    rooted = m.logical_and(m.logical_and(m.lt(x, 0.0), m.lt(a, math.inf)), m.logical_not(integral))
-    y = m.where(m.logical_or(nan, rooted), m.const(math.nan, float32), magnitude)
-    return m.where(one, m.const(1.0, float32), y)
+    return signed_power(m, x, y, magnitude)
 
 
 def _power_of_2(m: Machine, n: Any, r: Any) -> Any:

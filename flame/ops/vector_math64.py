@@ -1,13 +1,15 @@
 """Mathematical functions of float64 in vectors, within 2 units in the last place: for machines whose library takes them one by one.
 
     exp, expm1, tanh      x = n ln(2) + r, |r| <= ln(2) / 2, and the exponential series up to r^13 / 13!
+    exp2, sinh, cosh      the same; sinh below 1 by its own series, up to x^17 / 17!
     log, log1p            x = 2^e (1 + f), s = f / (2 + f), log(1 + f) = f - (f^2/2 - s (f^2/2 + R)), R = 2/3 s^2 + 2/5 s^4 + ..
     erf, erfc             the series of erf up to x^37 for |x| < 1; else erfc(a) = e^(-a^2) (1 + 2 a) e^(a^2) erfc(a) / (1 + 2 a),
                           where the product in the middle is a polynomial in (a - 4) / (a + 4) (Shepherd and Laframboise, 1981)
     sin, cos, tan         x = q pi / 2 + r, |r| <= pi / 4, r as a sum of two; the series up to r^17 / 17!. Tan within 4 units
 
 The series are cut where what follows is less than a tenth of a unit. The reduction of sin, cos and tan needs an fma that rounds
-once; arguments from 2^30 on are the library's (`m.rarely`). `LIBM`'s other functions stay with the library.
+once; arguments from 2^30 on are the library's (`m.rarely`). Logarithms as sums of two, powers and gamma are in
+`vector_powers64.py`, inverse trigonometry in `vector_angles64.py`; of `LIBM`'s functions fmod alone stays with the library.
 """
 
 from __future__ import annotations
@@ -20,11 +22,14 @@ from flame.dtypes import float64, int64, uint64
 from flame.ops.machine import Machine
 
 _LOG2_E = 1.4426950408889634
-_LN2_HIGH = 0x162E42FE * 2.0**-29  # 29 bits: times up to 2^11 exactly
-_LN2_LOW = 1.8206359985041462e-09  # ln(2) less that
+LN2_HIGH = 0x162E42FE * 2.0**-29  # 29 bits: times up to 2^11 exactly
+LN2_LOW = 1.8206359985041462e-09  # ln(2) less that
+_LN2 = (0.6931471805599453, 2.3190468138462996e-17)
 _SHIFTER = 1.5 * 2.0**52  # adding it leaves the nearest whole number in the low bits
 #: (e^r - 1 - r) / r^2
 _SERIES = tuple(1 / math.factorial(k) for k in range(2, 14))
+#: (sinh(x) - x) / x^3 in x^2
+_SINH = tuple(1 / math.factorial(k) for k in range(3, 18, 2))
 #: R / s^2
 _ATANH = tuple(2 / (2 * k + 1) for k in range(1, 12))
 _ONE_BITS, _ROOT_HALF_BITS = 0x3FF0000000000000, 0x3FE6A09E667F3BCD
@@ -38,7 +43,7 @@ def polynomial(m: Machine, x: Any, coefficients: tuple[float, ...]) -> Any:
     return out
 
 
-def _by_halves(m: Machine, x: Any, coefficients: tuple[float, ...]) -> Any:
+def by_halves(m: Machine, x: Any, coefficients: tuple[float, ...]) -> Any:
     """As `polynomial`, even and odd powers side by side: a long one is waited for half as long."""
     z = m.mul(x, x)
     return m.fma(x, polynomial(m, z, coefficients[1::2]), polynomial(m, z, coefficients[::2]))
@@ -49,19 +54,63 @@ def _power_of_2(m: Machine, t: Any) -> Any:
     return m.bitcast(m.add(m.shift_left(m.bitcast(t, int64), 52), _ONE_BITS), float64)
 
 
-def _reduced(m: Machine, x: Any) -> tuple[Any, Any]:
-    """n, and e^r - 1, for |x| < 2^10."""
-    n = m.sub(m.fma(x, _LOG2_E, _SHIFTER), _SHIFTER)
-    high, low = m.fma(n, -_LN2_HIGH, x), m.mul(n, -_LN2_LOW)
+def _less_1(m: Machine, high: Any, low: Any) -> Any:
+    """e^(high + low) - 1 for at most ln(2) / 2."""
     r = m.add(high, low)
-    return n, m.add(high, m.fma(m.mul(r, r), polynomial(m, r, _SERIES), low))
+    return m.add(high, m.fma(m.mul(r, r), polynomial(m, r, _SERIES), low))
+
+
+def _reduced(m: Machine, x: Any, low: Any = None) -> tuple[Any, Any]:
+    """n, and e^r - 1, for |x| < 2^10; `low` is what x lacks."""
+    n = m.sub(m.fma(x, _LOG2_E, _SHIFTER), _SHIFTER)
+    high = m.fma(n, -LN2_HIGH, x)
+    return n, _less_1(m, high, m.mul(n, -LN2_LOW) if low is None else m.fma(n, -LN2_LOW, low))
+
+
+def _scaled(m: Machine, less_1: Any, n: Any, halvings: int = 0) -> Any:
+    """(1 + less_1) 2^(n - halvings), in two steps of which the first is exact: subnormal results are rounded once."""
+    t = m.fma(n, 0.5, _SHIFTER)
+    rest = m.add(m.sub(n, m.sub(t, _SHIFTER)), _SHIFTER - halvings)
+    return m.mul(m.mul(m.add(less_1, 1.0), _power_of_2(m, t)), _power_of_2(m, rest))
+
+
+def exp_of_sum(m: Machine, high: Any, low: Any) -> Any:
+    """e^(high + low) for |high| < 2^10 and a low that it does not contain."""
+    n, less_1 = _reduced(m, high, low)
+    return _scaled(m, less_1, n)
 
 
 def exp(m: Machine, x: Any) -> Any:
     n, less_1 = _reduced(m, m.maximum(m.minimum(x, 710.0), -746.0))
-    t = m.fma(n, 0.5, _SHIFTER)  # in two steps of which the first is exact: subnormal results are rounded once
-    rest = m.add(m.sub(n, m.sub(t, _SHIFTER)), _SHIFTER)
-    return m.mul(m.mul(m.add(less_1, 1.0), _power_of_2(m, t)), _power_of_2(m, rest))
+    return _scaled(m, less_1, n)
+
+
+def exp2(m: Machine, x: Any) -> Any:
+    x = m.maximum(m.minimum(x, 1025.0), -1076.0)
+    n = m.sub(m.add(x, _SHIFTER), _SHIFTER)
+    r = m.sub(x, n)
+    high = m.mul(r, _LN2[0])
+    return _scaled(m, _less_1(m, high, m.fma(r, _LN2[1], m.fma(r, _LN2[0], m.neg(high)))), n)
+
+
+def _half_exp(m: Machine, a: Any) -> Any:
+    """e^a / 2 for a >= 0."""
+    n, less_1 = _reduced(m, m.minimum(a, 712.0))
+    return _scaled(m, less_1, n, halvings=1)
+
+
+def sinh(m: Machine, x: Any) -> Any:
+    a, z = m.abs(x), m.mul(x, x)
+    half = _half_exp(m, a)
+    large = m.sub(half, m.div(m.const(0.25, float64), half))
+    sign = m.bitwise_and(m.bitcast(x, int64), -(1 << 63))
+    large = m.bitcast(m.bitwise_or(m.bitcast(large, int64), sign), float64)
+    return m.where(m.lt(a, 1.0), m.fma(m.mul(x, z), polynomial(m, z, _SINH), x), large)
+
+
+def cosh(m: Machine, x: Any) -> Any:
+    half = _half_exp(m, m.abs(x))
+    return m.add(half, m.div(m.const(0.25, float64), half))
 
 
 def expm1(m: Machine, x: Any) -> Any:
@@ -82,28 +131,33 @@ def tanh(m: Machine, x: Any) -> Any:
     return m.bitcast(m.bitwise_or(m.bitcast(y, int64), sign), float64)
 
 
-def _log(m: Machine, x: Any) -> Any:
-    """The logarithm of a positive finite number."""
+def split(m: Machine, x: Any) -> tuple[Any, Any]:
+    """x = 2^e (1 + f) for a positive finite x: e and f, 1 + f in [sqrt(1/2), sqrt(2))."""
     tiny = m.lt(x, 2.0**-1022)
     x = m.where(tiny, m.mul(x, 2.0**54), x)
     bits = m.add(m.bitcast(x, uint64), _ONE_BITS - _ROOT_HALF_BITS)
     e = m.bitcast(m.bitwise_or(m.shift_right(bits, 52), 0x4330000000000000), float64)
     e = m.sub(e, m.where(tiny, 2.0**52 + 1023 + 54, m.const(2.0**52 + 1023, float64)))
-    f = m.sub(m.bitcast(m.add(m.bitwise_and(bits, (1 << 52) - 1), _ROOT_HALF_BITS), float64), 1.0)
+    return e, m.sub(m.bitcast(m.add(m.bitwise_and(bits, (1 << 52) - 1), _ROOT_HALF_BITS), float64), 1.0)
+
+
+def _log(m: Machine, x: Any) -> Any:
+    """The logarithm of a positive finite number."""
+    e, f = split(m, x)
     s = m.div(f, m.add(f, 2.0))
     z, half = m.mul(s, s), m.mul(m.mul(f, f), 0.5)
-    inner = m.fma(s, m.fma(z, polynomial(m, z, _ATANH), half), m.mul(e, _LN2_LOW))
-    return m.fma(e, _LN2_HIGH, m.sub(f, m.sub(half, inner)))
+    inner = m.fma(s, m.fma(z, polynomial(m, z, _ATANH), half), m.mul(e, LN2_LOW))
+    return m.fma(e, LN2_HIGH, m.sub(f, m.sub(half, inner)))
 
 
-def _at_the_ends(m: Machine, x: Any, y: Any) -> Any:
-    """y = log(x), put right where x is 0, negative, infinite or NaN."""
+def at_the_ends(m: Machine, x: Any, y: Any) -> Any:
+    """y = a logarithm of x, put right where x is 0, negative, infinite or NaN."""
     y = m.where(m.lt(x, math.inf), y, x)  # inf and NaN give themselves
     return m.where(m.gt(x, 0.0), y, m.where(m.eq(x, 0.0), m.const(-math.inf, float64), m.const(math.nan, float64)))
 
 
 def log(m: Machine, x: Any) -> Any:
-    return _at_the_ends(m, x, _log(m, x))
+    return at_the_ends(m, x, _log(m, x))
 
 
 def log1p(m: Machine, x: Any) -> Any:
@@ -111,7 +165,7 @@ def log1p(m: Machine, x: Any) -> Any:
     u = m.add(x, 1.0)
     lost = m.where(m.lt(x, 1.0), m.sub(x, m.sub(u, 1.0)), m.sub(1.0, m.sub(u, x)))
     y = m.where(m.eq(u, 1.0), x, m.add(_log(m, u), m.div(lost, u)))
-    return _at_the_ends(m, u, m.where(m.lt(u, math.inf), y, u))
+    return at_the_ends(m, u, m.where(m.lt(u, math.inf), y, u))
 
 
 #: pi / 2 as a sum, 159 bits
@@ -210,13 +264,13 @@ _ERFC_LOW = -4.422240628e-17  #: what its first coefficient lacks
 
 def _near(m: Machine, x: Any) -> Any:
     """erf(x) for |x| <= 1."""
-    return m.fma(x, _by_halves(m, m.mul(x, x), _ERF), x)
+    return m.fma(x, by_halves(m, m.mul(x, x), _ERF), x)
 
 
 def _tail(m: Machine, a: Any, *, subnormal: bool) -> Any:
     """erfc(a) for 0.48 <= a <= 27.4."""
     t = m.div(m.sub(a, 4.0), m.add(a, 4.0))
-    varies = _by_halves(m, t, _ERFC[1:])
+    varies = by_halves(m, t, _ERFC[1:])
     r = m.fma(t, varies, _ERFC[0])
     lost = m.fma(t, varies, m.add(m.sub(_ERFC[0], r), _ERFC_LOW))
     d = m.fma(a, 2.0, 1.0)
@@ -250,7 +304,7 @@ def erfc(m: Machine, x: Any) -> Any:
 
 
 #: functions of `LIBM` by name
-WIDE: dict[str, Callable[[Machine, Any], Any]] = {
-    "exp": exp, "expm1": expm1, "tanh": tanh, "log": log, "log1p": log1p, "sin": sin, "cos": cos, "tan": tan,
-    "erf": erf, "erfc": erfc,
+FUNCTIONS: dict[str, Callable[[Machine, Any], Any]] = {
+    "exp": exp, "exp2": exp2, "expm1": expm1, "sinh": sinh, "cosh": cosh, "tanh": tanh, "log": log, "log1p": log1p,
+    "sin": sin, "cos": cos, "tan": tan, "erf": erf, "erfc": erfc,
 }  # fmt: skip
