@@ -23,22 +23,6 @@ NAMES: dict[str, str] = {
     "multiprocessing": "Python's multiprocessing, or DataLoader(num_workers=...)",
     "mps": "the CPU: Apple GPUs are not used",
     "xpu": "the CPU: Intel GPUs are not used",
-    "grid_sampler": "nn.functional.grid_sample",
-    "grid_sampler_2d": "nn.functional.grid_sample",
-    "grid_sampler_3d": "nn.functional.grid_sample",
-    "spherical_bessel_j0": "flame.sinc(x / flame.pi)",
-    "modified_bessel_i0": "special.i0",
-    "modified_bessel_i1": "special.i1",
-    **{
-        n: "scipy.special on x.numpy(), inside an autograd.Function where gradients are wanted"
-        for n in (
-            "airy_ai bessel_j0 bessel_j1 bessel_y0 bessel_y1 modified_bessel_k0 modified_bessel_k1 scaled_modified_bessel_k0 "
-            "scaled_modified_bessel_k1 chebyshev_polynomial_t chebyshev_polynomial_u chebyshev_polynomial_v "
-            "chebyshev_polynomial_w shifted_chebyshev_polynomial_t shifted_chebyshev_polynomial_u "
-            "shifted_chebyshev_polynomial_v shifted_chebyshev_polynomial_w hermite_polynomial_h hermite_polynomial_he "
-            "laguerre_polynomial_l legendre_polynomial_p"
-        ).split()
-    },
 }
 
 
@@ -84,10 +68,35 @@ hub = _space("hub", load_state_dict_from_url="download the file yourself and rea
              download_url_to_file="use urllib.request.urlretrieve")  # fmt: skip
 onnx = _space("onnx", export="flame's graphs are shown by flame.explain; there is no exporter to ONNX")
 FUNCTIONS = {"sspaddmm": _refusing("flame.sspaddmm", _COO)}
-METHODS = {
-    "share_memory_": _refusing(
-        "Tensor.share_memory_",
-        "tensors reach other processes as copies; to share memory, use flame.from_numpy over multiprocessing.shared_memory",
-    ),
-    "chalf": _refusing("Tensor.chalf", "complex numbers are complex64 or complex128: use cfloat()"),
+_QUANTISED = "flame has no quantised tensors: weights in float16 or bfloat16, or whole numbers and a scale of your own"
+_ROWS = "coordinates (COO) are the only sparse layout: use to_sparse()"
+_STORES = "memory is reached by numpy(), data_ptr() and as_strided(); make a tensor over other memory with flame.from_numpy"
+#: name -> what to do instead: methods of tensors that PyTorch has
+_INSTEAD = {
+    "share_memory_": "tensors reach other processes as copies; to share memory, use flame.from_numpy over "
+    "multiprocessing.shared_memory",
+    "chalf": "complex numbers are complex64 or complex128: use cfloat()",
+    **{
+        n: _QUANTISED
+        for n in (
+            "dequantize int_repr q_scale q_zero_point q_per_channel_axis q_per_channel_scales q_per_channel_zero_points qscheme"
+        ).split()
+    },
+    **{
+        n: _ROWS
+        for n in (
+            "to_sparse_csr to_sparse_csc to_sparse_bsr to_sparse_bsc crow_indices col_indices ccol_indices row_indices"
+        ).split()
+    },
+    **{n: _STORES for n in "set_ storage untyped_storage".split()},
+    "sspaddmm": _COO,
+    "smm": _COO,
+    "to_mkldnn": "tensors have one layout: leave the call out",
+    "to_padded_tensor": "tensors are not nested: use nn.utils.rnn.pad_sequence",
+    "symeig": "linalg.eigh",
+    "eig": "linalg.eig",
+    "lstsq": "linalg.lstsq",
+    "solve": "linalg.solve",
+    "reinforce": "distributions and the gradient of log_prob",
 }
+METHODS = {n: _refusing(f"Tensor.{n}", instead) for n, instead in _INSTEAD.items()}

@@ -115,8 +115,32 @@ def nuclear_norm(input: Tensor, dim: Any = None, keepdim: bool = False) -> Tenso
     return PUBLIC["norm"](input, "nuc", dim, keepdim)
 
 
+def grid_sampler(input: Tensor, grid: Tensor, interpolation_mode: int, padding_mode: int, align_corners: bool) -> Tensor:
+    """nn.functional.grid_sample with modes by number: 0 bilinear, 1 nearest, 2 bicubic; 0 zeros, 1 border, 2 reflection.
+
+    Raises RuntimeError for shapes that do not fit, ValueError for other numbers.
+    """
+    for what, given in (("interpolation_mode", interpolation_mode), ("padding_mode", padding_mode)):
+        if given not in (0, 1, 2):
+            raise ValueError(f"grid_sampler(): expected {what} to be 0, 1 or 2, but got {given!r}")
+    modes, paddings = ("bilinear", "nearest", "bicubic"), ("zeros", "border", "reflection")
+    return F.grid_sample(input, grid, modes[interpolation_mode], paddings[padding_mode], align_corners)
+
+
+def _of_rank(name: str, rank: int) -> Callable[..., Tensor]:
+    def function(input: Tensor, grid: Tensor, interpolation_mode: int, padding_mode: int, align_corners: bool) -> Tensor:
+        if isinstance(input, Tensor) and input.ndim != rank:
+            raise RuntimeError(f"{name}(): expected {rank}D input, but got input with sizes {list(input.shape)}")
+        return grid_sampler(input, grid, interpolation_mode, padding_mode, align_corners)
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = f"grid_sampler of {rank}-d input. Raises RuntimeError for others."
+    return function
+
+
 _SPELLED: tuple[Callable[..., Any], ...] = (
     dropout, alpha_dropout, embedding, layer_norm, group_norm, batch_norm, can_cast, typename, frobenius_norm, nuclear_norm,
+    grid_sampler, _of_rank("grid_sampler_2d", 4), _of_rank("grid_sampler_3d", 5),
 )  # fmt: skip
 
 
@@ -159,18 +183,7 @@ def enter(flame: Any) -> None:
             setattr(flame, name, getattr(F, name))
     for name in _METHODS:
         setattr(flame, name, getattr(Tensor, name))
-    for f in (
-        dropout,
-        alpha_dropout,
-        embedding,
-        layer_norm,
-        group_norm,
-        batch_norm,
-        can_cast,
-        typename,
-        frobenius_norm,
-        nuclear_norm,
-    ):
+    for f in _SPELLED:
         setattr(flame, f.__name__, f)
     flame.newaxis = None
     for old in ("chunk", "split", "split_with_sizes"):

@@ -343,6 +343,35 @@ def addmm(mat: Tensor, mat1: Any, mat2: Any, *, beta: float = 1.0, alpha: float 
     return mat * beta + mm(mat1, mat2) * alpha
 
 
+def sampled_addmm(input: Any, mat1: Tensor, mat2: Tensor, *, beta: float = 1.0, alpha: float = 1.0) -> SparseTensor:
+    """alpha * (mat1 @ mat2) where the sparse matrix `input` [m, n] has elements, + beta * input: sparse, with its coordinates.
+
+    mat1 is [m, k], mat2 [k, n]; only the products that are asked for are computed. Gradients flow to all three. Raises TypeError
+    unless `input` is sparse, RuntimeError for shapes or dtypes that do not fit. (PyTorch takes CSR tensors here; flame, COO.)
+    """
+    if not isinstance(input, SparseTensor):
+        raise TypeError(f"sparse.sampled_addmm(): argument 'input' must be a sparse tensor, not {type(input).__name__}")
+    a, b = tensor_operand(mat1, "sparse.sampled_addmm", "mat1"), tensor_operand(mat2, "sparse.sampled_addmm", "mat2")
+    s = input.coalesce()
+    if s.ndim != 2 or s.sparse_dim() != 2 or a.ndim != 2 or b.ndim != 2:
+        raise RuntimeError(
+            f"sampled_addmm: expected matrices, but got sizes {list(s.shape)}, {list(a.shape)} and {list(b.shape)}"
+        )
+    if a.dtype is not b.dtype or a.dtype is not s.dtype:
+        raise RuntimeError(
+            f"sampled_addmm: Expected input, mat1 and mat2 to have the same dtype, but got {s.dtype!r}, {a.dtype!r} and {b.dtype!r}"
+        )
+    if a.shape[1] != b.shape[0]:
+        raise RuntimeError(
+            f"sampled_addmm: mat1 and mat2 shapes cannot be multiplied ({a.shape[0]}x{a.shape[1]} and {b.shape[0]}x{b.shape[1]})"
+        )
+    if (a.shape[0], b.shape[1]) != tuple(s.shape):
+        raise RuntimeError(f"sampled_addmm: the product is {[a.shape[0], b.shape[1]]}, but input has sizes {list(s.shape)}")
+    rows, columns = PUBLIC["unbind"](s._i, 0)
+    products = PUBLIC["sum"](INDEX_SELECT(a, rows, dim=0) * PUBLIC["t"](INDEX_SELECT(b, columns, dim=1)), 1)
+    return s._with(products * alpha + s._v * beta)
+
+
 def sum(input: SparseTensor, dim: Any = None, dtype: DType | None = None) -> Any:
     """The sum of all elements, a 0-d tensor; over dimensions, what is left of them: sparse while a sparse dimension is left."""
     s = input if dtype is None else input.to(dtype)

@@ -65,6 +65,40 @@ def zeta(input: Any, other: Any) -> Tensor:
     return registered("zeta")(a, b)
 
 
+def _wide(x: Any, name: str) -> Any:
+    """An operand of what PyTorch computes in float32 and float64 alone."""
+    if isinstance(x, Tensor) and (x.dtype.is_narrow_float or x.dtype.is_complex):
+        raise NotImplementedError(f'"{name}" not implemented for {x.dtype!r}: it takes float32, float64 and integers')
+    return x
+
+
+def _bessel(name: str, of: str) -> Any:
+    p = registered(of)
+
+    def function(input: Tensor) -> Tensor:
+        return p(_wide(floating(input, name), name))
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = f"{p.doc} Integers count as floats; raises NotImplementedError for narrow floats and complex numbers."
+    return with_out(function)
+
+
+def _polynomial(name: str, family: str, symbol: str) -> Any:
+    p = registered("orthogonal_polynomial")
+
+    def function(input: Any, n: Any) -> Tensor:
+        x, k = _wide(operand(input, name, "input"), name), _wide(operand(n, name, "n"), name)
+        return p(*as_floating(*with_tensor(x, k, op=name)), family=family, order=0)
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = (
+        f"{symbol} of `input`, a tensor or a number, for the degrees `n`, a number or a tensor, which broadcast: cut to whole "
+        "numbers, 0 where they are negative. Gradients flow to `input`. Raises NotImplementedError for narrow floats and complex "
+        "numbers."
+    )
+    return with_out(function)
+
+
 def _elementwise(name: str) -> Any:
     p = registered(name)
 
@@ -85,3 +119,22 @@ for _n, _f in {
     "round": "round", "sinc": "sinc", "xlogy": "xlogy",
 }.items():  # fmt: skip
     globals()[_n] = PUBLIC[_f]
+for _n in (
+    "airy_ai bessel_j0 bessel_j1 bessel_y0 bessel_y1 modified_bessel_k0 modified_bessel_k1 scaled_modified_bessel_k0 "
+    "scaled_modified_bessel_k1 spherical_bessel_j0"
+).split():
+    globals()[_n] = _bessel(_n, _n)
+for _n in ("i0", "i1"):
+    globals()[f"modified_bessel_{_n}"] = _bessel(f"modified_bessel_{_n}", _n)
+for _n in "tuvw":
+    for _s in ("", "shifted_"):
+        _m = f"{_s}chebyshev_polynomial_{_n}"
+        _d = f"Chebyshev's polynomial {_n.upper()}_n" + (" of 2 x - 1, x that" if _s else "")
+        globals()[_m] = _polynomial(_m, f"{_s}chebyshev_{_n}", _d)
+for _n, _d in {
+    "hermite_polynomial_h": "Hermite's polynomial H_n (the physicists')",
+    "hermite_polynomial_he": "Hermite's polynomial He_n (the probabilists')",
+    "laguerre_polynomial_l": "Laguerre's polynomial L_n",
+    "legendre_polynomial_p": "Legendre's polynomial P_n",
+}.items():
+    globals()[_n] = _polynomial(_n, _n.replace("polynomial_", ""), _d)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import flame
-from flame.absent import FUNCTIONS, METHODS, NAMES
+from flame.absent import NAMES
 from flame.array_api.info import DTYPES
 from flame.primitive import REGISTRY
 
@@ -28,17 +28,12 @@ PLACES: dict[str, tuple[Any, ...]] = {
     "lr_scheduler": (flame.optim.lr_scheduler,),
     "operators": (flame, flame.Tensor, flame.special, flame.linalg),
 }
-#: names that are there under another one, or on objects of another kind: what stands for them
-ELSEWHERE = {
+#: what PyTorch's own table of operators calls otherwise than programs write it, there and here: how it is written
+WRITTEN = {
     "exponential": "Tensor.exponential_", "uniform": "Tensor.uniform_", "cauchy": "Tensor.cauchy_",
-    "geometric": "Tensor.geometric_",
-    "log_normal": "Tensor.log_normal_", "slice": "indexing with slices", "grid_sampler_2d": "nn.functional.grid_sample",
-    "grid_sampler_3d": "nn.functional.grid_sample", "max_pool2d_with_indices_backward": "nn.functional.max_pool2d and backward()",
-    "index_put": "Tensor.index_put", "fill": "full_like",
-    "index": "x[...]",
-    "linalg.ldl_factor": "linalg.lu_factor, or linalg.eigh",
-    "linalg.ldl_factor_ex": "linalg.lu_factor_ex",
-    "linalg.ldl_solve": "linalg.lu_solve",
+    "geometric": "Tensor.geometric_", "log_normal": "Tensor.log_normal_",
+    "slice": "Tensor.__getitem__", "index": "Tensor.__getitem__",
+    "max_pool2d_with_indices_backward": "Tensor.backward",
 }  # fmt: skip
 HEAD = """# The surface
 
@@ -69,38 +64,66 @@ def resolved(place: Any, name: str) -> Any:
     return place
 
 
-def is_there(kind: str, name: str) -> bool:
-    if (kind == "functions" and name in FUNCTIONS) or (kind == "methods" and name in METHODS):
-        return False  # (it is there to say what to use instead)
+def refused(kind: str, name: str) -> str:
+    """What a function that is there only to say so says is to be used instead; "" for all others."""
     for place in PLACES[kind]:
         try:
-            resolved(place, name)
-            return True
+            found = resolved(place, name)
+        except AttributeError:
+            continue
+        return (
+            (getattr(found, "__doc__", "") or "").partition("Raises NotImplementedError: ")[2].rstrip(".")
+            if _refuses(found)
+            else ""
+        )
+    return ""
+
+
+def _refuses(f: Any) -> bool:
+    return (getattr(f, "__doc__", "") or "").startswith("Raises NotImplementedError: ")
+
+
+def is_there(kind: str, name: str) -> bool:
+    if name in WRITTEN:
+        return resolved(flame, WRITTEN[name]) is not None
+    for place in PLACES[kind]:
+        try:
+            return not _refuses(resolved(place, name))
         except AttributeError:
             continue
     return False
 
 
-def instead(name: str) -> str:
-    if name in ELSEWHERE:
-        return ELSEWHERE[name]
-    found = NAMES.get(name.rpartition(".")[2])
-    if found is not None:
-        return found
-    method = METHODS.get(name) or FUNCTIONS.get(name)
-    return (method.__doc__ or "").partition("NotImplementedError: ")[2].rstrip(".") if method else "nothing yet"
+def instead(kind: str, name: str) -> str:
+    return refused(kind, name) or NAMES.get(name.rpartition(".")[2]) or "nothing yet"
 
 
-def page() -> str:
+def counts() -> tuple[list[tuple[str, str, int, int]], list[tuple[str, str, str]]]:
+    """(tier, list, names, there) of each list and of each tier as a whole; (tier, list, name) of what is not there."""
     rows, absent = [], []
     for tier, kind, names in lists():
         missing = [n for n in names if not is_there(kind, n)]
-        rows.append(f"| {tier} | {kind} | {len(names)} | {len(names) - len(missing)} |")
-        absent += [f"| {tier} | `{n}` | {instead(n)} |" for n in missing]
+        rows.append((tier, kind, len(names), len(names) - len(missing)))
+        absent += [(tier, kind, n) for n in missing]
+    for t in sorted({r[0] for r in rows}):
+        of = [r for r in rows if r[0] == t]
+        rows.append((t, "all", sum(r[2] for r in of), sum(r[3] for r in of)))
+    return rows, absent
+
+
+def page() -> str:
+    found, missing = counts()
+    rows = [f"| {tier} | {kind} | {n} | {there} ({100 * there / n:.1f} %) |" for tier, kind, n, there in found]
+    absent = [f"| {tier} | {kind} | `{n}` | {instead(kind, n)} |" for tier, kind, n in missing]
+    written = [f"| `{n}` | `{w}` |" for n, w in sorted(WRITTEN.items())]
     kernels = sum(1 for p in REGISTRY.values() if p.scalar is not None or p.lower is not None)
     slopes = sum(1 for p in REGISTRY.values() if p.vjp is not None)
     text = HEAD + "| tier | list | names | there |\n|---|---|---|---|\n" + "\n".join(rows) + "\n\n"
-    text += "## What is not there under its name\n\n| tier | name | what to use |\n|---|---|---|\n" + "\n".join(absent) + "\n\n"
+    text += "## What is not there\n\n| tier | list | name | what to use |\n|---|---|---|---|\n" + "\n".join(absent) + "\n\n"
+    text += (
+        "Some names of the lists are those of PyTorch's table of operators for what programs write otherwise, with PyTorch as "
+        "here:\n\n| in the table | written |\n|---|---|\n" + "\n".join(written) + "\n\n"
+    )
     text += (
         "## What it is made of\n\n"
         f"{len(REGISTRY)} primitives ([operators.md](operators.md)): {kernels} are spelled in fused kernels, "
@@ -121,6 +144,8 @@ def main() -> int:
             return 1
         return 0
     PAGE.write_text(page())
+    for tier, kind, n, there in counts()[0]:
+        print(f"tier {tier}, {kind}: {there} of {n}")
     return 0
 
 

@@ -74,6 +74,14 @@ CASES: dict[str, list[tuple[tuple, dict]]] = {
     **{n: [case(x), case(z), case(e)] for n in "deg2rad rad2deg sinc sgn positive i0".split()},
     **{n: [case(x), case(z)] for n in "special.i0e special.i1 special.i1e special.erfcx special.ndtr special.log_ndtr".split()},
     "special.ndtri": [case(u)],
+    **{
+        f"special.{n}": [case(x, 3), case(x, T((4,), "n"))]
+        for n in (
+            *(f"{s}chebyshev_polynomial_{k}" for k in "tuvw" for s in ("", "shifted_")),
+            *"hermite_polynomial_h hermite_polynomial_he laguerre_polynomial_l legendre_polynomial_p".split(),
+        )
+    },
+    "hash_tensor": [case(x), case(x, 1), case(T((3, 4), "i"), (0, 1), keepdim=True), case(b2, 0)],
     "special.entr": [case(p), case(z)],
     "special.xlog1py": [case(x, p), case(x, T((4,), "p"))],
     "special.zeta": [case(T((3, 4), "c"), p)],
@@ -181,6 +189,9 @@ CASES: dict[str, list[tuple[tuple, dict]]] = {
     "cholesky_inverse": [case(T((2, 3, 3), "l"))],
     "linalg.lu": [case(s), case(m), case(x)],
     "linalg.lu_factor": [case(s), case(m)],
+    "linalg.ldl_factor": [case(s), case(d), case(T((4, 4)))],
+    "linalg.ldl_factor_ex": [case(s), case(d, hermitian=True), case(T((0, 0)))],
+    "linalg.ldl_solve": [case(d, index([1, 2, 3], [1, 2, 3]), T((2, 3, 2))), case(s, index(-2, -2, 3), T((3, 1)))],
     "linalg.qr": [case(s), case(m), case(x)],
     "linalg.svdvals": [case(m), case(x)],
     "linalg.eigvalsh": [case(d)],
@@ -202,11 +213,14 @@ CASES: dict[str, list[tuple[tuple, dict]]] = {
 #: those whose results have no derivatives, or not at these samples
 NOT_SMOOTH = {
     *"signbit isposinf isneginf gcd lcm bincount histc histogram histogramdd searchsorted bucketize isin mode".split(),
+    *"linalg.ldl_factor linalg.ldl_factor_ex linalg.ldl_solve hash_tensor".split(),
     *"unique_consecutive nonzero_static unravel_index linalg.matrix_rank fmax sgn".split(),
 }
 #: those that read values: a captured segment ends there
 READS = {"bincount", "histc", "histogram", "histogramdd", "unique_consecutive", "repeat_interleave", "tensor_split", "cov"}
 #: where PyTorch itself raises, or answers for more than the triangle that is read
 NOT_THERE = {"heaviside", "scatter", "linalg.cond", "linalg.pinv", "cholesky_solve", "cholesky_inverse", "as_strided_scatter"}
+#: where PyTorch has no derivatives
+NOT_THERE |= {n for n in CASES if "_polynomial_" in n}
 #: differentiated once but not twice: by the rules of gamma functions, and at kinks
 ONCE = {"round", "frexp", "heaviside", "nanmedian", "linalg.vector_norm"}

@@ -80,7 +80,7 @@ def test_the_derivatives_asked_for_are_there() -> None:
         *("eq ne lt le gt ge isnan isinf isfinite logical_and logical_or logical_xor logical_not nextafter".split()),
         *("bitwise_and bitwise_or bitwise_xor bitwise_not shift_left shift_right bitcast any all argmax argmin".split()),
         *"argsort iota philox_word random_bits gcd lcm searchsorted cummax_index cummin_index".split(),
-        *"geqrf lu_pivots pivot_order".split(),
+        *"geqrf lu_pivots pivot_order ldl_factor xor_bits".split(),
         *"poisson_sample binomial_sample von_mises_sample gamma_slope".split(),
     }
 

@@ -121,3 +121,19 @@ def test_products_compile() -> None:
 def test_what_is_refused(call: Any, error: type, words: str) -> None:
     with pytest.raises(error, match=words):
         call()
+
+
+def test_products_at_given_places() -> None:
+    r = np.random.default_rng(0)
+    dense = r.standard_normal((4, 5)) * (r.random((4, 5)) > 0.5)
+    a, b = (flame.tensor(r.standard_normal(s), requires_grad=True) for s in ((4, 3), (3, 5)))
+    v = flame.tensor(dense, requires_grad=True)
+    got = flame.sparse.sampled_addmm(v.to_sparse(), a, b, beta=0.5, alpha=2.0).to_dense()
+    want = (2 * (a @ b) + 0.5 * v) * flame.tensor(dense != 0)
+    np.testing.assert_allclose(got.detach().numpy(), want.detach().numpy(), rtol=1e-12, atol=1e-12)
+    for g, h in zip(*(flame.autograd.grad((y * y).sum(), (a, b, v)) for y in (got, want)), strict=True):
+        np.testing.assert_allclose(g.numpy(), h.numpy(), rtol=1e-12, atol=1e-12)
+    with pytest.raises(TypeError, match="sparse tensor"):
+        flame.sparse.sampled_addmm(v, a, b)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        flame.sparse.sampled_addmm(v.to_sparse(), a, a)

@@ -10,7 +10,7 @@ from flame.functions.elementwise import PUBLIC
 from flame.functions.forms import formed
 from flame.functions.promotion import as_floating, number, result_type, tensor_operand, to_dtype
 from flame.functions.reduction import ARGMAX, ARGSORT, GATHER, Extreme, sort, sum
-from flame.functions.shape import RESHAPE, take_slice, unsqueeze, wrap_dim
+from flame.functions.shape import RESHAPE, take_slice, unsqueeze, wrap_dim, wrap_dims
 from flame.primitive import registered
 from flame.tensor import Tensor
 
@@ -241,3 +241,29 @@ def corrcoef(input: Tensor) -> Tensor:
     s = SQRT(PUBLIC["diagonal"](c))
     y = c / unsqueeze(s, 1) / unsqueeze(s, 0)
     return y if y.dtype.kind == "c" else PUBLIC["clamp"](y, -1.0, 1.0)
+
+
+@formed(method=True)
+def hash_tensor(input: Tensor, dim: Any = (), *, keepdim: bool = False, mode: int = 0) -> Tensor:
+    """The exclusive or of the elements' bits over `dim` (an int, several, or all), uint64: of floats as float64, of integers and
+    booleans as int64 has them.
+
+    Raises RuntimeError for another mode than 0 and for an empty tensor without `dim`, IndexError for empty dimensions,
+    NotImplementedError for complex numbers.
+    """
+    x = tensor_operand(input, "hash_tensor")
+    if mode != 0:
+        raise RuntimeError(f"Unknown hash_tensor mode: {mode}")
+    if x.dtype.is_complex:
+        raise NotImplementedError(f'"hash_tensor" not implemented for {x.dtype!r}')
+    dims = wrap_dims(dim, x.ndim, "hash_tensor")
+    if x.numel() == 0:
+        if dim is None or dim == () or dim == []:
+            raise RuntimeError(
+                "hash_tensor: Expected reduction dim to be specified for input.numel() == 0. Specify the reduction dim with the "
+                "'dim' argument."
+            )
+        for d in dims:
+            if x.shape[d] == 0:
+                raise IndexError(f"hash_tensor: Expected reduction dim {d} to have non-zero size.")
+    return registered("xor_bits")(x, dim=dims, keepdim=keepdim)

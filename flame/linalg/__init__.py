@@ -5,8 +5,6 @@ Factorisations run in NumPy (LAPACK) in float32 and float64, and are differentia
 
 from __future__ import annotations
 
-from typing import Any
-
 from flame.errors import LinAlgError
 from flame.linalg.decompositions import (
     eig,
@@ -21,6 +19,7 @@ from flame.linalg.decompositions import (
     svd,
     svdvals,
 )
+from flame.linalg.indefinite import ldl_factor, ldl_factor_ex, ldl_solve
 from flame.linalg.norms import cond, matrix_norm, norm, vector_norm
 from flame.linalg.products import (
     cross,
@@ -52,19 +51,8 @@ from flame.linalg.solving import (
 
 __all__ = [
     "LinAlgError", "cholesky", "cholesky_ex", "cond", "cross", "det", "diagonal", "eig", "eigh", "eigvals", "eigvalsh",
-    "householder_product", "inv", "inv_ex", "lstsq", "lu", "lu_factor", "lu_factor_ex", "lu_solve", "matmul", "matrix_exp",
+    "householder_product", "inv", "inv_ex", "ldl_factor", "ldl_factor_ex", "ldl_solve", "lstsq",
+    "lu", "lu_factor", "lu_factor_ex", "lu_solve", "matmul", "matrix_exp",
     "matrix_norm", "matrix_power", "matrix_rank", "multi_dot", "norm", "pinv", "qr", "slogdet", "solve", "solve_ex",
     "solve_triangular", "svd", "svdvals", "tensorinv", "tensorsolve", "vander", "vecdot", "vector_norm",
 ]  # fmt: skip
-
-_INSTEAD = {
-    "ldl_factor": "linalg.eigh or linalg.lu_factor",
-    "ldl_factor_ex": "linalg.eigh or linalg.lu_factor_ex",
-    "ldl_solve": "linalg.solve or linalg.lu_solve",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _INSTEAD:
-        raise AttributeError(f"flame.linalg.{name} is not there: use {_INSTEAD[name]} instead")
-    raise AttributeError(f"module 'flame.linalg' has no attribute {name!r}")

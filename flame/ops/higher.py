@@ -22,7 +22,7 @@ from flame.ops.elementwise import add, div, exp, lgamma, log, mul, neg, pow, sig
 from flame.ops.logic import cast, eq, where
 from flame.primitive import Primitive, Spec, register
 
-_SERIES = "a series of its own for each range: computed by the library, not in a kernel"
+SERIES = "a series of its own for each range: computed by the library, not in a kernel"
 _wide, _positive = sampled(FLOAT, (-9, 9)), sampled(FLOAT, (0.2, 6))
 
 
@@ -76,7 +76,7 @@ i0e: Primitive = elementwise(
     FLOAT,
     in_float64(lambda x: _bessel(0, x)),
     vjp=(lambda g, y, x: mul(g, sub(i1e(x), mul(sign(x), y))),),
-    opaque=_SERIES,
+    opaque=SERIES,
     samples=_wide,
     doc="exp(-|x|) times the modified Bessel function of the first kind and order 0.",
 )
@@ -85,7 +85,7 @@ i0: Primitive = elementwise(
     FLOAT,
     in_float64(lambda x: _bessel(0, x) * np.exp(np.abs(x))),
     vjp=(lambda g, _y, x: mul(g, i1(x)),),
-    opaque=_SERIES,
+    opaque=SERIES,
     samples=_wide,
     doc="The modified Bessel function of the first kind and order 0.",
 )
@@ -108,7 +108,7 @@ i1: Primitive = elementwise(
     FLOAT,
     in_float64(lambda x: _bessel(1, x) * np.exp(np.abs(x))),
     vjp=(_i1_slope,),
-    opaque=_SERIES,
+    opaque=SERIES,
     samples=_wide,
     doc="The modified Bessel function of the first kind and order 1.",
 )
@@ -117,7 +117,7 @@ i1e: Primitive = elementwise(
     FLOAT,
     in_float64(lambda x: _bessel(1, x)),
     vjp=(_i1e_slope,),
-    opaque=_SERIES,
+    opaque=SERIES,
     samples=_wide,
     doc="exp(-|x|) times the modified Bessel function of the first kind and order 1.",
 )
@@ -141,7 +141,7 @@ erfcx: Primitive = elementwise(
     FLOAT,
     in_float64(_erfcx),
     vjp=(lambda g, y, x: mul(g, sub(mul(mul(x, y), 2.0), 2 / math.sqrt(math.pi))),),
-    opaque=_SERIES,
+    opaque=SERIES,
     samples=sampled(FLOAT, (-2, 6)),
     doc="exp(x * x) * erfc(x), without overflow for large x.",
 )
@@ -206,7 +206,7 @@ zeta: Primitive = elementwise(
     FLOAT,
     in_float64(zeta_values),
     vjp=(None, _zeta_slope),
-    opaque=_SERIES,
+    opaque=SERIES,
     samples=sampled(FLOAT, (1.5, 6), (0.3, 8)),
     doc="zeta(s, q): Hurwitz's zeta function, the sum over k >= 0 of (q + k) ** -s.",
 )
@@ -263,7 +263,7 @@ igamma: Primitive = elementwise(
     FLOAT,
     in_float64(lambda a, x: _gamma_parts(a, x)[0]),
     vjp=(None, _gamma_slope),
-    opaque=_SERIES,
+    opaque=SERIES,
     samples=sampled(FLOAT, (0.3, 6), (0.2, 8)),
     doc="igamma(a, x): the regularised lower incomplete gamma function; its derivative is by x alone.",
 )
@@ -272,7 +272,7 @@ igammac: Primitive = elementwise(
     FLOAT,
     in_float64(lambda a, x: _gamma_parts(a, x)[1]),
     vjp=(None, lambda g, y, a, x: neg(_gamma_slope(g, y, a, x))),
-    opaque=_SERIES,
+    opaque=SERIES,
     samples=sampled(FLOAT, (0.3, 6), (0.2, 8)),
     doc="igammac(a, x): the regularised upper incomplete gamma function; its derivative is by x alone.",
 )

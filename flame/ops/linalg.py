@@ -78,7 +78,8 @@ def first_columns(x: Any, stop: int) -> Any:
 
 #: what takes complex matrices too
 _COMPLEX_TOO = {"geqrf"} | {
-    f"linalg.{n}" for n in "inv solve det slogdet cholesky solve_triangular eigh svd qr lu_factor matrix_exp pinv".split()
+    f"linalg.{n}"
+    for n in "inv solve det slogdet cholesky solve_triangular eigh svd qr lu_factor matrix_exp pinv ldl_factor ldl_solve".split()
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from flame import dtypes
-from flame.dtypes import dtype, int64
+from flame.dtypes import dtype, int64, uint64
 from flame.ops.create import full
 from flame.ops.declare import draw, draws, is_narrow, quiet, widened
 from flame.ops.elementwise import conj, div, mul
@@ -139,4 +139,31 @@ argsort: Primitive = register(
     refused=_SORT | {"vjp": "indices have no derivative"},
     samples=_samples("argsort", descending=True),
     doc="argsort(x, *, dim, descending): the positions that sort x, stable; NaN counts as the largest.",
+)
+
+
+def _bits_infer(x: Spec, *, dim: tuple[int, ...], keepdim: bool) -> Spec:
+    return Spec(tuple(1 if i in dim else n for i, n in enumerate(x.shape) if keepdim or i not in dim), uint64)
+
+
+def _bits_eager(x: np.ndarray, *, dim: tuple[int, ...], keepdim: bool) -> np.ndarray:
+    wide = x.astype(np.float64 if is_narrow(x.dtype) or x.dtype.kind == "f" else np.int64).view(np.uint64)
+    return np.asarray(np.bitwise_xor.reduce(wide, axis=dim, keepdims=keepdim), order="C")
+
+
+def _bits_samples() -> Iterator[tuple[tuple, dict]]:
+    r = draws("xor_bits")
+    for d in dtypes.ALL:
+        for shape, dim in (((3, 5), (1,)), ((3, 5), (0, 1)), ((), ()), ((0, 2), (0,))):
+            yield (draw(r, d, shape, -2, 2),), {"dim": dim, "keepdim": d.itemsize == 4}
+
+
+xor_bits: Primitive = register(
+    "xor_bits",
+    kind="opaque",
+    infer=_bits_infer,
+    eager=_bits_eager,
+    refused={"lower": "bits of 64: computed by the library", "vjp": "bits have no derivative"},
+    samples=_bits_samples,
+    doc="xor_bits(x, *, dim, keepdim): the exclusive or of the elements' bits, as float64 or int64 has them.",
 )
