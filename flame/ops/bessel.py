@@ -201,66 +201,66 @@ def _declared(name: str, f: Callable[[np.ndarray], np.ndarray], slope: Any, span
 
 
 _ALL, _ABOVE = (-30, 30), (0.3, 30)
-bessel_j0 = _declared(
+bessel_j0: Primitive = _declared(
     "bessel_j0",
     lambda x: _first(0, x),
     lambda g, _y, x: neg(mul(g, bessel_j1(x))),
     _ALL,
     "The Bessel function of the first kind and order 0.",
 )
-bessel_j1 = _declared(
+bessel_j1: Primitive = _declared(
     "bessel_j1",
     lambda x: _first(1, x),
     lambda g, y, x: mul(g, where(eq(x, 0.0), 0.5, sub(bessel_j0(x), _of_x(g, y, x)))),
     _ALL,
     "The Bessel function of the first kind and order 1.",
 )
-bessel_y0 = _declared(
+bessel_y0: Primitive = _declared(
     "bessel_y0",
     lambda x: _second(0, x),
     lambda g, _y, x: neg(mul(g, bessel_y1(x))),
     _ABOVE,
     "The Bessel function of the second kind and order 0; NaN below 0.",
 )
-bessel_y1 = _declared(
+bessel_y1: Primitive = _declared(
     "bessel_y1",
     lambda x: _second(1, x),
     lambda g, y, x: mul(g, sub(bessel_y0(x), div(y, x))),
     _ABOVE,
     "The Bessel function of the second kind and order 1; NaN below 0.",
 )
-modified_bessel_k0 = _declared(
+modified_bessel_k0: Primitive = _declared(
     "modified_bessel_k0",
     lambda x: _k(0, x, False),
     lambda g, _y, x: neg(mul(g, modified_bessel_k1(x))),
     _ABOVE,
     "The modified Bessel function of the second kind and order 0; NaN below 0.",
 )
-modified_bessel_k1 = _declared(
+modified_bessel_k1: Primitive = _declared(
     "modified_bessel_k1",
     lambda x: _k(1, x, False),
     lambda g, y, x: neg(mul(g, add(modified_bessel_k0(x), div(y, x)))),
     _ABOVE,
     "The modified Bessel function of the second kind and order 1; NaN below 0.",
 )
-scaled_modified_bessel_k0 = _declared(
+scaled_modified_bessel_k0: Primitive = _declared(
     "scaled_modified_bessel_k0",
     lambda x: _k(0, x, True),
     lambda g, y, x: mul(g, sub(y, scaled_modified_bessel_k1(x))),
     _ABOVE,
     "exp(x) times the modified Bessel function of the second kind and order 0; NaN below 0.",
 )
-scaled_modified_bessel_k1 = _declared(
+scaled_modified_bessel_k1: Primitive = _declared(
     "scaled_modified_bessel_k1",
     lambda x: _k(1, x, True),
     lambda g, y, x: mul(g, sub(sub(y, scaled_modified_bessel_k0(x)), div(y, x))),
     _ABOVE,
     "exp(x) times the modified Bessel function of the second kind and order 1; NaN below 0.",
 )
-airy_ai = _declared(
+airy_ai: Primitive = _declared(
     "airy_ai", lambda x: _airy(0, x), lambda g, _y, x: mul(g, airy_ai_slope(x)), (-15, 9), "Airy's function Ai."
 )
-airy_ai_slope = _declared(
+airy_ai_slope: Primitive = _declared(
     "airy_ai_slope",
     lambda x: _airy(1, x),
     lambda g, _y, x: mul(g, mul(x, airy_ai(x))),
@@ -282,6 +282,6 @@ def _spherical_slope(g: Any, y: Any, x: Any) -> Any:
     return mul(g, where(tiny, series, div(sub(cos(x), y), where(tiny, 1.0, x))))
 
 
-spherical_bessel_j0 = _declared(
+spherical_bessel_j0: Primitive = _declared(
     "spherical_bessel_j0", _spherical, _spherical_slope, _ALL, "The spherical Bessel function of order 0: sin(x) / x, 1 at 0."
 )

@@ -148,7 +148,8 @@ def _bits_infer(x: Spec, *, dim: tuple[int, ...], keepdim: bool) -> Spec:
 
 def _bits_eager(x: np.ndarray, *, dim: tuple[int, ...], keepdim: bool) -> np.ndarray:
     wide = x.astype(np.float64 if is_narrow(x.dtype) or x.dtype.kind == "f" else np.int64).view(np.uint64)
-    return np.asarray(np.bitwise_xor.reduce(wide, axis=dim, keepdims=keepdim), order="C")
+    reduce: Any = np.bitwise_xor.reduce
+    return np.asarray(reduce(wide, axis=dim, keepdims=keepdim), order="C")
 
 
 def _bits_samples() -> Iterator[tuple[tuple, dict]]:
