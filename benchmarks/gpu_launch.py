@@ -45,7 +45,7 @@ def main() -> None:
         for _ in range(3):
             x + y
         [*_, ready] = gpu_eager._ready.values()
-        plan = ready.launches
+        plan = ready.straight.plan
         words = [gpu.allocate(4000).address for _ in range(3)]
         enter = gpu.launcher.enter
         rows[f"one launch of {len(plan.steps[0].places)} parameters, by the native call"] = least(

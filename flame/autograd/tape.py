@@ -34,13 +34,12 @@ from flame.ops.declare import quiet
 from flame.ops.strided import shows_an_element_twice
 from flame.primitive import Primitive, force, install_base_interpreter, placement, registered
 from flame.reasons import COMPLEX
-from flame.runtime import memory
+from flame.runtime import gpu_eager, memory
 from flame.runtime.cuda import gpu as gpu_at
 from flame.runtime.device import as_device
 from flame.runtime.device_array import DeviceArray, to_device
 from flame.runtime.eager_kernels import LEAST, eager_kernels
 from flame.runtime.gpu_copy import host, overwrite
-from flame.runtime.gpu_eager import run as run_on_gpu
 from flame.runtime.lines import user_source  # noqa: F401  (asked for here by capture)
 from flame.runtime.scarcity import refusal, unmet
 from flame.symbol import Symbolic
@@ -264,7 +263,7 @@ def _placed(primitive: Primitive, operands: tuple, arrays: list, place: str) -> 
             raise RuntimeError(
                 f"Expected all tensors to be on the same device, but found at least two devices, {named}! ({primitive.name})"
             )
-    return lambda *given, **params: run_on_gpu(gpu, primitive, given, params)
+    return lambda *given, **params: gpu_eager.run(gpu, primitive, given, params)  # (its native form, where there is one)
 
 
 def moved(a: Any, *, device: str, source: str) -> Any:

@@ -39,6 +39,7 @@ from flame.native.units import Hints, Unit
 from flame.precision import casting, in_force
 from flame.primitive import Spec, force, placement
 from flame.runtime.executable import Executable
+from flame.runtime.gpu_program import GpuExecutable
 from flame.runtime.locks import Lock
 from flame.tensor import Storage, Tensor
 
@@ -57,6 +58,8 @@ _METHODS: Final[list[tuple[type, str]]] = [
     (segment.Plan, "inputs fits"),
     (Compiled, "__call__"),
     (Executable, "__call__"),
+    (GpuExecutable, "__call__"),
+    *native_eager.OF_GPUS,
     (_Mode, "__enter__ __exit__"),
 ]
 _FUNCTIONS: Final[tuple[Any, ...]] = (
@@ -142,6 +145,7 @@ def _made() -> Native:
     for cls in _SLOTTED:
         hints.slots[cls] = layout.offsets(cls)
     native_eager.slots_of_tensors(hints)
+    native_eager.of_gpus(hints)
     hints.attributes.update(_ATTRIBUTES)
     hints.alike[_Mode] = (no_grad, enable_grad)
     hints.receivers.update({c: Run for c in (Follower, Calls, Updates, RunState, Effects, Gradients)})

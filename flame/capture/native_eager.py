@@ -16,8 +16,23 @@ from flame.native.install import Closure, Native
 from flame.native.units import Hints, Unit
 from flame.precision import casting
 from flame.primitive import Primitive, Spec, force, placement
+from flame.runtime import gpu_eager
+from flame.runtime.cuda_gpu import Gpu, Memory
+from flame.runtime.cuda_memory import Allocator, Block
+from flame.runtime.cuda_statistics import Account
+from flame.runtime.device_array import DeviceArray
+from flame.runtime.gpu_straight import Straight
 from flame.tensor import Storage, Tensor
 
+#: what launching goes through
+OF_GPUS: Final[tuple[tuple[type, str], ...]] = (
+    (Straight, "addresses run"),
+    (Gpu, "allocate put"),
+    (Allocator, "take _collect"),
+    (Account, "add remove"),
+    (Memory, "__init__"),
+    (DeviceArray, "__init__"),
+)
 _METHODS: Final[tuple[tuple[type, str], ...]] = (
     (Storage, "__init__"),
     (Tensor, "storage_of"),
@@ -31,10 +46,13 @@ _METHODS: Final[tuple[tuple[type, str], ...]] = (
     (Eager, "process"),
     (Eager, "one"),
     (Eager, "two"),
+    *((cls, name) for cls, names in OF_GPUS for name in names.split()),
+    (gpu_eager._Ready, "run"),
 )
 _FUNCTIONS: Final[tuple[Any, ...]] = (
     tensor.spec_of, tensor.version, nodes.alias, nodes.edge_of, nodes.edge, nodes.fit, tape._link_view, tape.show,
     primitive.applied, engine.go_through, engine._accumulate, engine.accumulate_into, engine.accumulate,
+    gpu_eager.run, gpu_eager._call, gpu_eager.exactly,
 )  # fmt: skip
 _LIKELY: Final = dict.fromkeys(("o", "x", "y", "operand", "self", "other", "t", "g", "have"), Tensor) | {"node": Node}
 
@@ -43,6 +61,15 @@ def operators() -> tuple[Any, list[tuple[str, Any]]]:
     """The function that operators are closures of, and these, as Python has them."""
     f = vars(Tensor)["__mul__"]
     return f, [(n, g) for n, g in vars(Tensor).items() if getattr(g, "__code__", None) is f.__code__]
+
+
+def of_gpus(hints: Hints) -> None:
+    """What of launching lies in slots."""
+    for cls in (Straight, Allocator, Block, Account, Memory, DeviceArray, gpu_eager._Ready):
+        hints.slots[cls] = layout.offsets(cls)
+    hints.attributes |= {
+        (Straight, "gpu"): Gpu, (Gpu, "memory"): Allocator, (Block, "bin"): list, (gpu_eager._Ready, "straight"): Straight,
+    }  # fmt: skip
 
 
 def slots_of_tensors(hints: Hints) -> None:
@@ -59,15 +86,14 @@ def made() -> Native:
     for cls in (Storage, Node, AccumulateGrad, Direct, Primitive, Spec, type(placement), type(casting)):
         hints.slots[cls] = layout.offsets(cls)
     slots_of_tensors(hints)
+    of_gpus(hints)
     for cls in (Node, AccumulateGrad):
         fresh = object.__new__(cls)
         hints.empty[cls] = frozenset(n for n in hints.slots[cls] if getattr(fresh, n, n) is None)
     hints.slots[Eager], hints.own = {}, frozenset({(Eager, "process")})  # (it has one of its own while somebody watches)
     hints.attributes[Tensor, "_storage"] = Storage
     units = [
-        Unit(
-            f"{cls.__name__}.{name}", vars(cls)[name], cls, (), _LIKELY if cls not in (Node, AccumulateGrad, Eager) else _OTHERS
-        )
+        Unit(f"{cls.__name__}.{name}", vars(cls)[name], cls, (), _LIKELY if cls not in _OWN else _OTHERS)
         for cls, name in _METHODS
     ]
     units += [Unit(f.__name__, f, None, (), _LIKELY) for f in _FUNCTIONS]
@@ -83,4 +109,6 @@ def made() -> Native:
     return Native(units, hints, found)
 
 
+#: classes in whose methods these names are other things
+_OWN: Final = (Node, AccumulateGrad, Eager, gpu_eager._Ready, *(cls for cls, _ in OF_GPUS))
 _OTHERS: Final = {n: c for n, c in _LIKELY.items() if n != "self"}

@@ -14,7 +14,10 @@ from flame.native.writer import Writer
 
 _COMPARE = {ast.Lt: 0, ast.LtE: 1, ast.Eq: 2, ast.NotEq: 3, ast.Gt: 4, ast.GtE: 5}
 _INTEGER = {ast.Lt: "slt", ast.LtE: "sle", ast.Eq: "eq", ast.NotEq: "ne", ast.Gt: "sgt", ast.GtE: "sge"}
-_ARITHMETIC = {ast.Add: "PyNumber_Add", ast.Sub: "PyNumber_Subtract", ast.Mult: "PyNumber_Multiply"}
+_ARITHMETIC = {
+    ast.Add: "PyNumber_Add", ast.Sub: "PyNumber_Subtract", ast.Mult: "PyNumber_Multiply",
+    ast.FloorDiv: "PyNumber_FloorDivide", ast.Mod: "PyNumber_Remainder",
+}  # fmt: skip
 _OFFSET_FLAG = -(1 << 63)
 
 

@@ -65,6 +65,8 @@ INTERPRETER: Final = {
     "PyNumber_Add": "ptr (ptr, ptr)",
     "PyNumber_Subtract": "ptr (ptr, ptr)",
     "PyNumber_Multiply": "ptr (ptr, ptr)",
+    "PyNumber_FloorDivide": "ptr (ptr, ptr)",
+    "PyNumber_Remainder": "ptr (ptr, ptr)",
     "PyNumber_InPlaceAdd": "ptr (ptr, ptr)",
     "PyNumber_InPlaceSubtract": "ptr (ptr, ptr)",
     "PyWeakref_NewRef": "ptr (ptr, ptr)",

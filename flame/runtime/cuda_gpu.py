@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import numpy as np
 
@@ -75,8 +75,9 @@ class Memory:
         self._block, self._owner = block, owner
 
     def __del__(self) -> None:
-        if self._block is not None:
-            self.gpu.memory.returned.append(self._block)
+        block = getattr(self, "_block", None)  # (one that was never begun has none)
+        if block is not None:
+            self.gpu.memory.returned.append(block)
 
     @property
     def device(self) -> device:
@@ -176,6 +177,7 @@ class Gpu:
     def __init__(self, process: Process, index: int):
         driver = self.driver = process.driver
         self._process = process
+        self.local = process.local
         self._alive()
         self.index = index
         self.device = _named(index)
@@ -303,10 +305,10 @@ class Gpu:
     @property
     def current_stream(self) -> int:
         """The calling thread's; 0 is the device's default stream."""
-        return self._process.local.streams.get(self.index, 0)
+        return self.local.streams.get(self.index, 0)
 
     def set_stream(self, stream: int) -> None:
-        self._process.local.streams[self.index] = stream
+        self.local.streams[self.index] = stream
 
     def wait_for(self, stream: int, of: Gpu, other: int) -> None:
         """Work given to `stream` from now on waits for what `other` of the device `of` has been given so far."""
@@ -346,7 +348,8 @@ class Gpu:
 
         Raises OutOfMemoryError.
         """
-        block = self.memory.take(nbytes, self._queue(stream), user_line)
+        queue = self.local.streams.get(self.index, 0) if stream is None else stream
+        block: Block = self.memory.take(nbytes, queue, user_line)
         return Memory(self, block.address, nbytes, block)
 
     def adopt(self, address: int, nbytes: int, owner: object) -> Memory:
@@ -490,19 +493,28 @@ class Gpu:
 
     def run(self, plan: LaunchPlan, arena: int, *words: int, stream: int | None = None) -> None:
         """Put a plan's launches on a stream. Raises TypeError for another number of words, CudaError where a launch fails."""
-        queue = self._queue(stream)
+        self.put(plan, self._queue(stream), arena, words)
+
+    def put(self, plan: LaunchPlan, queue: int, arena: int, words: Sequence[int]) -> None:
+        """The same, of words that are at hand."""
         if knobs.launch_blocking:
-            self.run_apart(plan, arena, words, queue, lambda step: self.wait_blocking(queue))
+            self._run_blocking(plan, arena, words, queue)
             return
         if type(plan) is GraphPlan:
             self._alive()
             answer = self.graphs.run(plan, self.context, queue, arena, words)
         else:
-            answer = self.launcher.enter(plan.address, self.context, queue, arena, *words)
+            answer = self.launcher.enter(*(plan.address, self.context, queue, arena, *words))
         if answer is not None:
-            step, code = failure(answer)
-            raise self.error(code, "a launch" if step is None else f"the launch of {plan.steps[step].note}")
+            self._failed(plan, answer)
         self.recent.append(plan.note)
+
+    def _run_blocking(self, plan: LaunchPlan, arena: int, words: Sequence[int], queue: int) -> None:
+        self.run_apart(plan, arena, words, queue, lambda step: self.wait_blocking(queue))
+
+    def _failed(self, plan: LaunchPlan, answer: int) -> NoReturn:
+        step, code = failure(answer)
+        raise self.error(code, "a launch" if step is None else f"the launch of {plan.steps[step].note}")
 
     def run_apart(
         self, plan: LaunchPlan, arena: int, words: Sequence[int], queue: int, after: Callable[[LaunchStep], None]

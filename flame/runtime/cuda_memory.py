@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from flame.errors import OutOfMemoryError
 from flame.runtime.cuda_driver import Driver
-from flame.runtime.cuda_statistics import Accounts, spelled
+from flame.runtime.cuda_statistics import Account, Accounts, spelled
 
 GRAIN: Final = 512  #: sizes are multiples of it
 SMALL: Final = 1 << 20  #: requests up to it come from segments of _SMALL_SEGMENT
@@ -61,6 +61,11 @@ class Allocator:
     bounds is the driver's (or a checker's) to see.
     """
 
+    __slots__ = (
+        "_all", "_bins", "_free", "_live", "_lock", "_pending", "_segments", "accounts", "activate", "caching", "driver", "limit",
+        "returned", "what",
+    )  # fmt: skip
+
     def __init__(self, driver: Driver, activate: Callable[[], None], what: str = "GPU", caching: bool = True):
         self.driver, self.activate, self.what, self.caching = driver, activate, what, caching
         self.limit: int | None = None  #: bytes that may be reserved at most
@@ -80,22 +85,29 @@ class Allocator:
         Raises OutOfMemoryError where neither the device nor the cache has that much, naming who holds most.
         """
         if nbytes < 0:
-            raise ValueError(f"memory of {nbytes} bytes cannot be allocated")
+            raise ValueError("memory of {} bytes cannot be allocated".format(nbytes))  # noqa: UP032  (translated to native code)
         size = (nbytes + GRAIN - 1) // GRAIN * GRAIN or GRAIN
-        with self._lock:
+        self._lock.acquire()
+        try:
             if self.returned:
                 self._collect()
             if self._pending:
                 self._poll()
             bin = self._bins.get((stream, size))
-            block = bin.pop() if bin else self._find(nbytes, size, stream)
-            block.state, block.requested, block.line = "live", nbytes, line
+            block: Block = bin.pop() if bin else self._find(nbytes, size, stream)
+            block.state = "live"
+            block.requested = nbytes
+            block.line = line
             size = block.size
-            self._live[block.pool].add(size, nbytes)
-            self._all.add(size, nbytes)
+            account: Account = self._live[block.pool]
+            account.add(size, nbytes)
+            account = self._all
+            account.add(size, nbytes)
             if self._pending:
                 self._count_pending()
             return block
+        finally:
+            self._lock.release()
 
     def record(self, block: Block, stream: int) -> None:
         """A stream other than the block's own is given work on it."""
@@ -204,25 +216,29 @@ class Allocator:
         """Look at the blocks whose leases have died."""
         returned = self.returned
         while returned:
-            block = returned.popleft()
-            pool = block.pool
-            self._live[pool].remove(block.size, block.requested)
-            self._all.remove(block.size, block.requested)
+            block: Block = returned.popleft()
+            account: Account = self._live[block.pool]
+            account.remove(block.size, block.requested)
+            account = self._all
+            account.remove(block.size, block.requested)
             if block.users:
-                self.activate()
-                for stream in block.users:
-                    event = self.driver.create_event()
-                    self.driver.record_event(event, stream)
-                    block.events.append(event)
-                block.users = None
-                block.state = "pending"
-                self._pending.append(block)
+                self._await_users(block)
             elif self.caching:
                 block.state = "free"
                 block.bin.append(block)
             else:
                 block.state = "free"
                 self._drop(block)
+
+    def _await_users(self, block: Block) -> None:
+        self.activate()
+        for stream in block.users or ():
+            event = self.driver.create_event()
+            self.driver.record_event(event, stream)
+            block.events.append(event)
+        block.users = None
+        block.state = "pending"
+        self._pending.append(block)
 
     def _poll(self) -> None:
         """Blocks that other streams have passed become free."""

@@ -41,9 +41,9 @@ class Account:
         self.bytes -= size
         self.requested -= requested
         freed = self.freed
-        freed[0] += 1
-        freed[1] += size
-        freed[2] += requested
+        freed[0] = freed[0] + 1
+        freed[1] = freed[1] + size
+        freed[2] = freed[2] + requested
 
     def now(self) -> tuple[int, int, int]:
         return self.count, self.bytes, self.requested

@@ -12,6 +12,7 @@ The functions at the end take arrays of both kinds, for code that does not care 
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -111,10 +112,9 @@ class DeviceArray:
         return f"DeviceArray({self.device}, {self.dtype}{list(self.shape)})"
 
 
-def dense_strides(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
+@functools.lru_cache(4096)
+def dense_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     """In bytes, for row-major order."""
-    if len(shape) == 1:
-        return (itemsize,)
     out, step = [], itemsize
     for n in reversed(shape):
         out.append(step)
@@ -176,7 +176,8 @@ LARGE: Final = 1 << 20
 
 def empty(gpu: Any, shape: Sequence[int], dtype: np.dtype) -> DeviceArray:
     """Uninitialised, in row-major order."""
-    placement.gpu = True
+    if not placement.gpu:
+        placement.gpu = True
     nbytes = math.prod(shape) * dtype.itemsize
     memory = gpu.allocate(nbytes or 1, user_source() if nbytes >= LARGE else "")
     return DeviceArray(gpu, memory, memory.address, tuple(shape), dtype)

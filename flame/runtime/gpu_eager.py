@@ -31,9 +31,10 @@ from flame.knobs import knobs
 from flame.ops.declare import as_operand
 from flame.primitive import Primitive, Spec, registered
 from flame.runtime.cuda_plan import LaunchPlan
-from flame.runtime.device_array import DeviceArray, empty, to_device
+from flame.runtime.device_array import DeviceArray, to_device
 from flame.runtime.gpu_copy import ALIGNMENT, duplicate, host, view
 from flame.runtime.gpu_program import GpuExecutable, tell_of_detour
+from flame.runtime.gpu_straight import Straight
 from flame.runtime.lines import user_source
 
 AS_STRIDED = registered("as_strided")
@@ -62,18 +63,21 @@ def run(gpu: Any, primitive: Primitive, operands: Sequence[Any], params: dict[st
         if got is not None:
             return got
     call = _call(gpu, primitive, operands, params)
-    ready = _ready.get(call) if call is not None else None
-    return _by_node(gpu, primitive, operands, params, call) if ready is None else ready(operands)
+    ready: _Ready | None = _ready.get(call) if call is not None else None
+    return _by_node(gpu, primitive, operands, params, call) if ready is None else ready.run(operands)
 
 
 def _call(gpu: Any, primitive: Primitive, operands: Sequence[Any], params: dict[str, Any]) -> tuple | None:
     """What tells a call from others that run otherwise, where all arrays can be given to kernels as they are."""
-    found: list[Any] = [gpu, primitive]
+    found: list = [gpu, primitive]
+    a: DeviceArray
     for o in operands:
         if type(o) is DeviceArray:
-            if not o.contiguous or o.address % ALIGNMENT or o.gpu is not gpu:
+            a = o
+            if not a.contiguous or a.address % ALIGNMENT or a.gpu is not gpu:
                 return None
-            found += (o.dtype, o.shape)
+            found.append(a.dtype)
+            found.append(a.shape)
         elif isinstance(o, np.ndarray):
             return None
         else:
@@ -89,19 +93,24 @@ def exactly(number: Any) -> tuple:
 class _Ready:
     """A call that was made before, of which nothing is left but launches, and looking at positions."""
 
-    __slots__ = ("bounds", "count", "gpu", "launches", "results")
+    __slots__ = ("bounds", "count", "straight")
 
     def __init__(self, made: _Made, launches: LaunchPlan, shape: tuple[int, ...] | None):
-        self.gpu, self.launches = made.node.gpu, launches
-        self.results = [(s.shape if shape is None else shape, s.dtype.numpy) for s in made.executable.results]
+        results = [(s.shape if shape is None else shape, s.dtype.numpy) for s in made.executable.results]
+        self.straight = Straight(made.node.gpu, launches, (), results)
         self.count, self.bounds = made.about.results, made.bounds
 
-    def __call__(self, operands: Sequence[Any]) -> Any:
-        gpu = self.gpu
-        made = [empty(gpu, shape, dtype) for shape, dtype in self.results]
-        gpu.run(self.launches, 0, *[o.address for o in operands if type(o) is DeviceArray], *[m.address for m in made])
+    def run(self, operands: Sequence[Any]) -> Any:
+        straight = self.straight
+        words: list = []
+        a: DeviceArray
+        for o in operands:
+            if type(o) is DeviceArray:
+                a = o
+                words.append(a.address)
+        made = straight.run(words)
         if self.bounds:
-            look_later(gpu, made, self.bounds)
+            look_later(straight.gpu, made, self.bounds)
         return tuple(made[: self.count]) if self.count else made[0]
 
 

@@ -35,6 +35,7 @@ from flame.runtime import gpu_autotune, gpu_kernels
 from flame.runtime.cuda_plan import ARENA, CONSTANT, FIRST, LaunchPlan, LaunchStep
 from flame.runtime.device_array import LARGE, DeviceArray, empty, to_device
 from flame.runtime.gpu_copy import contiguous, duplicate, host, overwrite, scalars, view
+from flame.runtime.gpu_straight import Straight
 from flame.runtime.lines import user_source
 
 Arrays = list[Any]
@@ -76,10 +77,16 @@ class GpuExecutable:
         self._lent_at = -(-program.arena_bytes // _APART) * _APART
         self._plans: list[LaunchPlan] = []
         self._stages = self._compiled(program)
-        #: the launches of a program that is nothing else, of inputs to fresh results in their order
+        #: the launches of a program that is nothing else
+        self._straight: Straight | None = None
+        if len(self._stages) == len(self._plans) == 1:
+            kinds = [[(s.shape, s.dtype.numpy) for s in specs] for specs in (self._inputs, map(self._spec, self._owned))]
+            self._straight = Straight(gpu, self._plans[0], kinds[0], kinds[1], self._arena_bytes, self.name)
+        #: whether results are what is fresh, in order
+        self._in_order = self._results == [(n + i, False) for i in range(len(self._owned))]
+        #: the launches of a program that makes of its inputs fresh results in their order, and needs nothing else for that
         self.plan: LaunchPlan | None = None
-        in_order = self._results == [(n + i, False) for i in range(len(self._owned))]
-        if len(self._stages) == len(self._plans) == 1 and in_order and not (self._updated or self._arena_bytes or graphs):
+        if self._straight is not None and self._in_order and not (self._updated or self._arena_bytes or graphs):
             self.plan = self._plans[0]
 
     def __call__(self, arrays: Sequence[Any]) -> list[Any]:
@@ -88,6 +95,22 @@ class GpuExecutable:
 
         Raises TypeError or RuntimeError where an input is not what the program was compiled for.
         """
+        straight: Straight | None = self._straight
+        if straight is not None:
+            words = straight.addresses(arrays)
+            if words is not None:
+                made = straight.run(words)
+                if self._in_order:
+                    return made
+                return self._chosen([*arrays, *made])
+        return self._step_by_step(arrays)
+
+    def _chosen(self, held: Arrays) -> Arrays:
+        """The results, among inputs and what was made of them."""
+        return [duplicate(held[i]) if copied else held[i] for i, copied in self._results]
+
+    def _step_by_step(self, arrays: Sequence[Any]) -> Arrays:
+        """A stage after the other, on arrays that may have to be made fit first."""
         if len(arrays) != len(self._inputs):
             raise TypeError(f"{self.name} takes {len(self._inputs)} arrays, got {len(arrays)}")
         gpu = self.gpu
@@ -101,7 +124,7 @@ class GpuExecutable:
             if held[i] is not arrays[i] and isinstance(arrays[i], DeviceArray):
                 overwrite(arrays[i], held[i])
                 held[i] = arrays[i]
-        return [duplicate(held[i]) if copied else held[i] for i, copied in self._results]
+        return self._chosen(held)
 
     def __repr__(self) -> str:
         return f"GpuExecutable({self.name}, {len(self._stages)} stages on {self.gpu.device})"
