@@ -4,6 +4,7 @@
     of_routines(arch)              the launches of every routine
     of_cases(arch)                 the hand-written kernels of `kernels_for_tests`
     of_rows(arch)                  norms, softmax, losses and updates at the sizes of real models
+    of_tiles(arch)                 attention, also with changed scores, and convolutions at such sizes, forward and backward
     of_corpus(arch)                the model corpus
 
 Each gives (name, source). A kernel of two names is given twice; whoever compiles looks at `source.digest`.
@@ -30,6 +31,7 @@ from flame.compiler.schedule import choose_gpu
 from flame.compiler.target import Target, gpu
 from flame.compiler.to_triton import TritonSource, to_triton
 from flame.dtypes import from_numpy_dtype
+from flame.nn.attention.flex_attention import create_block_mask, flex_attention
 from flame.primitive import REGISTRY, Primitive, Spec
 
 Named = Iterator[tuple[str, TritonSource]]
@@ -172,10 +174,68 @@ ROWS: dict[str, Callable[[], tuple[Callable, tuple]]] = {
 }
 
 
+def _attended(
+    score_mod: Callable | None, mask_mod: Callable | None, dtype: Any, length: int, width: int, heads: int = 4
+) -> tuple[Callable, tuple]:
+    """Attention with changed scores, whose keys are shared by pairs of heads; and its gradients."""
+    mask = None if mask_mod is None else create_block_mask(mask_mod, None, None, length, length)
+    given = tuple(_given(1, h, length, width, dtype=dtype) for h in (heads, heads // 2, heads // 2))
+    return _backward(lambda q, k, v: flex_attention(q, k, v, score_mod, mask, enable_gqa=True)), given
+
+
+def _slopes() -> Callable:
+    slopes = flame.rand(4)
+    return lambda score, b, h, i, j: score + slopes[h] * (j - i)
+
+
+def _documents(length: int) -> Callable:
+    """Sequences of other lengths, one after the other."""
+    document = (flame.arange(length) * 7 // length).to(flame.int32)
+    return lambda b, h, i, j: (document[i] == document[j]) & (i >= j)
+
+
+def _causal(b: Any, h: Any, i: Any, j: Any) -> Any:
+    return i >= j
+
+
+def _window(b: Any, h: Any, i: Any, j: Any) -> Any:
+    return (i >= j) & (i - j < 256)
+
+
+def _attention(length: int, width: int, dtype: Any, **how: Any) -> tuple[Callable, tuple]:
+    given = tuple(_given(1, h, length, width, dtype=dtype) for h in (4, 2, 2))
+    return _backward(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, enable_gqa=True, **how)), given
+
+
+def _convolution(dtype: Any, channels: int, side: int, groups: int = 1, **how: Any) -> tuple[Callable, tuple]:
+    x, w = _given(4, channels, side, side, dtype=dtype), _given(channels, channels // groups, 3, 3, dtype=dtype)
+    return _backward(lambda x, w: F.conv2d(x, w, padding=1, groups=groups, **how).square()), (x, w)
+
+
+#: what walks tiles, at the sizes of real models; compiling one of these takes as long as many others
+TILES: dict[str, Callable[[], tuple[Callable, tuple]]] = {
+    "attention causal bfloat16 1024x128": lambda: _attention(1024, 128, flame.bfloat16, is_causal=True),
+    "attention float16 1024x64": lambda: _attention(1024, 64, flame.float16),
+    "flex ALiBi causal bfloat16 1024x128": lambda: _attended(_slopes(), _causal, flame.bfloat16, 1024, 128),
+    "flex soft cap in a window float16 1024x64": lambda: _attended(
+        lambda s, b, h, i, j: 20.0 * flame.tanh(s / 20.0), _window, flame.float16, 1024, 64
+    ),
+    "flex of several lengths bfloat16 1024x64": lambda: _attended(None, _documents(1024), flame.bfloat16, 1024, 64),
+    "flex relative float32 512x64": lambda: _attended(lambda s, b, h, i, j: s + 0.01 * (j - i), None, flame.float32, 512, 64),
+    "convolution bfloat16 64 at 56": lambda: _convolution(flame.bfloat16, 64, 56),
+    "convolution of groups bfloat16 64 at 28": lambda: _convolution(flame.bfloat16, 64, 28, 4),
+    "convolution of stride 2 float16 128 at 28": lambda: _convolution(flame.float16, 128, 28, stride=2),
+    "products of a batch bfloat16 8x512": lambda: (
+        _backward(lambda a, b: (a @ b).square()),
+        (_given(8, 512, 256, dtype=flame.bfloat16), _given(8, 256, 512, dtype=flame.bfloat16)),
+    ),
+}
+
+
 @cache
 def row_graphs(name: str) -> tuple[Graph, ...]:
     flame.manual_seed(5)
-    step, arguments = ROWS[name]()
+    step, arguments = (ROWS.get(name) or TILES[name])()
     compiled = flame.compile(step)
     for _ in range(3):
         for a in arguments:
@@ -189,6 +249,13 @@ def of_rows(arch: str) -> Named:
     for name in ROWS:
         for i, graph in enumerate(row_graphs(name)):
             yield from of_graph(f"rows/{name}/{i}", graph, target)
+
+
+def of_tiles(arch: str) -> Named:
+    target = gpu(arch)
+    for name in TILES:
+        for i, graph in enumerate(row_graphs(name)):
+            yield from of_graph(f"tiles/{name}/{i}", graph, target)
 
 
 def of_corpus(arch: str) -> Named:
@@ -207,6 +274,7 @@ def everything(arch: str, kinds: Sequence[str] = ALL) -> Named:
     yield from of_routines(arch, kinds)
     yield from of_cases(arch)
     yield from of_rows(arch)
+    yield from of_tiles(arch)
     yield from of_corpus(arch)
 
 

@@ -102,6 +102,18 @@ def test_tiles_fetched_by_the_copy_engine_are_the_same(turned: tuple[bool, bool]
         check(product(40, 24, 48, dt.float16, turned, batch, bias=True), descriptors=True, m_block=16, n_block=16, k_block=32)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_programs_that_make_a_tile_after_the_other_are_the_same(seed: int) -> None:
+    r = random.Random(seed)
+    sizes = (r.randint(33, 70), r.randint(17, 60), r.randint(4, 40))
+    engine = seed % 3 == 2
+    if engine:
+        sizes = (40, 48, 32)
+    turned = (r.random() < 0.5, r.random() < 0.5)
+    b = product(*sizes, dt.float16 if engine else dt.float32, turned, r.choice(((), (3,))), bias=True)
+    check(b, seed, programs=r.choice((1, 2, 5, 100)), descriptors=engine, m_block=16, n_block=16, k_block=32, group=2)
+
+
 def test_what_does_not_lie_as_the_copy_engine_takes_it_is_refused() -> None:
     for sizes in ((40, 24, 45), (40, 21, 48)):  # rows that begin at no multiple of 16 bytes
         kernel = kernel_of(product(*sizes, dt.float16))
@@ -141,6 +153,8 @@ def large(d: Any = dt.float16, **how: Any) -> Kernel:
     [
         ("sm_90", {}, ("wgmma.mma_async", "cp.async.cg")),
         ("sm_80", {}, ("mma.sync", "cp.async.cg")),
+        ("sm_90", {"programs": 132, "descriptors": True, "specialized": False}, ("wgmma.mma_async", "cp.async.bulk.tensor")),
+        ("sm_80", {"programs": 108, "descriptors": False}, ("mma.sync", "cp.async.cg")),
         ("sm_90", {"descriptors": True}, ("wgmma.mma_async", "cp.async.bulk.tensor")),
         ("sm_100", {"descriptors": True, "specialized": True}, ("tcgen05.mma", "cp.async.bulk.tensor")),
         ("gfx942", {}, ("v_mfma",)),
@@ -157,7 +171,9 @@ def test_large_products_use_what_the_target_has(arch: str, changes: dict, words:
     binary = compile_triton(source, arch)
     assert all(w in binary.asm for w in words), [w for w in words if w not in binary.asm]
     assert binary.spills == 0 and binary.shared <= gpu(arch).cache
-    assert (binary.scratch > 0) == source.descriptors == bool(changes)
+    assert (binary.scratch > 0) == source.descriptors == bool(changes.get("descriptors"))
+    if schedule.programs:
+        assert source.grid() == (schedule.programs, 1, 1) == (gpu(arch).units, 1, 1)
     if changes.get("specialized"):
         assert binary.threads > schedule.warps * 32, "the warps that copy"
 

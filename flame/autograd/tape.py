@@ -263,7 +263,7 @@ def _placed(primitive: Primitive, operands: tuple, arrays: list, place: str) -> 
             raise RuntimeError(
                 f"Expected all tensors to be on the same device, but found at least two devices, {named}! ({primitive.name})"
             )
-    return lambda *given, **params: gpu_eager.run(gpu, primitive, given, params)  # (its native form, where there is one)
+    return lambda *given, **params: gpu_eager.run(gpu, primitive, given, params)
 
 
 def moved(a: Any, *, device: str, source: str) -> Any:

@@ -57,6 +57,9 @@ class GpuSchedule:
     descriptors: bool = False
     #: dot: some warps copy and others multiply
     specialized: bool = False
+    #: dot: at most so many programs, each of which makes one tile after the other, the next one's operands on their way while the
+    #: last one is stored; 0: a program for each tile
+    programs: int = 0
     warps: int = 4
     stages: int = 3
     #: positions and addresses in 64 bits. Without it the launcher checks `TritonSource.fits`.
@@ -173,7 +176,17 @@ def tiled_candidates(kernel: Kernel, target: Target, hints: Mapping[str, int] | 
         large = [s for s in found if s.m_block >= 64 and s.n_block >= 64][:4]
         by_engine = [replace(s, descriptors=True) for s in large]
         by_engine += [replace(s, descriptors=True, specialized=True, warps=4) for s in large if s.m_block * s.n_block <= 2**14]
-    return list(dict.fromkeys(replace(s, wide=wide) for s in (*found, *by_engine)))
+    lasting = [replace(s, programs=target.units) for s in (*found[:2], *by_engine) if _tiles(kernel, s, env) > target.units]
+    return list(dict.fromkeys(replace(s, wide=wide) for s in (*found[:4], *by_engine, *lasting, *found[4:])))
+
+
+def _tiles(kernel: Kernel, s: GpuSchedule, env: Mapping[str, int]) -> int:
+    """How many tiles a product makes; 0 for other kernels."""
+    found = sides(kernel) if s.form == "dot" else None
+    if found is None:
+        return 0
+    m, n, batch = (evaluate(product(kernel.axes[a] for a in axes), env) for axes in (found.m, found.n, found.batch))
+    return -(-m // s.m_block) * -(-n // s.n_block) * batch
 
 
 def _tiled(kernel: Kernel, target: Target, env: Mapping[str, int]) -> list[GpuSchedule]:

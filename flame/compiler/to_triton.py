@@ -49,16 +49,17 @@ class Grid:
     """The number of programs: called with the symbols' values it gives a launch's three dimensions.
 
     `directions` are (points, points a program): the programs are the product of the quotients, rounded up. A launch of no
-    programs (an array without elements) is to be left out.
+    programs (an array without elements) is to be left out. `most`: no more than so many; each does several programs' work.
     """
 
     directions: tuple[tuple[E, int], ...]
+    most: int = 0
 
     def __call__(self, symbols: Mapping[str, int] | None = None) -> tuple[int, int, int]:
         n = 1
         for points, block in self.directions:
             n *= -(-evaluate(points, symbols or {}) // block)
-        return n, 1, 1
+        return min(n, self.most or n), 1, 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ def to_triton(kernel: Kernel, schedule: GpuSchedule) -> TritonSource:
         entry=entry,
         parameters=parameters,
         constexprs=dict(body.constants),
-        grid=Grid(tuple(form.programs)),
+        grid=Grid(tuple(form.programs), schedule.programs if schedule.form == "dot" else 0),
         warps=schedule.warps,
         stages=schedule.stages,
         fp_fusion=schedule.fp_fusion,

@@ -36,6 +36,7 @@ class Dot:
         self.body = body
         self.programs: list[tuple[E, int]] = []
         self._described: dict[int, tuple[str, str, bool, bool]] = {}
+        self._tiles = self._firsts = "", ""
         contraction = next(s for s in kernel.statements if isinstance(s, Contract))
         self.contraction = replace(contraction, operands=factors(kernel, contraction))
         self.sides = replace(found, m=self._ordered(found.m, 0), n=self._ordered(found.n, 1))
@@ -61,7 +62,27 @@ class Dot:
         body.constant("K_BLOCK", schedule.k_block)
         body.constant("GROUP", schedule.group)
         body.scopes[0].tile = ("M_BLOCK", "N_BLOCK")
-        self._place_tile()
+        tile = body.names.fresh("tile")
+        wide = ".to(tl.int64)" if body.wide else ""
+        if not schedule.programs:
+            body.line(f"{tile} = tl.program_id(0){wide}")
+            self._count_tiles()
+            self._make(tile)
+            return
+        body.constant("PROGRAMS", schedule.programs)
+        tiles = self._count_tiles()
+        if schedule.descriptors and not self.sides.batch:
+            self._describe()
+        turn = body.names.fresh("turn")
+        body.comment("a tile after the other")
+        with body.loop(f"for {turn} in tl.range(tl.program_id(0), {tiles}, PROGRAMS, flatten=True):"):
+            body.line(f"{tile} = {turn}{wide}")
+            self._make(tile)
+
+    def _make(self, tile: str) -> None:
+        """Write what makes one tile."""
+        body = self.body
+        self._place_tile(tile)
         body.compute(self.contraction.operands, only=self._fixed)
         body.comment(f"sum over {', '.join(self.sides.k)}")
         acc = body.names.fresh("acc")
@@ -80,17 +101,25 @@ class Dot:
         """Is it the same at every step, so that it is computed before the loop?"""
         return all(self.kernel.domains[u].isdisjoint(self.contraction.axes) for u in self.body.missing([v]))
 
-    def _place_tile(self) -> None:
-        """Which rows, columns and batch member a program works on."""
+    def _count_tiles(self) -> str:
+        """Write how many tiles there are each way; how many in all."""
         body, schedule, found = self.body, self.schedule, self.sides
         rows, columns, batch = (body.count(axes) for axes in (found.m, found.n, found.batch))
         self.programs = [(batch, 1), (rows, schedule.m_block), (columns, schedule.n_block)]
-        tile, m, n = body.names.fresh("tile"), body.walker(found.m, "m"), body.walker(found.n, "n")
-        tiles_m, tiles_n, first, height = (body.names.fresh(x) for x in ("tiles_m", "tiles_n", "first", "height"))
-        wide = ".to(tl.int64)" if body.wide else ""
-        body.line(f"{tile} = tl.program_id(0){wide}")
+        self._tiles = tiles_m, tiles_n = body.names.fresh("tiles_m"), body.names.fresh("tiles_n")
+        if schedule.descriptors:
+            self._firsts = body.names.fresh("m_first"), body.names.fresh("n_first")
         body.line(f"{tiles_m} = tl.cdiv({body.size(rows)}, M_BLOCK)")
         body.line(f"{tiles_n} = tl.cdiv({body.size(columns)}, N_BLOCK)")
+        return " * ".join([*([body.size(batch)] if found.batch else []), tiles_m, tiles_n])
+
+    def _place_tile(self, tile: str) -> None:
+        """Which rows, columns and batch member it is made of."""
+        body, schedule, found = self.body, self.schedule, self.sides
+        rows, columns = body.count(found.m), body.count(found.n)
+        m, n = body.walker(found.m, "m"), body.walker(found.n, "n")
+        tiles_m, tiles_n = self._tiles
+        first, height = body.names.fresh("first"), body.names.fresh("height")
         if found.batch:
             z = body.walker(found.batch, "z")
             body.line(f"{z} = {tile} // ({tiles_m} * {tiles_n})")
@@ -100,24 +129,26 @@ class Dot:
         body.line(f"{height} = min({tiles_m} - {first}, GROUP)")
         body.line(f"{tile} = {tile} % (GROUP * {tiles_n})")
         if schedule.descriptors:
-            m_first, n_first = (body.names.fresh(x) for x in ("m_first", "n_first"))
+            m_first, n_first = self._firsts
             body.line(f"{m_first} = ({first} + {tile} % {height}) * M_BLOCK")
             body.line(f"{n_first} = {tile} // {height} * N_BLOCK")
             body.line(f"{m} = ({m_first} + tl.arange(0, M_BLOCK))[:, None]")
             body.line(f"{n} = ({n_first} + tl.arange(0, N_BLOCK))[None, :]")
         else:
-            m_first = n_first = ""
             body.line(f"{m} = (({first} + {tile} % {height}) * M_BLOCK + tl.arange(0, M_BLOCK))[:, None]")
             body.line(f"{n} = ({tile} // {height} * N_BLOCK + tl.arange(0, N_BLOCK))[None, :]")
         m_in = self._mask(m, rows, schedule.m_block)
         n_in = self._mask(n, columns, schedule.n_block)
         body.place(Lanes(m, found.m, 0, m_in))
         body.place(Lanes(n, found.n, 1, n_in))
-        if schedule.descriptors:
-            self._describe(0, m_first, "M_BLOCK")
-            self._describe(1, n_first, "N_BLOCK")
+        if schedule.descriptors and not self._described:
+            self._describe()
 
-    def _describe(self, operand: int, own_first: str, own_block: str) -> None:
+    def _describe(self) -> None:
+        for operand, block in enumerate(("M_BLOCK", "N_BLOCK")):
+            self._describe_one(operand, self._firsts[operand], block)
+
+    def _describe_one(self, operand: int, own_first: str, own_block: str) -> None:
         """Write the descriptor of an operand's matrix, [own axis, summed axis] or turned, whichever has stride 1 inside."""
         body, v = self.body, self.contraction.operands[operand]
         own = (self.sides.m, self.sides.n)[operand]

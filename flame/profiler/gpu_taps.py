@@ -9,7 +9,7 @@ device meanwhile. At the end it is waited for, once. The device's clock is laid 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from flame.runtime.cuda_gpu import Gpu
@@ -21,7 +21,7 @@ Launch = tuple[Gpu, int, str, int, int]
 
 
 class GpuWatch:
-    """Collects the launches of `Gpu.run`."""
+    """Collects the launches of `Gpu.put`."""
 
     def __init__(self, record: Callable[[str, str, int, int, str], Any]):
         self._record = record
@@ -29,11 +29,8 @@ class GpuWatch:
         self._events: dict[Gpu, list[int]] = {}
         self._origin: dict[Gpu, int] = {}  #: the host's nanoseconds when the first event of a device had passed
 
-    def run(
-        self, run: Callable[..., None], gpu: Gpu, plan: LaunchPlan, arena: int, *words: int, stream: int | None = None
-    ) -> None:
-        """In place of `Gpu.run`."""
-        queue = gpu.current_stream if stream is None else stream
+    def put(self, put: Callable[..., None], gpu: Gpu, plan: LaunchPlan, queue: int, arena: int, words: Sequence[int]) -> None:
+        """In place of `Gpu.put`."""
         before = self._begun(gpu, queue)
 
         def after(step: LaunchStep) -> None:

@@ -79,7 +79,7 @@ class Listener:
         self._tap(GpuExecutable, "__call__", lambda program, *_: ("program", f"program {program.name}"))
         gpu = GpuWatch(self._gpu_kernel)
         self._undo.append(gpu.stop)
-        self._wrap(Gpu, "run", gpu.run)
+        self._wrap(Gpu, "put", gpu.put)
         self._wrap(ByLibrary, "launch", gpu.by_library)
 
     def stop(self) -> None:
