@@ -6,6 +6,7 @@ The figures only decide how work is cut into chunks, how far loops are unrolled 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from functools import lru_cache
 from typing import Any
 
@@ -119,13 +120,13 @@ def statement_cost(kernel: Kernel, name: str) -> int:
     return 1
 
 
-def cone(kernel: Kernel, s: Reduce | Contract | Store) -> list[str]:
-    """The values computed for a sink: everything below it down to other reductions."""
+def cone(kernel: Kernel, s: Reduce | Contract | Store, known: Collection[str] = ()) -> list[str]:
+    """The values computed for a sink: everything below it down to other reductions, and to what is `known`."""
     found: dict[str, None] = {}
     todo = list(reads(s))
     while todo:
         v = todo.pop()
-        if v in found or isinstance(kernel.definitions[v], Reduce | Contract):
+        if v in found or v in known or isinstance(kernel.definitions[v], Reduce | Contract):
             continue
         found[v] = None
         todo += reads(kernel.definitions[v])

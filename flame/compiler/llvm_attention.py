@@ -36,6 +36,7 @@ from flame.compiler.llvm_text import (
 )
 from flame.compiler.target_cpu import CpuTarget
 from flame.dtypes import bool_, dtype, float32, float64
+from flame.ops.vector_math import exp_of_negative
 
 
 def forward(attention: Attention, target: CpuTarget) -> Routine:
@@ -166,7 +167,7 @@ class _Writer:
         zero = self._splat(m.const(0.0, self.wide))
 
         def power(x: Value, s: list[Value], j: Int, exists: str | None) -> list[Value]:
-            e = m.apply("exp", [m.emit("sub", x, high)], self.wide)
+            e = exp_of_negative(m, m.emit("sub", x, high))
             if exists is not None:
                 e = m.emit("where", Value(exists, bool_, self.lanes), e, zero)
             f.store(self.v, e.text, f.address(row, j, self.t), self.align)
@@ -241,7 +242,7 @@ class _Writer:
 
         def slope(x: Value, s: list[Value], j: Int, exists: str | None) -> list[Value]:
             place = f.address(slopes, j, self.t)
-            p = m.apply("exp", [m.emit("sub", x, lse)], self.wide)
+            p = exp_of_negative(m, m.emit("sub", x, lse))
             ds = m.emit("mul", p, m.emit("sub", Value(f.load(self.v, place, self.align), self.wide, self.lanes), delta))
             if exists is not None:
                 keep = Value(exists, bool_, self.lanes)

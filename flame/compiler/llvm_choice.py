@@ -11,14 +11,14 @@ from flame.compiler.index_math import E, ex, names
 from flame.compiler.kernel import Const, IndexOf, Load, Op
 from flame.compiler.llvm_address import address
 from flame.compiler.llvm_machine import Value
-from flame.compiler.llvm_point import Point
+from flame.compiler.llvm_ranges import RangedPoint
 from flame.compiler.llvm_text import memory_element, wide
 from flame.dtypes import bool_
 from flame.ops.access import Cond
 from flame.ops.machine import COMPARISONS
 
 
-class ChoosingPoint(Point):
+class ChoosingPoint(RangedPoint):
     """A point that knows what it chooses."""
 
     def compute(self, name: str) -> tuple[Value, int]:
@@ -67,7 +67,7 @@ class ChoosingPoint(Point):
         if a.buffer != b.buffer or not self._guarded(s, a, b) or self.varies(names(apart)):
             return None
         t = memory_element(a.dtype)
-        pointer, rest, at = self._pointer(a)
+        pointer, rest, at = self.pointer_of(a)
         if rest.vector is not None or rest.stride not in (0, 1):
             return None
         f, n = self.function, self.lanes if rest.stride else 1

@@ -389,7 +389,7 @@ class Point:
 
     # -- memory
 
-    def _pointer(self, s: Load | Store) -> tuple[str, Linear, int]:
+    def pointer_of(self, s: Load | Store) -> tuple[str, Linear, int]:
         """The address of lane 0, what is left to add for the others, and the depth of both."""
         t = memory_element(self.kernel.buffers[s.buffer].dtype)
         e = address(self.kernel, s)
@@ -412,17 +412,17 @@ class Point:
         q.open()
         for axis, i in at.items():
             q.bind(axis, Linear(i))
-        pointer, rest, _ = q._pointer(s)
+        pointer, rest, _ = q.pointer_of(s)
         assert rest.uniform, f"{s.name} varies along the lanes"
         return pointer
 
     def load(self, s: Load) -> Value:
         """A load that is not among the kernel's statements, written here and not remembered."""
-        pointer, rest, _ = self._pointer(s)
+        pointer, rest, _ = self.pointer_of(s)
         return self._load_at(s, pointer, rest, None, None)
 
     def _load(self, s: Load) -> tuple[Value, int]:
-        pointer, rest, depth = self._pointer(s)
+        pointer, rest, depth = self.pointer_of(s)
         same, each, depth_of_mask = self.conditions(s.mask)
         depth = max(depth, depth_of_mask)
         if not rest.uniform and self.tail is not None:
@@ -534,7 +534,7 @@ class Point:
         x = value if value is not None else self.need(s.value)
         d: dtype = self.kernel.buffers[s.buffer].dtype
         t, align = memory_element(d), d.itemsize
-        pointer, rest, _ = self._pointer(s)
+        pointer, rest, _ = self.pointer_of(s)
         same, each, _ = self.conditions(s.mask)
         if not rest.uniform:
             x = self.machine.widen(x, n)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from flame.compiler.cpu_cost import EXPENSIVE, called_often, cone, microseconds, op_cost, statement_cost
 from flame.compiler.index_math import E, ex, var
 from flame.compiler.kernel import Kernel, Load, Op, Reduce, Store
+from flame.compiler.llvm_ahead import Ahead, next_row
 from flame.compiler.llvm_axes import inside, lanes_for, product, size, vector_axis
 from flame.compiler.llvm_choice import ChoosingPoint
 from flame.compiler.llvm_machine import LlvmMachine, Value
@@ -75,9 +76,11 @@ class RowWriter:
         )
         self.sweep = 0
         self.kept: dict[str, tuple[int, str, tuple[str, ...]]] = {}  # value -> (sweep that makes it, memory, axes)
+        self.ahead: Ahead | None = None
         if not self.outer_lane:
             self._choose_kept()
             self.point.special = self._special
+            self.ahead = next_row(kernel, nest, self.kept, target)
 
     def describe(self) -> str:
         """What was chosen, for people."""
@@ -495,7 +498,10 @@ class RowWriter:
 
         def many(i: str, names: list[str]) -> list[str]:
             inner = unpacked(accumulators, names, copies)
-            return packed([at(f.add(i, n * u), s, None) for u, s in enumerate(inner)])
+            after = packed([at(f.add(i, n * u), s, None) for u, s in enumerate(inner)])
+            if self.ahead is not None and self.ahead.sweep is sweep:
+                self.ahead.fetch(p, lane, i, n, copies)
+            return after
 
         if full != first:
             with p.scope():

@@ -70,22 +70,37 @@ def _reduced(m: Machine, x: Any) -> tuple[Any, Any, Any, Any]:
     return i, m.add(high, low), high, low
 
 
+def _exp_of_part(m: Machine, x: Any, shifter: float) -> tuple[Any, Any]:
+    """x = n ln(2) + r: n + shifter, whose low bits are those of n + shifter - SHIFTER, and e^r."""
+    t = m.fma(x, _LOG2_E, shifter)
+    n = m.sub(t, shifter)
+    r = m.fma(n, -_LN2_LOW, m.fma(n, -_LN2_HIGH, x))
+    return t, m.fma(r, m.fma(r, polynomial(m, r, _EXP), 1.0), 1.0)
+
+
 def _exp(m: Machine, x: Any, *, halvings: int = 0) -> Any:
-    """e^x / 2^halvings for float32 x."""
+    """e^x / 2^halvings for float32 x. Scaled in two steps of which the first is exact, so that subnormal results are rounded
+    once; the exponents of both, biased, are the halves of what stands in the low bits of t."""
     x = m.maximum(m.minimum(x, 90.0), -105.0)  # beyond, results are infinite and 0 already; NaN passes
-    i, r, high, low = _reduced(m, x)
-    less_1 = m.add(high, m.fma(m.mul(r, r), polynomial(m, r, _EXP), low))
-    return times_power_of_2(m, m.add(less_1, 1.0), m.sub(i, halvings) if halvings else i)
+    t, y = _exp_of_part(m, x, SHIFTER + 254 - halvings)
+    both = m.bitcast(t, int32)
+    half = m.shift_right(both, 1)
+    for k in (half, m.sub(both, half)):
+        y = m.mul(y, m.bitcast(m.shift_left(k, 23), float32))
+    return y
+
+
+def _exp_of_negative(m: Machine, x: Any) -> Any:
+    """e^x for float32 x <= 0 (or NaN), a third fewer instructions than `_exp`: 2^24 e^x is a normal number or 0, so that one
+    step of scaling is exact."""
+    t, y = _exp_of_part(m, m.maximum(x, -105.0), SHIFTER + 127 + 24)
+    return m.mul(m.mul(y, m.bitcast(m.shift_left(m.bitcast(t, int32), 23), float32)), 2.0**-24)
 
 
 def _exp_normal(m: Machine, x: Any) -> Any:
     """e^x for float32 -87 <= x <= 88, where it is a normal number."""
-    t = m.add(m.mul(x, _LOG2_E), SHIFTER)
-    n = m.sub(t, SHIFTER)
-    high, low = m.fma(n, -_LN2_HIGH, x), m.mul(n, -_LN2_LOW)
-    r = m.add(high, low)
-    y = m.add(m.add(high, m.fma(m.mul(r, r), polynomial(m, r, _EXP), low)), 1.0)
-    return _with_exponent(m, y, t)
+    t, y = _exp_of_part(m, x, SHIFTER + 127)
+    return m.mul(y, m.bitcast(m.shift_left(m.bitcast(t, int32), 23), float32))
 
 
 def _with_exponent(m: Machine, y: Any, t: Any) -> Any:
@@ -96,6 +111,11 @@ def _with_exponent(m: Machine, y: Any, t: Any) -> Any:
 @_library_in_float64
 def exp(m: Machine, x: Any) -> Any:
     return _exp(m, x)
+
+
+def exp_of_negative(m: Machine, x: Any) -> Any:
+    """`exp` of what is known not to be positive."""
+    return exp(m, x) if m.dtype(x) is float64 or "exp" in m.native else _exp_of_negative(m, x)
 
 
 @_library_in_float64
@@ -123,7 +143,7 @@ def expm1(m: Machine, x: Any) -> Any:
 def sigmoid(m: Machine, x: Any) -> Any:
     """1 / (1 + e^-x), through e = e^-|x|, so that it goes down to the subnormals: with w = e / (1 + e) it is 1 - w for
     positive x, and w for negative, which as e - e w is more accurate."""
-    e = exp(m, m.neg(m.abs(x)))
+    e = exp_of_negative(m, m.neg(m.abs(x)))
     w = m.div(e, m.add(e, 1.0))
     return m.where(m.lt(x, 0.0), m.fma(m.neg(e), w, e), m.sub(1.0, w))
 
