@@ -11,6 +11,7 @@ the thread does not exist, all others are over and `lost`, and are submitted ane
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -72,6 +73,8 @@ class _Queue:
             os.register_at_fork(after_in_child=self._forget)
 
     def submit(self, job: Job) -> None:
+        if sys.is_finalizing() or not threading.main_thread().is_alive():
+            return job.lose()  # (a thread that begins now is waited for by nobody, or never runs)
         with self.lock:
             self.jobs.append(job)
             if self.thread is not None:

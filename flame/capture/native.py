@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import sys
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -240,7 +241,9 @@ def begin() -> None:
 
 
 def warm(part: str = "capture") -> None:
-    """A compiled function, or eager operations, were called often."""
+    """A compiled function, or eager operations, were called often. (At the end of the interpreter it is too late.)"""
+    if sys.is_finalizing():
+        return
     if knobs.native == "1" and part == "eager":
         switch("eager" if not _State.on else "on")
     if knobs.native == "auto" and part not in _State.jobs and not layout.usable():

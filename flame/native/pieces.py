@@ -437,8 +437,8 @@ keep:
   store ptr %found, ptr %held.p
   store ptr %state, ptr %cell
   store i64 %id, ptr %id.p
-  call void @flame_decref(ptr %old)
-  br label %look
+  call void @flame_decref(ptr %old)                     ; (may run anything, and another thread meanwhile)
+  ret ptr %found
 look:
   %held = load ptr, ptr %held.p
   ret ptr %held

@@ -8,17 +8,23 @@
 Code is position independent in the small code model; JITLink makes the stubs for far calls, and unlike the older MCJIT it
 reports symbols that are missing instead of jumping to nothing. Linked libraries are never unloaded: a thread may still be in
 one, and a function pointer that outlives its library is a crash without a message.
+
+Whoever is in LLVM has a target machine and a context to itself, and all but the threads of one `compile_objects` hold one lock.
+The end of the process waits for that lock, and keeps it: a thread that is still in LLVM while its globals are destroyed takes
+the process with it.
 """
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import itertools
 import sys
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Any, Final
@@ -36,7 +42,8 @@ except ImportError:  # the interpreting backend works without
     llvmlite = llvm = None
 
 _lock: Final = Lock()
-_machines: dict[tuple[CpuTarget, int, int], Any] = {}
+atexit.register(_lock.__enter__)
+_machines: Final[dict[tuple[CpuTarget, int], list[Any]]] = {}  #: those that nobody has at present
 _linker: Any = None
 _serial: Final = itertools.count()
 
@@ -60,13 +67,16 @@ def require() -> None:
     global _linker
     if llvm is None:
         raise MissingTargetError("the 'llvm' backend needs the package llvmlite: pip install llvmlite")
+    if _linker is not None:
+        return
     with _lock:
         if _linker is None:
             llvm.initialize_native_target()
             llvm.initialize_native_asmprinter()
             # The linker's own machine only names the platform: objects come to it compiled.
-            _linker = llvm.create_lljit_compiler(_host_machine(), use_jit_link=sys.platform != "win32", suppress_errors=True)
-            immortal(_linker)
+            linker = llvm.create_lljit_compiler(_host_machine(), use_jit_link=sys.platform != "win32", suppress_errors=True)
+            immortal(linker)
+            _linker = linker
 
 
 def version() -> str:
@@ -78,18 +88,28 @@ def _host_machine() -> Any:
     return llvm.Target.from_default_triple().create_target_machine(reloc="pic", codemodel="small", jit=True)
 
 
-def _machine(cpu: CpuTarget, codegen: int, worker: int) -> Any:
-    """LLVM's description of the target, made once for each level and thread of `compile_objects` (0: whoever has the lock)."""
-    got = _machines.get((cpu, codegen, worker))
-    if got is None:
-        features = [f"+{f}" for f in sorted(cpu.features)]
-        if cpu.name and cpu.triple == llvm.get_default_triple():
-            # A CPU's name implies features that a virtual machine may have taken away.
-            features += [f"-{f}" for f, has in sorted(_host_features().items()) if not has and f not in cpu.features]
-        got = _machines[cpu, codegen, worker] = llvm.Target.from_triple(cpu.triple).create_target_machine(
-            cpu=cpu.name, features=",".join(features), opt=codegen, reloc="pic", codemodel="small", jit=True
-        )
-    return got
+@contextmanager
+def _machine(cpu: CpuTarget, codegen: int) -> Iterator[Any]:
+    """LLVM's description of the target, for one user at a time; there come to be as many as are needed at once."""
+    spare = _machines.setdefault((cpu, codegen), [])
+    try:
+        machine = spare.pop()
+    except IndexError:
+        machine = _new_machine(cpu, codegen)
+    try:
+        yield machine
+    finally:
+        spare.append(machine)
+
+
+def _new_machine(cpu: CpuTarget, codegen: int) -> Any:
+    features = [f"+{f}" for f in sorted(cpu.features)]
+    if cpu.name and cpu.triple == llvm.get_default_triple():
+        # A CPU's name implies features that a virtual machine may have taken away.
+        features += [f"-{f}" for f, has in sorted(_host_features().items()) if not has and f not in cpu.features]
+    return llvm.Target.from_triple(cpu.triple).create_target_machine(
+        cpu=cpu.name, features=",".join(features), opt=codegen, reloc="pic", codemodel="small", jit=True
+    )
 
 
 def compile_object(text: str, cpu: CpuTarget, *, passes: int = 0, codegen: int = 2, what: str = "module") -> bytes:
@@ -97,8 +117,7 @@ def compile_object(text: str, cpu: CpuTarget, *, passes: int = 0, codegen: int =
 
     Raises CompileError, naming `what`, where LLVM refuses the text.
     """
-    with _lock:
-        machine, module = _prepared(text, cpu, passes, codegen, what)
+    with _lock, _prepared(text, cpu, passes, codegen, what) as (machine, module):
         return machine.emit_object(module)
 
 
@@ -113,54 +132,54 @@ class Job:
 
 
 def compile_objects(jobs: Iterable[Job], cpu: CpuTarget, workers: int) -> list[bytes | CompileError]:
-    """The object of every job, or why there is none, made by so many threads; the caller is the last of them, after it has
-    gone through `jobs`: code that is written job by job is compiled while the next is being written.
+    """The object of every job, or why there is none, made by so many threads; the caller is one of them, after it has gone
+    through `jobs`: code that is written job by job is compiled while the next is being written.
 
-    Every job has an LLVM context of its own, and every thread a target machine, so that they share nothing. llvmlite lets only
-    one thread into LLVM all the same; `_emit` goes around that where nearly all of the time is spent.
+    llvmlite lets only one thread into LLVM; `_emit` goes around that where nearly all of the time is spent.
     """
     coming = iter(jobs)
     first = [*itertools.islice(coming, 2)]
     if workers < 2 or len(first) < 2:
-        return [_attempt(j, cpu, 0) for j in itertools.chain(first, coming)]
-    require()
+        return [_attempt(j, cpu, alone=True) for j in itertools.chain(first, coming)]
     made: list[bytes | CompileError] = []
     waiting: list[tuple[int, int, Job]] = []  # the longest first: all threads end at about one time
     guard = threading.Lock()
 
-    def work(worker: int) -> bool:
+    def work() -> bool:
         with guard:
             if not waiting:
                 return False
             _, i, job = heappop(waiting)
-        made[i] = _attempt(job, cpu, worker)
+        made[i] = _attempt(job, cpu)
         return True
 
-    numbers = itertools.count(1)
-    mine = threading.local()
-    with ThreadPoolExecutor(workers - 1, "flame-llvm", lambda: setattr(mine, "worker", next(numbers))) as pool:
-        try:
-            begun = []
-            for i, job in enumerate(itertools.chain(first, coming)):
-                made.append(b"")
+    with _lock:
+        require()
+        with ThreadPoolExecutor(workers - 1, "flame-llvm") as pool:
+            try:
+                begun = []
+                for i, job in enumerate(itertools.chain(first, coming)):
+                    made.append(b"")
+                    with guard:
+                        heappush(waiting, (-len(job.text), i, job))
+                    with suppress(RuntimeError):  # (the interpreter ends: there are no further threads)
+                        begun.append(pool.submit(work))
+                while work():
+                    pass
+                for done in begun:
+                    done.result()
+            finally:  # (whoever interrupts this waits for the jobs that were begun, not for all)
                 with guard:
-                    heappush(waiting, (-len(job.text), i, job))
-                begun.append(pool.submit(lambda: work(mine.worker)))
-            while work(workers):
-                pass
-            for done in begun:
-                done.result()
-        finally:  # (whoever interrupts this waits for the jobs that were begun, not for all)
-            with guard:
-                waiting.clear()
+                    waiting.clear()
     return made
 
 
-def _attempt(j: Job, cpu: CpuTarget, worker: int) -> bytes | CompileError:
+def _attempt(j: Job, cpu: CpuTarget, *, alone: bool = False) -> bytes | CompileError:
     try:
-        if worker == 0:
+        if alone:
             return compile_object(j.text, cpu, passes=j.passes, codegen=j.codegen, what=j.what)
-        return _emit(*_prepared(j.text, cpu, j.passes, j.codegen, j.what, worker))
+        with _prepared(j.text, cpu, j.passes, j.codegen, j.what) as (machine, module):
+            return _emit(machine, module)
     except CompileError as error:
         return error
 
@@ -183,8 +202,7 @@ def _emit(machine: Any, module: Any) -> bytes:
 
 def assembly(text: str, cpu: CpuTarget, *, passes: int = 0, codegen: int = 2, what: str = "module") -> str:
     """The same for people to read."""
-    with _lock:
-        machine, module = _prepared(text, cpu, passes, codegen, what)
+    with _lock, _prepared(text, cpu, passes, codegen, what) as (machine, module):
         return machine.emit_assembly(module)
 
 
@@ -232,23 +250,36 @@ def fingerprint(cpu: CpuTarget) -> str:
     return " ".join(map(str, facts))
 
 
-def _prepared(text: str, cpu: CpuTarget, passes: int, codegen: int, what: str, worker: int = 0) -> tuple[Any, Any]:
-    """The machine and a verified module, after the passes."""
+@contextmanager
+def _prepared(text: str, cpu: CpuTarget, passes: int, codegen: int, what: str) -> Iterator[tuple[Any, Any]]:
+    """A machine and a verified module, after the passes, that nobody else has; the module goes before its context."""
     require()
-    machine = _machine(cpu, codegen, worker)
-    try:
-        module = llvm.parse_assembly(text, llvm.create_context() if worker else None)
-        module.triple = cpu.triple
-        module.data_layout = str(machine.target_data)
-        module.verify()
-    except RuntimeError as error:
-        raise CompileError(f"{what}: LLVM refuses the generated code: {str(error).strip()}") from error
-    if passes > 0:
-        options = llvm.create_pipeline_tuning_options(speed_level=passes)
-        options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = passes > 1
-        builder = llvm.create_pass_builder(machine, options)
-        builder.getModulePassManager().run(module, builder)
-    return machine, module
+    with _machine(cpu, codegen) as machine, llvm.create_context() as context:
+        try:
+            module = llvm.parse_assembly(text, context)
+        except RuntimeError as error:
+            raise _refused(what, error) from error
+        with module:
+            module.triple = cpu.triple
+            module.data_layout = str(machine.target_data)
+            try:
+                module.verify()
+            except RuntimeError as error:
+                raise _refused(what, error) from error
+            if passes > 0:
+                _optimize(machine, module, passes)
+            yield machine, module
+
+
+def _refused(what: str, error: RuntimeError) -> CompileError:
+    return CompileError(f"{what}: LLVM refuses the generated code: {str(error).strip()}")
+
+
+def _optimize(machine: Any, module: Any, level: int) -> None:
+    with llvm.create_pipeline_tuning_options(speed_level=level) as options:
+        options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = level > 1
+        with llvm.create_pass_builder(machine, options) as builder, builder.getModulePassManager() as passes:
+            passes.run(module, builder)
 
 
 def immortal(x: object) -> None:

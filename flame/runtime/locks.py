@@ -2,15 +2,26 @@
 
 A child has one thread. A `Lock` that another thread of its parent held at the fork would never be released there, and waiting
 for it would hang. What such locks guard (tables that only grow, lists of free memory) is usable at every moment.
+
+Where the interpreter ends, threads that still run are stopped wherever they are, and never open what they hold: whoever is called
+so late, from `__del__`, is told instead of waiting (RuntimeError).
 """
 
 from __future__ import annotations
 
 import concurrent.futures.thread  # noqa: F401  (see ForkWaits)
 import os
+import sys
 import threading
 import weakref
 from typing import Any
+
+
+def _take(lock: Any) -> None:
+    if not lock.acquire(False):
+        if sys.is_finalizing():
+            raise RuntimeError("the interpreter ends, and a thread that it has stopped holds what this needs")
+        lock.acquire()
 
 
 class ForkWaits:
@@ -29,7 +40,7 @@ class ForkWaits:
             )
 
     def __enter__(self) -> None:
-        self._lock.acquire()
+        _take(self._lock)
 
     def __exit__(self, *error: Any) -> None:
         self._lock.release()
@@ -49,7 +60,7 @@ class Lock:
         _locks.add(self)
 
     def __enter__(self) -> None:
-        self._lock.acquire()
+        _take(self._lock)
 
     def __exit__(self, *error: Any) -> None:
         self._lock.release()

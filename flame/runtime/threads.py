@@ -419,6 +419,7 @@ class Pool:
         #: why everything runs on the caller; empty where workers can be had
         self.serial_reason = "this platform has no pthreads" if self.waiting == "none" else ""
         self._memory = ctypes.create_string_buffer(_SIZE + 128)
+        llvm_jit.immortal(self._memory)  # (compiled code has its address)
         #: what the first argument of flame_parallel_for is
         self.address = -(-ctypes.addressof(self._memory) // 128) * 128
         self._threads: list[ctypes.c_void_p] = []
