@@ -12,6 +12,7 @@ import pytest
 import flame
 from flame.ops.machine import NumpyMachine, lgamma
 from flame.ops.vector_math import WIDE
+from scripts.every_float import ORACLE
 
 pytestmark = pytest.mark.skipif(np.finfo(np.longdouble).nmant < 60, reason="needs a long double of more than 64 bits as oracle")
 SPECIAL = [
@@ -150,3 +151,40 @@ def test_kernels_of_float64_call_no_library(name: str) -> None:
         f(flame.rand(4, 33).double() + 1)
     text = "".join(k.llvm.split("@rarely_")[0] if name in ANGLES | {"lgamma"} else k.llvm for k in f.kernels)
     assert text and f"@{name}(" not in text.split("define", 1)[1] and "@exp(" not in text
+
+
+@pytest.mark.parametrize("d", ["float32", "float64"])
+@pytest.mark.parametrize("name", ["fmod", "remainder", "floor_divide"])
+def test_what_division_leaves_is_exact(name: str, d: str) -> None:
+    """Numbers of every size beside each other, quotients that are whole or nearly, and quotients of more bits than a float has."""
+    r = np.random.default_rng(11)
+    word = np.uint32 if d == "float32" else np.uint64
+    bits = [r.integers(0, np.iinfo(word).max, 20_000, dtype=word).view(d) for _ in range(2)]
+    whole = r.integers(1, 1 << 23, 20_000).astype(d)
+    y = (10.0 ** r.uniform(-30, 5, 20_000)).astype(d) * r.choice(np.array([-1, 1], d), 20_000)
+    pairs = np.array(np.meshgrid(SPECIAL, SPECIAL)).reshape(2, -1).astype(d)
+    with np.errstate(all="ignore"):
+        beside = [np.nextafter(whole * y, np.array(to, d)) for to in (-np.inf, np.inf)]
+        a = np.concatenate([bits[0], pairs[0], whole * y, *beside, y * 1e12])
+        b = np.concatenate([bits[1], pairs[1], y, y, y, y])
+        want = np.fmod(a, b)
+        if name == "remainder":
+            want = np.where((want != 0) & ((want < 0) != (b < 0)), want + b, want)
+    f = flame.compile(lambda x, y: getattr(flame, name)(x, y))
+    for _ in range(3):
+        got = f(flame.from_numpy(a), flame.from_numpy(b)).numpy()
+    if name == "floor_divide":
+        want = getattr(flame, name)(flame.from_numpy(a), flame.from_numpy(b)).numpy()
+    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(np.signbit(got) & ~np.isnan(got), np.signbit(want) & ~np.isnan(want))
+
+
+def test_erfinv_undoes_erf_to_its_bound() -> None:
+    """erf(y) of a y beside erfinv(x) differs from x by the slope: both are measured in units of y."""
+    r = np.random.default_rng(12)
+    x = np.concatenate([r.uniform(-1, 1, 20_000), 1 - 2.0 ** r.uniform(-50, -1, 20_000), 10.0 ** r.uniform(-300, 0, 5000)])
+    f = flame.compile(flame.erfinv)
+    for _ in range(3):
+        y = f(flame.from_numpy(x)).numpy()
+    want = ORACLE["erfinv"](x)
+    assert (np.abs(y - want) <= 6 * np.spacing(np.abs(want))).all()

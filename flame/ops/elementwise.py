@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from flame import dtypes, symbol
-from flame.ops import special
+from flame.ops import special, vector_division
 from flame.ops import vector_math as vm
 from flame.ops.create import full
 from flame.ops.declare import (
@@ -26,6 +26,7 @@ from flame.ops.declare import (
 from flame.ops.declare import operands as sampled
 from flame.ops.logic import eq, ge, gt, le, logical_and, logical_not, lt, where
 from flame.ops.machine import Machine
+from flame.ops.vector_math64 import erfinv as erfinv64
 from flame.primitive import Primitive, Spec, register, registered
 from flame.symbol import Symbolic
 
@@ -154,7 +155,7 @@ def _floor_divide(m: Any, a: Any, b: Any) -> Any:
     if m.dtype(a).kind != "f":
         return _guarded(m, m.floor_divide_int, a, b)
     # the remainder is exact, so (a - remainder) / b is a whole number but for one rounding
-    rest = m.libm("fmod", a, b)
+    rest = vector_division.fmod(m, a, b)
     q = m.div(m.sub(a, rest), b)
     q = m.where(m.logical_and(m.ne(rest, 0.0), m.ne(m.lt(b, 0.0), m.lt(rest, 0.0))), m.sub(q, 1.0), q)
     whole = m.floor(q)
@@ -167,7 +168,7 @@ def _floor_divide(m: Any, a: Any, b: Any) -> Any:
 def _remainder(m: Any, a: Any, b: Any) -> Any:
     if m.dtype(a).kind != "f":
         return _guarded(m, m.remainder_int, a, b)
-    rest = m.libm("fmod", a, b)
+    rest = vector_division.fmod(m, a, b)
     return m.where(m.logical_and(m.ne(rest, 0.0), m.ne(m.lt(b, 0.0), m.lt(rest, 0.0))), m.add(rest, b), rest)
 
 
@@ -186,7 +187,7 @@ def _trunc_divide(m: Any, a: Any, b: Any) -> Any:
 
 def _fmod(m: Any, a: Any, b: Any) -> Any:
     if m.dtype(a).kind == "f":
-        return m.libm("fmod", a, b)
+        return vector_division.fmod(m, a, b)
     return _guarded(m, lambda a, b: m.sub(a, m.mul(_trunc_divide(m, a, b), b)), a, b)
 
 
@@ -523,9 +524,9 @@ def _erfinv(m: Machine, x: Any) -> Any:
     """The inverse of erf.
 
     Polynomials of M. Giles (Approximating the erfinv function, GPU Computing Gems, 2010), one in the middle and one in the tails.
-    float64 starts the tails from Hastings' rational form (Abramowitz and Stegun 26.2.22) and refines by three of Halley's steps,
-    on erfc where erf is near 1.
     """
+    if m.dtype(x) is dtypes.float64:
+        return erfinv64(m, x)
     d = m.dtype(x)
     a = m.abs(x)
     rest = m.sub(1.0, a)
@@ -548,14 +549,6 @@ def _erfinv(m: Machine, x: Any) -> Any:
          1.00167406, 2.83297682),
     )  # fmt: skip
     y = m.mul(m.where(m.lt(w, 5.0), middle, tail), a)
-    if d is dtypes.float64:
-        t = m.sqrt(m.mul(vm.log(m, m.mul(rest, 0.5)), -2.0))
-        ratio = m.div(m.fma(t, 0.27061, 2.30753), m.fma(t, m.fma(t, 0.04481, 0.99229), 1.0))
-        y = m.where(m.gt(a, 0.9), m.mul(m.sub(t, ratio), math.sqrt(0.5)), y)
-        for _ in range(3):
-            over = m.where(m.gt(a, 0.5), m.sub(rest, vm.erfc(m, y)), m.sub(vm.erf(m, y), a))
-            slope = m.mul(vm.exp(m, m.neg(m.mul(y, y))), 2.0 / math.sqrt(math.pi))
-            y = m.sub(y, m.div(over, m.fma(y, over, slope)))
     y = m.where(m.lt(x, 0.0), m.neg(y), y)
     y = m.where(m.eq(x, 0.0), x, m.where(m.eq(a, 1.0), m.mul(x, float("inf")), y))
     return m.where(m.gt(a, 1.0), float("nan"), y)

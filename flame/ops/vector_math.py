@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from flame.dtypes import float32, float64, int32, uint32
+from flame.dtypes import float32, float64, int32, int64, uint32
 from flame.ops.machine import LIBM, Machine
 from flame.ops.vector_angles64 import ANGLES
 from flame.ops.vector_bits import SHIFTER, copysign, is_negative, leading_bits, signed_power, times_power_of_2, whole
@@ -329,16 +329,41 @@ def _sin_cos(m: Machine, r: Any) -> tuple[Any, Any]:
     return sine, cosine
 
 
-def _sine_at(m: Machine, x: Any, q: Any, r: Any) -> Any:
-    """sin(q pi / 2 + r); NaN where x is not finite."""
+_HALF_PI_REST = 6.123233995736766e-17
+_TO_WHOLE = 1.5 * 2.0**52
+
+
+def _near_quadrant(m: Machine, x: Any) -> tuple[Any, Any]:
+    """As `_quadrant`, by float64, for |x| < 2^30 of either sign: float32 comes no nearer to multiples of pi / 2 than 2^-30."""
+    wide = m.cast(x, float64)
+    t = m.fma(wide, 2 / math.pi, _TO_WHOLE)
+    q = m.sub(t, _TO_WHOLE)
+    r = m.fma(q, -_HALF_PI_REST, m.fma(q, -_HALF_PI, wide))
+    return m.cast(m.bitcast(t, int64), int32), m.cast(r, float32)
+
+
+def _turned(m: Machine, x: Any, name: str, f: Callable[[Any, Any], Any]) -> Any:
+    """f(q, r) of the quarter turns in x on machines of wide vectors, where few arguments are large: those are the library's."""
+    return m.rarely(name, m.logical_not(m.lt(m.abs(x), 2.0**30)), f(*_near_quadrant(m, x)), x)
+
+
+def _quarter(m: Machine, q: Any, r: Any) -> Any:
+    """sin(q pi / 2 + r)."""
     sine, cosine = _sin_cos(m, r)
     y = m.where(m.ne(m.bitwise_and(q, 1), 0), cosine, sine)
-    y = m.where(m.ne(m.bitwise_and(q, 2), 0), m.neg(y), y)
+    return m.where(m.ne(m.bitwise_and(q, 2), 0), m.neg(y), y)
+
+
+def _sine_at(m: Machine, x: Any, q: Any, r: Any) -> Any:
+    """sin(q pi / 2 + r); NaN where x is not finite."""
+    y = _quarter(m, q, r)
     return m.where(m.lt(m.abs(x), math.inf), y, m.const(math.nan, float32))
 
 
 @_library_in_float64
 def sin(m: Machine, x: Any) -> Any:
+    if m.vectors:
+        return _turned(m, x, "sin", lambda q, r: m.where(m.eq(x, 0.0), x, _quarter(m, q, r)))
     q, r = _quadrant(m, m.abs(x))
     y = _sine_at(m, x, q, r)
     return m.where(is_negative(m, x), m.neg(y), y)
@@ -346,6 +371,8 @@ def sin(m: Machine, x: Any) -> Any:
 
 @_library_in_float64
 def cos(m: Machine, x: Any) -> Any:
+    if m.vectors:
+        return _turned(m, x, "cos", lambda q, r: _quarter(m, m.add(q, 1), r))
     q, r = _quadrant(m, m.abs(x))
     return _sine_at(m, x, m.add(q, 1), r)
 

@@ -24,14 +24,15 @@ from flame.ops.machine import Machine
 _LOG2_E = 1.4426950408889634
 LN2_HIGH = 0x162E42FE * 2.0**-29  # 29 bits: times up to 2^11 exactly
 LN2_LOW = 1.8206359985041462e-09  # ln(2) less that
-_LN2 = (0.6931471805599453, 2.3190468138462996e-17)
 _SHIFTER = 1.5 * 2.0**52  # adding it leaves the nearest whole number in the low bits
 #: (e^r - 1 - r) / r^2
 _SERIES = tuple(1 / math.factorial(k) for k in range(2, 14))
+#: (2^r - 1) / r
+_SERIES_OF_2 = tuple(math.log(2) ** k / math.factorial(k) for k in range(1, 14))
 #: (sinh(x) - x) / x^3 in x^2
 _SINH = tuple(1 / math.factorial(k) for k in range(3, 18, 2))
 #: R / s^2
-_ATANH = tuple(2 / (2 * k + 1) for k in range(1, 12))
+ATANH = tuple(2 / (2 * k + 1) for k in range(1, 12))
 _ONE_BITS, _ROOT_HALF_BITS = 0x3FF0000000000000, 0x3FE6A09E667F3BCD
 
 
@@ -89,8 +90,7 @@ def exp2(m: Machine, x: Any) -> Any:
     x = m.maximum(m.minimum(x, 1025.0), -1076.0)
     n = m.sub(m.add(x, _SHIFTER), _SHIFTER)
     r = m.sub(x, n)
-    high = m.mul(r, _LN2[0])
-    return _scaled(m, _less_1(m, high, m.fma(r, _LN2[1], m.fma(r, _LN2[0], m.neg(high)))), n)
+    return _scaled(m, m.mul(r, polynomial(m, r, _SERIES_OF_2)), n)
 
 
 def _half_exp(m: Machine, a: Any) -> Any:
@@ -146,7 +146,7 @@ def _log(m: Machine, x: Any) -> Any:
     e, f = split(m, x)
     s = m.div(f, m.add(f, 2.0))
     z, half = m.mul(s, s), m.mul(m.mul(f, f), 0.5)
-    inner = m.fma(s, m.fma(z, polynomial(m, z, _ATANH), half), m.mul(e, LN2_LOW))
+    inner = m.fma(s, m.fma(z, polynomial(m, z, ATANH), half), m.mul(e, LN2_LOW))
     return m.fma(e, LN2_HIGH, m.sub(f, m.sub(half, inner)))
 
 
@@ -301,6 +301,41 @@ def erfc(m: Machine, x: Any) -> Any:
     a = m.abs(x)
     tail = _tail(m, m.maximum(m.minimum(a, 27.3), 0.48), subnormal=True)
     return m.where(m.lt(a, 0.5), m.sub(1.0, _near(m, x)), m.where(m.lt(x, 0.0), m.sub(2.0, tail), tail))
+
+
+#: erfinv(x) / x in w = -log(1 - x^2): in w - 3.125 up to 6.25; in sqrt(w) - 3.25 up to 4; in sqrt(w) - 5 up to 6.02. 1e-16
+_ERFINV = (
+    1.6536545626831027, 0.24015818242558834, -0.006033670871426851, -0.0007407025341546431, 0.00018673420801981186,
+    -1.3882523393957483e-05, -1.3654691758785656e-06, 4.23478816822246e-07, -2.907039127564132e-08, -4.1126604371632185e-09,
+    1.051223377050429e-09, -5.414303283919504e-11, -1.2978805369932565e-11, 2.6305268312595183e-12, -8.07192593899004e-14,
+    -4.0020031087558496e-14, 6.521333511502239e-15, -3.94018812230432e-17, -1.2215637192404172e-16, 1.5510787009902526e-17,
+    6.075050702072414e-19, -3.4734793888538036e-19, 1.999259988861535e-20, 3.194015548136271e-21, -3.5932028927020693e-22,
+)  # fmt: skip
+_ERFINV_TAIL = (
+    3.0838856104922208, 1.0052589676941652, 0.00537091455357168, -0.003751208508215561, 0.0024914420969817607,
+    -0.0016882755357337071, 0.0009532893637435638, -0.00035503780975963814, 2.4031257015092525e-05, 6.828708654753377e-05,
+    -4.731898412011245e-05, 1.2465167157087251e-05, 2.9257291901789823e-06, -3.986084395214756e-06, 1.4987130784186127e-06,
+    -2.7004219280868947e-08, -2.713451105439456e-07, 1.3104351499972014e-07, 6.969241977629694e-10, -1.5102695423335065e-08,
+)  # fmt: skip
+_ERFINV_FAR = (
+    4.849906401408584, 1.0103004648645444, -0.00013871931835245796, -0.00021503011977853077, 7.599527736707556e-05,
+    -1.9681771416677265e-05, 4.526059928540178e-06, -9.930247367388698e-07, 2.2901520416224806e-07, -6.757211610278426e-08,
+    2.9126009508163138e-08, -1.5224238609644573e-08, 7.641409580649255e-09, -3.5052550519633517e-09, 1.49196614339718e-09,
+    -4.1778208203116613e-10, -2.3217273931922995e-11, 3.812499213948148e-11,
+)  # fmt: skip
+
+
+def erfinv(m: Machine, x: Any) -> Any:
+    """By polynomials in the logarithm of 1 - x^2 (M. Giles, Approximating the erfinv function, GPU Computing Gems, 2010)."""
+    a = m.abs(x)
+    w = m.neg(log(m, m.mul(m.sub(1.0, a), m.add(a, 1.0))))
+    root = m.sqrt(w)
+    near = by_halves(m, m.sub(w, 3.125), _ERFINV)
+    tail = by_halves(m, m.sub(root, 3.25), _ERFINV_TAIL)
+    far = by_halves(m, m.sub(root, 5.0), _ERFINV_FAR)
+    y = m.mul(x, m.where(m.lt(w, 6.25), near, m.where(m.lt(root, 4.0), tail, far)))
+    y = m.where(m.eq(x, 0.0), x, m.where(m.eq(a, 1.0), m.mul(x, math.inf), y))
+    return m.where(m.gt(a, 1.0), m.const(math.nan, float64), y)
 
 
 #: functions of `LIBM` by name

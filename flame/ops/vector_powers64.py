@@ -2,7 +2,7 @@
 
     log_in_two     x = 2^e (1 + f), s = f / (2 + f), log(1 + f) = 2 s + s^3 (2/3 + 2/5 s^2 + ...) with s, s^2, 2/3 and all that is
                    added to them as sums of two (Dekker's): a relative error of 2^-64
-    log2, log10    that times log2(e), log10(e): powers of the base are exact
+    log2, log10    f - f^2 / 2 times log2(e) or log10(e) as a sum, the rest in float64: powers of the base are exact
     pow            e^(y log |x|), within 1 unit: 745 times the logarithm's error is little
     acosh          log(1 + v), v = t + sqrt(t (t + 2)), t = x - 1, every sum kept in two
     lgamma         from 8 on Stirling's series; below, log gamma(2 + t) = t Q(t) for |t| <= 1/2 and the logarithm of the factors
@@ -21,7 +21,7 @@ from typing import Any
 from flame.dtypes import float64
 from flame.ops.machine import Machine
 from flame.ops.vector_bits import signed_power
-from flame.ops.vector_math64 import LN2_HIGH, LN2_LOW, at_the_ends, by_halves, exp_of_sum, polynomial, split
+from flame.ops.vector_math64 import ATANH, LN2_HIGH, LN2_LOW, at_the_ends, by_halves, exp_of_sum, polynomial, split
 
 Sum = tuple[Any, Any]
 
@@ -29,6 +29,7 @@ Sum = tuple[Any, Any]
 _ATANH = tuple(2 / (2 * k + 1) for k in range(2, 14))
 _TWO_THIRDS, _TWO_THIRDS_LOW = 2 / 3, 3.700743415417188e-17
 _LOG2_E, _LOG10_E = (1.4426950408889634, 2.0355273740931033e-17), (0.4342944819032518, 1.098319650216765e-17)
+_LOG10_2 = (0.301029995663157, 8.241712586023572e-13)  # 40 bits: times up to 2^11 exactly
 
 
 def _product(m: Machine, a: Any, b: Any) -> Sum:
@@ -71,18 +72,25 @@ def log_in_two(m: Machine, x: Any) -> Sum:
     return _ordered_sum(m, high, m.add(lost, m.add(high_low, m.add(near_low, of_2_low))))
 
 
-def _log_in_base(m: Machine, x: Any, factor: tuple[float, float]) -> Any:
-    high, low = log_in_two(m, x)
-    y, y_low = _product(m, high, m.const(factor[0], float64))
-    return at_the_ends(m, x, m.add(y, m.add(y_low, m.fma(high, factor[1], m.mul(low, factor[0])))))
+def _log_in_base(m: Machine, x: Any, factor: Sum, of_2: Sum) -> Any:
+    """log(x) times the factor: of f - f^2 / 2 the product is kept as a sum. `of_2` is the logarithm of 2."""
+    e, f = split(m, x)
+    s = m.div(f, m.add(f, 2.0))
+    z, half = m.mul(s, s), m.mul(m.mul(f, f), 0.5)
+    high = m.sub(f, half)
+    low = m.fma(s, m.fma(z, by_halves(m, z, ATANH), half), m.sub(m.sub(f, high), half))
+    of_f, of_f_low = _product(m, high, m.const(factor[0], float64))
+    of_f_low = m.add(of_f_low, m.fma(high, factor[1], m.mul(low, factor[0])))
+    y, y_low = _ordered_sum(m, m.mul(e, of_2[0]), of_f)
+    return at_the_ends(m, x, m.add(y, m.add(y_low, m.fma(e, of_2[1], of_f_low))))
 
 
 def log2(m: Machine, x: Any) -> Any:
-    return _log_in_base(m, x, _LOG2_E)
+    return _log_in_base(m, x, _LOG2_E, (1.0, 0.0))
 
 
 def log10(m: Machine, x: Any) -> Any:
-    return _log_in_base(m, x, _LOG10_E)
+    return _log_in_base(m, x, _LOG10_E, _LOG10_2)
 
 
 def pow(m: Machine, x: Any, y: Any) -> Any:
