@@ -19,6 +19,7 @@ from flame.functions.forms import with_out
 from flame.functions.parts import constant_pad, flip, roll
 from flame.functions.promotion import tensor_operand, to_dtype
 from flame.functions.shape import take_slice, wrap_dim
+from flame.functions.taking import typed
 from flame.precision import precise
 from flame.primitive import registered
 from flame.tensor import Tensor
@@ -252,6 +253,7 @@ def ifftshift(input: Tensor, dim: Any = None) -> Tensor:
 
 
 @precise
+@typed
 def stft(
     input: Tensor, n_fft: int, hop_length: int | None = None, win_length: int | None = None, window: Tensor | None = None,
     center: bool = True, pad_mode: str = "reflect", normalized: bool = False, onesided: bool | None = None,

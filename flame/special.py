@@ -12,6 +12,7 @@ from flame.functions import PUBLIC
 from flame.functions.forms import with_out
 from flame.functions.mathematics import filled, floating
 from flame.functions.promotion import as_floating, operand, with_tensor
+from flame.functions.taking import typed
 from flame.nn.functional.activation import log_softmax as log_softmax
 from flame.nn.functional.activation import softmax as softmax
 from flame.primitive import registered
@@ -21,6 +22,7 @@ WHERE, FULL, ISNAN, LOG = map(registered, ("where", "full", "isnan", "log"))
 
 
 @with_out
+@typed
 def xlog1py(input: Any, other: Any) -> Tensor:
     """input * log1p(other), 0 where input is 0 and other is not NaN."""
     a, b = as_floating(*with_tensor(operand(input, "xlog1py", "input"), operand(other, "xlog1py"), op="xlog1py"))

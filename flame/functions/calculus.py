@@ -12,6 +12,7 @@ from flame.functions.forms import formed
 from flame.functions.promotion import tensor_operand, to_dtype
 from flame.functions.reduction import sum
 from flame.functions.shape import RESHAPE, take_slice, wrap_dim
+from flame.functions.taking import typed
 from flame.primitive import registered
 from flame.tensor import Tensor
 
@@ -100,6 +101,7 @@ def cumulative_trapezoid(y: Tensor, x: Any = None, *, dx: Any = None, dim: int =
     return PUBLIC["cumsum"](_areas(v, x, dx, d), d)
 
 
+@typed
 def gradient(input: Tensor, *, spacing: Any = 1, dim: Any = None, edge_order: int = 1) -> list:
     """Derivatives along each of `dim` by central differences, one-sided of order `edge_order` (1 or 2) at the ends.
 

@@ -20,6 +20,7 @@ from flame.functions.promotion import (
     tensor_operand,
     to_dtype,
 )
+from flame.functions.taking import typed
 from flame.primitive import followed, registered
 from flame.tensor import Tensor, method
 
@@ -96,6 +97,7 @@ def clamp_max(input: Tensor, max: Any) -> Tensor:
 
 @public()
 @followed
+@typed
 def lerp(input: Tensor, end: Tensor, weight: Any) -> Tensor:
     """input + weight * (end - input)."""
     return input + (end - input) * weight
@@ -144,6 +146,7 @@ def logaddexp(input: Tensor, other: Tensor) -> Tensor:
 
 @public()
 @followed
+@typed
 def xlogy(input: Any, other: Any) -> Tensor:
     """input * log(other), and 0 where input is 0 (NaN where other is)."""
     a, b = as_floating(operand(input, "xlogy", "input"), operand(other, "xlogy"))
@@ -170,6 +173,7 @@ def nan_to_num(input: Tensor, nan: float = 0.0, posinf: float | None = None, neg
 
 @public()
 @followed
+@typed
 def logit(input: Tensor, eps: float | None = None) -> Tensor:
     """log(x / (1 - x)), x limited to [eps, 1 - eps] first if eps is given."""
     (x,) = as_floating(tensor_operand(input, "logit"))

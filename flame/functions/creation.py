@@ -16,6 +16,7 @@ from flame.functions.elementwise import PUBLIC, public
 from flame.functions.placing import placed, resolved
 from flame.functions.promotion import cast, deliver, number, operand, tensor_operand, to_dtype
 from flame.functions.shape import EXPAND, RESHAPE, as_shape, laid, wrap_dim
+from flame.functions.taking import typed
 from flame.primitive import placement, registered
 from flame.runtime.device import CPU
 from flame.runtime.gpu_exchange import CUDA as DLPACK_CUDA
@@ -253,6 +254,13 @@ def arange(
     return _finish(deliver(to_dtype(t, d), out, "arange"), requires_grad)
 
 
+def _real(v: Any, op: str, d: DType) -> Any:
+    """A start or an end for numbers of the dtype d. Raises RuntimeError for a complex tensor where d is not complex."""
+    if isinstance(v, Tensor) and v.dtype.kind == "c" and d.kind != "c":
+        raise RuntimeError(f"{op}(): complex numbers can't be safely cast to {d!r}: got a tensor of {v.dtype!r}")
+    return v
+
+
 def _steps(n: Any) -> None:
     if not isinstance(n, int):
         raise TypeError(f"linspace(): argument 'steps' must be int, not {type(n).__name__}")
@@ -274,7 +282,7 @@ def linspace(
         of = d.to_real() if d.kind == "c" else d
         parts = [linspace(u, v, steps, dtype=of) for u, v in ((start.real, end.real), (start.imag, end.imag))]
         return _finish(deliver(PUBLIC["complex"](*parts), out, "linspace"), requires_grad)
-    a, b = float(start), float(end)
+    a, b = float(_real(start, "linspace", d)), float(_real(end, "linspace", d))
     t = IOTA(size=int(steps), dtype=dtypes.float64)
     if steps > 1:
         step = (b - a) / (steps - 1)
@@ -295,6 +303,7 @@ def logspace(
     _device(device)
     _steps(steps)
     d = _dtype(dtype, "logspace")
+    start, end = _real(start, "logspace", d), _real(end, "logspace", d)
     power = linspace(start, end, steps, dtype=dtypes.float64)
     if d.kind != "f":
         power = PUBLIC["trunc"](power)
@@ -393,6 +402,7 @@ def diag(input: Tensor, diagonal: int = 0) -> Tensor:
 
 
 @public()
+@typed
 def trace(input: Tensor) -> Tensor:
     if input.ndim != 2:
         raise RuntimeError("trace: expected a matrix, but got tensor with dim " + str(input.ndim))

@@ -90,6 +90,7 @@ def unary(p: Primitive, name: str) -> None:
     no_booleans = not floats_only and not _takes_booleans(p)
 
     whole = name in _WHOLE_ALREADY
+    refused = "b" if whole else _FRACTIONS.get(name, "")
     direct = Direct.of(p)
 
     def function(input: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -107,6 +108,8 @@ def unary(p: Primitive, name: str) -> None:
         ):
             return eager.one(direct, input, a)
         x = tensor_operand(input, name)
+        if x.dtype.kind in refused:
+            raise NotImplementedError(f'"{name}" not implemented for {x.dtype!r}: cast to a floating dtype first')
         if whole and x.dtype.kind in "ui":
             return deliver(registered("copy")(x), out, name)
         if name == "square" and x.dtype.kind == "b":
@@ -138,6 +141,8 @@ def unary(p: Primitive, name: str) -> None:
 
 #: what leaves integers as they are
 _WHOLE_ALREADY = {"ceil", "floor", "round", "trunc"}
+#: what has no meaning for whole numbers, by the kinds that are refused
+_FRACTIONS = {"frac": "bui"}
 _NOT_PUBLIC = {"copy", "cast", "philox_word"}
 for _p in list(REGISTRY.values()):
     if (_p.kind == "elementwise" or "scalar" in _p.refused) and _p.name not in _NOT_PUBLIC and operand_count(_p) == 1:

@@ -13,6 +13,7 @@ from flame.functions.forms import formed
 from flame.functions.promotion import tensor_operand, to_dtype
 from flame.functions.reduction import AMAX, sum
 from flame.functions.shape import RESHAPE, take_slice
+from flame.functions.taking import typed
 from flame.primitive import registered
 from flame.tensor import Tensor
 
@@ -58,6 +59,7 @@ def _limits(x: Tensor, low: Any, high: Any, op: str) -> tuple[float, float]:
 
 
 @formed()
+@typed
 def histc(input: Tensor, bins: int = 100, min: Any = 0, max: Any = 0) -> Tensor:
     """Counts of the elements in `bins` equal bins of [min, max] (of the elements' range where both are 0)."""
     x = tensor_operand(input, "histc")
@@ -137,6 +139,7 @@ class HistogramDD(NamedTuple):
     bin_edges: list
 
 
+@typed
 def histogramdd(input: Tensor, bins: Any, *, range: Any = None, weight: Any = None, density: bool = False) -> HistogramDD:
     """A histogram of points, the last dimension holding their coordinates; `bins` an int, ints, or edges a coordinate."""
     x = tensor_operand(input, "histogramdd").detach()

@@ -18,6 +18,7 @@ from flame.functions.combined import masked_fill
 from flame.functions.elementwise import PUBLIC, public
 from flame.functions.promotion import number, operand, tensor_operand, to_dtype
 from flame.functions.shape import EXPAND, RESHAPE, SLICE, wrap_dim
+from flame.functions.taking import typed
 from flame.primitive import followed, registered
 from flame.tensor import Tensor, beside, floating, method
 
@@ -424,6 +425,7 @@ def index_fill(input: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
 
 @public()
 @followed
+@typed
 def index_put(input: Tensor, indices: Sequence[Any], values: Tensor, accumulate: bool = False) -> Tensor:
     parsed = _Parsed(input, tuple(slice(None) if i is None else i for i in indices))
     tensors, dims = _indices(parsed, input.shape)
@@ -473,6 +475,7 @@ PUBLIC["argwhere"] = Tensor.argwhere = lambda input: nonzero(input)  # type: ign
 
 
 @public()
+@typed
 def unique(
     input: Tensor, sorted: bool = True, return_inverse: bool = False, return_counts: bool = False, dim: int | None = None
 ) -> Any:

@@ -17,10 +17,10 @@ MATMUL = registered("matmul")
 
 def _pair(a: Any, b: Any, op: str) -> tuple[Tensor, Tensor]:
     a, b = tensor_operand(a, op), tensor_operand(b, op, "other")
-    if a.dtype is not b.dtype:
+    if a.dtype is not b.dtype or a.dtype.kind == "b":
+        if a.dtype.kind == "b":
+            raise NotImplementedError(f'"{op}" not implemented for {a.dtype!r}: cast to an integer or floating dtype first')
         raise RuntimeError(f"{op}: expected m1 and m2 to have the same dtype, but got: {a.dtype!r} != {b.dtype!r}")
-    if a.dtype.kind == "b":
-        raise NotImplementedError(f'"{op}" not implemented for {a.dtype!r}: cast to an integer or floating dtype first')
     return a, b
 
 

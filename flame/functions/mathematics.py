@@ -16,6 +16,7 @@ from flame.functions.promotion import (
     tensor_operand,
     to_dtype,
 )
+from flame.functions.taking import typed
 from flame.primitive import registered
 from flame.tensor import Tensor
 
@@ -37,12 +38,14 @@ def filled(x: Any, value: Any, dtype: DType | None = None) -> Tensor:
 
 
 @formed(inplace=True)
+@typed
 def deg2rad(input: Tensor) -> Tensor:
     """Degrees as radians."""
     return floating(input, "deg2rad") * (math.pi / 180)
 
 
 @formed(inplace=True)
+@typed
 def rad2deg(input: Tensor) -> Tensor:
     """Radians as degrees."""
     return floating(input, "rad2deg") * (180 / math.pi)
@@ -79,12 +82,14 @@ def positive(input: Tensor) -> Tensor:
 
 
 @formed()
+@typed
 def isposinf(input: Tensor) -> Tensor:
     x = tensor_operand(input, "isposinf")
     return x == math.inf if x.dtype.kind == "f" else filled(x, False, dtypes.bool_)
 
 
 @formed()
+@typed
 def isneginf(input: Tensor) -> Tensor:
     x = tensor_operand(input, "isneginf")
     return x == -math.inf if x.dtype.kind == "f" else filled(x, False, dtypes.bool_)
@@ -109,7 +114,7 @@ def round_(input: Tensor, *, decimals: int = 0) -> Tensor:
     """To the nearest number of `decimals` decimals, halves to the even one."""
     x = tensor_operand(input, "round")
     if x.dtype.kind != "f":
-        if decimals:
+        if decimals or x.dtype.kind == "b":
             raise NotImplementedError(f'"round_cpu" not implemented for {x.dtype!r} with decimals={decimals}')
         return WHOLE(x)
     if not decimals:
@@ -170,6 +175,8 @@ def heaviside(input: Tensor, values: Tensor) -> Tensor:
 def ldexp(input: Tensor, other: Tensor) -> Tensor:
     """input * 2 ** other."""
     a, b = tensor_operand(input, "ldexp"), operand(other, "ldexp")
+    if isinstance(b, Tensor) and b.dtype.kind == "b" and a.dtype.kind == "f":
+        raise NotImplementedError(f'"ldexp" not implemented for exponents of {b.dtype!r}: cast them to an integer dtype first')
     d = result_type(a, b)
     d = d if d.kind in "fc" else dtypes.get_default_dtype()
     power = PUBLIC["exp2"](to_dtype(b, d)) if isinstance(b, Tensor) else 2.0**b
@@ -190,6 +197,7 @@ def logaddexp2(input: Tensor, other: Tensor) -> Tensor:
 
 
 @formed(inplace=True)
+@typed
 def mvlgamma(input: Tensor, p: int) -> Tensor:
     """The logarithm of the gamma function of p dimensions, plus its constant: the sum of lgamma(x - k / 2) over k < p."""
     if not isinstance(p, int) or p < 1:

@@ -24,11 +24,13 @@ from flame.functions.elementwise import PUBLIC
 from flame.functions.placing import placed, placing
 from flame.functions.promotion import cast, deliver, tensor_operand, to_dtype
 from flame.functions.shape import take_slice
+from flame.functions.taking import typed
 from flame.ops.rejection import WORDS
 from flame.primitive import Primitive, broadcast_shapes, force, placement, registered
 from flame.tensor import Tensor, method, wrap
 
 BITS, WHERE, ARGSORT = registered("random_bits"), registered("where"), registered("argsort")
+EXPAND = registered("expand")
 SHIFT_RIGHT = registered("shift_right")
 LOG, SQRT, COS = map(registered, ("log", "sqrt", "cos"))
 GAMMA, POISSON, BINOMIAL = map(registered, ("gamma_sample", "poisson_sample", "binomial_sample"))
@@ -239,6 +241,9 @@ def randint_like(
     """randint in the shape and dtype of `input`."""
     low, high = (0, low) if high is None else (low, high)
     low, high = (int(v.item()) if isinstance(v, Tensor) else v for v in (low, high))
+    d = dtype or input.dtype
+    if d.kind == "c" or (d.kind == "b" and not 0 <= low < high <= 2):
+        raise RuntimeError(f"randint_like(): numbers from {low} to {high} - 1 do not fit {d!r}")
     return randint(
         low, high, tuple(input.shape), generator=generator, dtype=dtype or input.dtype, device=device,
         requires_grad=requires_grad,
@@ -268,7 +273,8 @@ def normal(
         raise TypeError("normal(): with numbers for mean and std, 'size' must be given")
     for what, v in (("mean", mean), ("std", std)):
         if isinstance(v, Tensor) and v.dtype.kind != "f":
-            raise RuntimeError(f"normal expects {what} to be of a floating dtype, but got {v.dtype!r}")
+            refused = RuntimeError if v.dtype.kind == "c" else NotImplementedError
+            raise refused(f"normal expects {what} to be of a floating dtype, but got {v.dtype!r}")
     shape = np.broadcast_shapes(*(tuple(x.shape) for x in (mean, std) if isinstance(x, Tensor)))
     d = next(x.dtype for x in (mean, std) if isinstance(x, Tensor))
     return deliver(gaussian(shape, d, generator) * std + mean, out, "normal")
@@ -277,6 +283,10 @@ def normal(
 def bernoulli(input: Tensor, p: float | None = None, *, generator: Generator | None = None) -> Tensor:
     """1 with the probability that the element (or `p`) is, else 0."""
     limit = input if p is None else p
+    if p is None and input.dtype.kind != "f":
+        raise NotImplementedError(f'"bernoulli" not implemented for {input.dtype!r}: probabilities are floats')
+    if input.dtype.kind == "c":
+        raise NotImplementedError(f'"bernoulli" not implemented for {input.dtype!r}')
     if p is not None and not 0 <= p <= 1:
         raise RuntimeError(f"bernoulli_ expects p to be in [0, 1], but got p={p}")
     u = uniform(tuple(input.shape), dtypes.float64 if input.dtype is dtypes.float64 else dtypes.float32, generator)
@@ -369,9 +379,10 @@ def normal_(self: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Gen
 @method()
 @in_place
 def bernoulli_(self: Tensor, p: Any = 0.5, *, generator: Generator | None = None) -> Tensor:
-    x = bernoulli(
-        to_dtype(p, self.dtype) if isinstance(p, Tensor) else self, None if isinstance(p, Tensor) else p, generator=generator
-    )
+    if isinstance(p, Tensor):
+        x = bernoulli(EXPAND(p, shape=tuple(self.shape)), generator=generator)
+    else:
+        x = bernoulli(self, p, generator=generator)
     return assign(self, to_dtype(x, self.dtype))
 
 
@@ -414,6 +425,7 @@ def log_normal_(self: Tensor, mean: float = 1.0, std: float = 2.0, *, generator:
 
 @method()
 @in_place
+@typed
 def geometric_(self: Tensor, p: float, *, generator: Generator | None = None) -> Tensor:
     """How many trials of probability p it takes to the first success: 1, 2, ..."""
     if not 0 < p < 1:

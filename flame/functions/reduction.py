@@ -11,6 +11,7 @@ from flame.functions import fused
 from flame.functions.elementwise import PUBLIC, public
 from flame.functions.promotion import cast, deliver, tensor_operand, to_dtype
 from flame.functions.shape import RESHAPE, take_slice, wrap_dim, wrap_dims
+from flame.functions.taking import typed
 from flame.primitive import followed, force, registered
 from flame.tensor import Tensor
 
@@ -112,8 +113,6 @@ def _empty_check(x: Tensor, dims: tuple[int, ...], op: str) -> None:
 def _arg(p: Any, name: str) -> None:
     def function(input: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
         x = tensor_operand(input, name)
-        if x.dtype.kind == "b":
-            x = cast(x, dtype=dtypes.uint8)
         if x.numel() == 0 and dim is None:
             raise IndexError(
                 f"{name}(): Expected reduction dim to be specified for input.numel() == 0. Specify the reduction dim."
@@ -129,7 +128,7 @@ def _arg(p: Any, name: str) -> None:
 
     function.__name__ = function.__qualname__ = name
     function.__doc__ = f"The index of the {name[3:]}imum along `dim` (its first place), or in the flattened tensor; int64."
-    public(name)(followed(function))
+    public(name)(followed(typed(function)))
 
 
 _arg(ARGMAX, "argmax")
@@ -351,12 +350,14 @@ def dist(input: Tensor, other: Tensor, p: float = 2) -> Tensor:
 
 @public()
 @followed
+@typed
 def nansum(input: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
     return sum(registered("where")(registered("isnan")(input), 0.0, input) if input.dtype.kind == "f" else input, dim, keepdim)
 
 
 @public()
 @followed
+@typed
 def nanmean(input: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
     return nansum(input, dim, keepdim) / sum(to_dtype(~registered("isnan")(input), input.dtype), dim, keepdim)
 
@@ -385,6 +386,7 @@ _cumulative(CUMPROD, "cumprod")
 
 @public()
 @followed
+@typed
 def argsort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = True) -> Tensor:
     """The indices that sort along `dim`; equal elements keep their order."""
     x = tensor_operand(input, "argsort")
@@ -395,6 +397,7 @@ def argsort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool
 
 @public()
 @followed
+@typed
 def sort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = True) -> Extreme:
     """(values, indices) in order along `dim`; equal elements keep theirs."""
     x = tensor_operand(input, "sort")
@@ -404,6 +407,7 @@ def sort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = 
 
 @public()
 @followed
+@typed
 def topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Extreme:
     """The k largest (or smallest) elements along `dim`, in order, and their indices."""
     x = tensor_operand(input, "topk")
@@ -418,6 +422,7 @@ def topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: boo
 
 @public()
 @followed
+@typed
 def kthvalue(input: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> Extreme:
     x = tensor_operand(input, "kthvalue")
     d = wrap_dim(dim, x.ndim, "kthvalue")
@@ -437,6 +442,7 @@ def kthvalue(input: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> Ext
 
 @public()
 @followed
+@typed
 def median(input: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
     """The lower median of all elements, or (values, indices) along `dim`."""
     if dim is None:

@@ -13,6 +13,7 @@ from flame.functions.elementwise import PUBLIC
 from flame.functions.forms import formed
 from flame.functions.promotion import number, promoted, result_type, tensor_operand, to_dtype
 from flame.functions.shape import RESHAPE, as_shape, take_slice, wrap_dim
+from flame.functions.taking import typed
 from flame.primitive import registered
 from flame.tensor import Tensor, beside
 
@@ -89,6 +90,7 @@ def searchsorted(
 
 
 @formed(method=False)
+@typed
 def bucketize(input: Any, boundaries: Tensor, *, out_int32: bool = False, right: bool = False) -> Tensor:
     """The number of the bucket between sorted `boundaries` in which each element lies."""
     rows = tensor_operand(boundaries, "bucketize", "boundaries")
@@ -98,6 +100,7 @@ def bucketize(input: Any, boundaries: Tensor, *, out_int32: bool = False, right:
 
 
 @formed(method=False)
+@typed
 def isin(elements: Any, test_elements: Any, *, assume_unique: bool = False, invert: bool = False) -> Tensor:
     """Whether each element is among the test elements (or is not, with `invert`)."""
     a, b = elements, test_elements
@@ -121,6 +124,7 @@ def isin(elements: Any, test_elements: Any, *, assume_unique: bool = False, inve
     return ~found if invert else found
 
 
+@typed
 def unique_consecutive(input: Tensor, return_inverse: bool = False, return_counts: bool = False, dim: int | None = None) -> Any:
     """The first of each run of equal elements (or slices along `dim`); optionally where each went and how long the runs are.
     Reads values."""

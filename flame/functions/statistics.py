@@ -11,6 +11,7 @@ from flame.functions.forms import formed
 from flame.functions.promotion import as_floating, number, result_type, tensor_operand, to_dtype
 from flame.functions.reduction import ARGMAX, ARGSORT, GATHER, Extreme, sort, sum
 from flame.functions.shape import RESHAPE, take_slice, unsqueeze, wrap_dim, wrap_dims
+from flame.functions.taking import typed
 from flame.primitive import registered
 from flame.tensor import Tensor
 
@@ -107,6 +108,7 @@ nanquantile = _quantile("nanquantile", True)
 
 
 @formed()
+@typed
 def nanmedian(input: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
     """The lower median of the elements that are not NaN: of all, or (values, indices) along `dim`."""
     x = tensor_operand(input, "nanmedian")
@@ -125,6 +127,7 @@ def nanmedian(input: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
 
 
 @formed()
+@typed
 def mode(input: Tensor, dim: int = -1, keepdim: bool = False) -> Extreme:
     """The most frequent element along `dim` (the smallest of several), and the last place where it stands."""
     x = tensor_operand(input, "mode")
@@ -150,6 +153,7 @@ def _at(ndim: int, d: int, value: int) -> tuple[int, ...]:
 
 
 @formed()
+@typed
 def msort(input: Tensor) -> Tensor:
     """Sorted along the first dimension."""
     x = tensor_operand(input, "msort")
@@ -167,7 +171,7 @@ def _running(name: str, p: Any) -> None:
 
     function.__name__ = function.__qualname__ = name
     function.__doc__ = f"The {'largest' if name == 'cummax' else 'smallest'} element so far along `dim`, and where it stands."
-    formed(name)(function)
+    formed(name)(typed(function))
 
 
 _running("cummax", CUMMAX)
@@ -175,6 +179,7 @@ _running("cummin", CUMMIN)
 
 
 @formed()
+@typed
 def logcumsumexp(input: Tensor, dim: int) -> Tensor:
     """The logarithm of the running sum of exponentials along `dim`."""
     (x,) = as_floating(tensor_operand(input, "logcumsumexp"))

@@ -11,6 +11,7 @@ from flame.functions.elementwise import PUBLIC
 from flame.functions.forms import formed, with_out
 from flame.functions.promotion import promoted, tensor_operand
 from flame.functions.shape import EXPAND, RESHAPE, wrap_dim
+from flame.functions.taking import typed, typed_as
 from flame.linalg.arguments import floating_tensor, matrices, same_dtype
 from flame.linalg.solving import inv, solve
 from flame.primitive import broadcast_shapes, registered
@@ -44,6 +45,7 @@ def _crossed(a: Tensor, b: Tensor, d: int) -> Tensor:
 
 
 @with_out
+@typed
 def cross(input: Tensor, other: Tensor, *, dim: int = -1) -> Tensor:
     """The cross product of vectors of three elements along `dim`, other dimensions broadcasting."""
     a, b = tensor_operand(input, "linalg.cross"), tensor_operand(other, "linalg.cross", "other")
@@ -195,6 +197,7 @@ def tensorsolve(A: Tensor, B: Tensor, dims: Any = None) -> Tensor:
 
 
 @with_out
+@typed_as("linalg_vander")
 def vander(x: Tensor, *, N: int | None = None) -> Tensor:
     """Vandermonde matrices: the powers 0 to N - 1 of the last dimension, as a new one."""
     t = tensor_operand(x, "linalg.vander", "x")

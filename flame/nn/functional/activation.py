@@ -15,6 +15,7 @@ from flame.functions.fused import softmax as fused_softmax
 from flame.functions.promotion import as_floating, tensor_operand, to_dtype
 from flame.functions.random import uniform
 from flame.functions.shape import wrap_dim
+from flame.functions.taking import typed
 from flame.nn.functional import fused
 from flame.primitive import composite, force, registered
 from flame.tensor import Tensor
@@ -58,12 +59,14 @@ def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace
 
 
 @composite
+@typed
 def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
     x = _kept(input, inplace)
     return _into(input, fused.leaky_relu(x, slope=negative_slope), inplace)
 
 
 @composite
+@typed
 def rrelu(
     input: Tensor, lower: float = 1.0 / 8, upper: float = 1.0 / 3, training: bool = False, inplace: bool = False
 ) -> Tensor:
@@ -76,6 +79,7 @@ def rrelu(
 
 
 @composite
+@typed
 def prelu(input: Tensor, weight: Tensor) -> Tensor:
     if weight.ndim > 1:
         raise RuntimeError(f"prelu: Expected `weight` to be a scalar or 1D tensor, but got: ndim = {weight.ndim}")
@@ -105,6 +109,7 @@ def celu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
 
 
 @composite
+@typed
 def gelu(input: Tensor, approximate: str = "none") -> Tensor:
     """x times the normal distribution function (Hendrycks and Gimpel, 2016); "tanh" for the approximation."""
     x = tensor_operand(input, "gelu")
@@ -132,6 +137,7 @@ def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tenso
 
 
 @composite
+@typed
 def logsigmoid(input: Tensor) -> Tensor:
     return fused.logsigmoid(tensor_operand(input, "logsigmoid"))
 
@@ -147,18 +153,21 @@ def tanhshrink(input: Tensor) -> Tensor:
 
 
 @composite
+@typed
 def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     x = _kept(input, inplace)
     return _into(input, fused.hardsigmoid(x), inplace)
 
 
 @composite
+@typed
 def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
     x = _kept(input, inplace)
     return _into(input, fused.hardswish(x), inplace)
 
 
 @composite
+@typed
 def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
     if lambd < 0:
         raise RuntimeError(f"softshrink: lambda must be greater or equal to 0, but found {lambd}")
@@ -166,11 +175,13 @@ def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
 
 
 @composite
+@typed
 def hardshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
     return WHERE(ABS(input) > lambd, input, 0.0)
 
 
 @composite
+@typed
 def threshold(input: Tensor, threshold: float, value: float, inplace: bool = False) -> Tensor:
     x = _kept(input, inplace)
     return _into(input, WHERE(x > threshold, x, value), inplace)
@@ -316,6 +327,7 @@ def feature_alpha_dropout(input: Tensor, p: float = 0.5, training: bool = False,
 
 
 @composite
+@typed
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """input @ weight.T + bias; weight [out, in], or [in]."""
     x = tensor_operand(input, "linear")
@@ -329,6 +341,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 @composite
+@typed
 def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     y = PUBLIC["einsum"]("...i,oij,...j->...o", input1, weight, input2)
     return y if bias is None else y + bias
@@ -341,6 +354,7 @@ def normalize(input: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12) -
 
 
 @composite
+@typed
 def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
     if x1.shape != x2.shape:
         x1, x2 = PUBLIC["broadcast_tensors"](x1, x2)
@@ -349,6 +363,7 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
 
 
 @composite
+@typed
 def pdist(input: Tensor, p: float = 2.0) -> Tensor:
     """The p-norm distances between all pairs of rows of [N, M] -> [N (N - 1) / 2]."""
     x = tensor_operand(input, "pdist")

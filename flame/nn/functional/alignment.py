@@ -10,6 +10,7 @@ import numpy as np
 from flame import dtypes
 from flame.functions.elementwise import PUBLIC
 from flame.functions.promotion import tensor_operand, to_dtype
+from flame.functions.taking import typed
 from flame.nn.functional.loss import reduced
 from flame.precision import precise
 from flame.primitive import beside, registered
@@ -55,6 +56,7 @@ def _later(alpha: Tensor, k: int) -> Tensor:
 
 @beside
 @precise
+@typed
 def ctc_loss(
     log_probs: Tensor, targets: Tensor, input_lengths: Any, target_lengths: Any, blank: int = 0, reduction: str = "mean",
     zero_infinity: bool = False,

@@ -7,6 +7,7 @@ from typing import Any
 
 from flame.functions.elementwise import PUBLIC
 from flame.functions.promotion import to_dtype
+from flame.functions.taking import typed
 from flame.nn.functional.activation import dropout, linear, softmax
 from flame.nn.functional.normalisation import scaled_dot_product_attention
 from flame.primitive import composite, registered
@@ -36,6 +37,7 @@ def _projected(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, bias: Tensor | N
 
 
 @composite
+@typed
 def multi_head_attention_forward(
     query: Tensor, key: Tensor, value: Tensor, embed_dim_to_check: int, num_heads: int, in_proj_weight: Tensor | None,
     in_proj_bias: Tensor | None, bias_k: Tensor | None, bias_v: Tensor | None, add_zero_attn: bool, dropout_p: float,

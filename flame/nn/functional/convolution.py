@@ -9,6 +9,7 @@ from flame.functions.elementwise import PUBLIC
 from flame.functions.parts import PAD, WINDOW, constant_pad
 from flame.functions.promotion import tensor_operand
 from flame.functions.shape import PERMUTE, RESHAPE
+from flame.functions.taking import typed_as
 from flame.precision import precise
 from flame.primitive import composite, registered
 from flame.tensor import Tensor
@@ -45,6 +46,7 @@ def _conv(n: int) -> Any:
     name = f"conv{n}d"
 
     @composite
+    @typed_as(name)
     def conv(
         input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
         groups: int = 1,
@@ -99,6 +101,7 @@ def _conv_transpose(n: int) -> Any:
     name = f"conv_transpose{n}d"
 
     @composite
+    @typed_as(name)
     def conv_transpose(
         input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, output_padding: Any = 0,
         groups: int = 1, dilation: Any = 1,
@@ -166,6 +169,8 @@ def _wrapped(n: int, lo: int, hi: int) -> list[int]:
 def _repeated_pad(input: Tensor, pad: Sequence[int], mode: str) -> Tensor:
     """Padding by elements of the tensor itself."""
     x = input
+    if x.dtype.kind == "b" and mode != "circular":
+        raise NotImplementedError(f'"{mode}_pad" not implemented for {x.dtype!r}: cast to another dtype first')
     for i in range(len(pad) // 2):
         lo, hi, d = int(pad[2 * i]), int(pad[2 * i + 1]), x.ndim - 1 - i
         n = x.shape[d]
@@ -285,6 +290,7 @@ def _geometry(op: str, kernel_size: Any, dilation: Any, padding: Any, stride: An
 
 
 @composite
+@typed_as("im2col")
 def unfold(input: Tensor, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Tensor:
     """The windows of [N, C, H, W] as columns: [N, C x kernel elements, windows]; all without N too."""
     k, d, p, s = _geometry("unfold", kernel_size, dilation, padding, stride)

@@ -10,6 +10,7 @@ from flame import dtypes
 from flame.autograd.modes import no_grad
 from flame.functions.elementwise import PUBLIC
 from flame.functions.promotion import tensor_operand, to_dtype
+from flame.functions.taking import typed
 from flame.primitive import beside, composite, registered
 from flame.tensor import Tensor
 
@@ -111,6 +112,7 @@ def _bags(offsets: Any, length: int, last: bool) -> list[int]:
 
 
 @beside
+@typed
 def embedding_bag(
     input: Tensor, weight: Tensor, offsets: Tensor | None = None, max_norm: float | None = None, norm_type: float = 2,
     scale_grad_by_freq: bool = False, mode: str = "mean", sparse: bool = False, per_sample_weights: Tensor | None = None,

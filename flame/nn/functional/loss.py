@@ -9,6 +9,7 @@ from flame import dtypes
 from flame.autograd.modes import no_grad
 from flame.functions.elementwise import PUBLIC
 from flame.functions.promotion import as_floating, promoted, tensor_operand, to_dtype
+from flame.functions.taking import typed
 from flame.nn.functional import fused
 from flame.nn.functional.activation import linear, log_softmax, logsigmoid, pairwise_distance, softplus
 from flame.primitive import broadcast_shapes, composite, registered
@@ -100,6 +101,7 @@ def _of_target(
 
 
 @composite
+@typed
 def nll_loss(
     input: Tensor, target: Tensor, weight: Tensor | None = None, size_average: Any = None, ignore_index: int = -100,
     reduce: Any = None, reduction: str = "mean",
@@ -114,6 +116,7 @@ def nll_loss(
 
 
 @composite
+@typed
 def cross_entropy(
     input: Tensor, target: Tensor, weight: Tensor | None = None, size_average: Any = None, ignore_index: int = -100,
     reduce: Any = None, reduction: str = "mean", label_smoothing: float = 0.0,
@@ -175,6 +178,7 @@ def _weighted(loss: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
 
 
 @composite
+@typed
 def mse_loss(
     input: Tensor, target: Tensor, size_average: Any = None, reduce: Any = None, reduction: str = "mean",
     weight: Tensor | None = None,
@@ -189,6 +193,7 @@ def mse_loss(
 
 
 @composite
+@typed
 def l1_loss(
     input: Tensor, target: Tensor, size_average: Any = None, reduce: Any = None, reduction: str = "mean",
     weight: Tensor | None = None,
@@ -214,6 +219,7 @@ def smooth_l1_loss(
 
 
 @composite
+@typed
 def huber_loss(
     input: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0, weight: Tensor | None = None
 ) -> Tensor:
@@ -259,6 +265,7 @@ def linear_cross_entropy(
 
 
 @composite
+@typed
 def binary_cross_entropy(
     input: Tensor, target: Tensor, weight: Tensor | None = None, size_average: Any = None, reduce: Any = None,
     reduction: str = "mean",
@@ -279,6 +286,7 @@ def binary_cross_entropy(
 
 
 @composite
+@typed
 def binary_cross_entropy_with_logits(
     input: Tensor, target: Tensor, weight: Tensor | None = None, size_average: Any = None, reduce: Any = None,
     reduction: str = "mean", pos_weight: Tensor | None = None,
@@ -299,6 +307,7 @@ def binary_cross_entropy_with_logits(
 
 
 @composite
+@typed
 def kl_div(
     input: Tensor,
     target: Tensor,
@@ -316,6 +325,7 @@ def kl_div(
 
 
 @composite
+@typed
 def poisson_nll_loss(
     input: Tensor, target: Tensor, log_input: bool = True, full: bool = False, size_average: Any = None, eps: float = 1e-8,
     reduce: Any = None, reduction: str = "mean",
@@ -324,12 +334,15 @@ def poisson_nll_loss(
     x, t = as_floating(*_operands(input, target, "poisson_nll_loss"))
     loss = EXP(x) - t * x if log_input else x - t * LOG(x + eps)
     if full:
+        if target.dtype.kind == "b":
+            raise RuntimeError(f"poisson_nll_loss(): Stirling's term has no meaning for a target of {target.dtype!r}")
         big = WHERE(t > 1, t, 1.0)
         loss = loss + WHERE(t > 1, big * LOG(big) - big + LOG(big * (2 * math.pi)) * 0.5, 0.0)
     return reduced(loss, legacy(size_average, reduce, reduction))
 
 
 @composite
+@typed
 def gaussian_nll_loss(
     input: Tensor, target: Tensor, var: Any, full: bool = False, eps: float = 1e-6, reduction: str = "mean"
 ) -> Tensor:
@@ -367,6 +380,7 @@ def margin_ranking_loss(
 
 
 @composite
+@typed
 def hinge_embedding_loss(
     input: Tensor, target: Tensor, margin: float = 1.0, size_average: Any = None, reduce: Any = None, reduction: str = "mean"
 ) -> Tensor:
@@ -377,6 +391,7 @@ def hinge_embedding_loss(
 
 
 @composite
+@typed
 def soft_margin_loss(
     input: Tensor, target: Tensor, size_average: Any = None, reduce: Any = None, reduction: str = "mean"
 ) -> Tensor:
@@ -386,6 +401,7 @@ def soft_margin_loss(
 
 
 @composite
+@typed
 def multilabel_soft_margin_loss(
     input: Tensor, target: Tensor, weight: Tensor | None = None, size_average: Any = None, reduce: Any = None,
     reduction: str = "mean",
@@ -398,6 +414,7 @@ def multilabel_soft_margin_loss(
 
 
 @composite
+@typed
 def multi_margin_loss(
     input: Tensor, target: Tensor, p: int = 1, margin: float = 1.0, weight: Tensor | None = None, size_average: Any = None,
     reduce: Any = None, reduction: str = "mean",
@@ -426,6 +443,7 @@ def multi_margin_loss(
 
 
 @composite
+@typed
 def multilabel_margin_loss(
     input: Tensor, target: Tensor, size_average: Any = None, reduce: Any = None, reduction: str = "mean"
 ) -> Tensor:

@@ -13,6 +13,7 @@ from flame.functions.fused import wide
 from flame.functions.promotion import tensor_operand, to_dtype
 from flame.functions.random import uniform
 from flame.functions.reduction import mean
+from flame.functions.taking import typed
 from flame.nn.functional import fused
 from flame.nn.functional.activation import dropout, softmax
 from flame.primitive import composite, registered
@@ -43,6 +44,7 @@ def _scaled(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 
 
 @composite
+@typed
 def layer_norm(
     input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
@@ -60,6 +62,7 @@ def layer_norm(
 
 
 @composite
+@typed
 def rms_norm(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
     """Over the last dimensions: divided by the root of the mean square (Zhang and Sennrich, 2019)."""
     x = tensor_operand(input, "rms_norm")
@@ -87,6 +90,7 @@ def _move(running: Tensor, now: Tensor, momentum: Any) -> None:
 
 
 @composite
+@typed
 def batch_norm(
     input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
     bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
@@ -121,6 +125,7 @@ def batch_norm(
 
 
 @composite
+@typed
 def instance_norm(
     input: Tensor, running_mean: Tensor | None = None, running_var: Tensor | None = None, weight: Tensor | None = None,
     bias: Tensor | None = None, use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5,
@@ -149,6 +154,7 @@ def instance_norm(
 
 
 @composite
+@typed
 def group_norm(
     input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
@@ -167,6 +173,7 @@ def group_norm(
 
 
 @composite
+@typed
 def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
     if input.ndim < 3:
         raise ValueError(f"Expected 3D or higher dimensionality input (got {input.ndim} dimensions)")

@@ -14,6 +14,7 @@ from flame.functions.parts import PAD, WINDOW
 from flame.functions.promotion import tensor_operand, to_dtype
 from flame.functions.random import uniform
 from flame.functions.shape import RESHAPE
+from flame.functions.taking import typed_as
 from flame.nn.functional.convolution import tuples
 from flame.precision import precise
 from flame.primitive import composite, force, registered
@@ -129,6 +130,7 @@ def _avg_pool(n: int) -> Any:
     name = f"avg_pool{n}d"
 
     @composite
+    @typed_as(name)
     def avg_pool(
         input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
         count_include_pad: bool = True, divisor_override: int | None = None,
@@ -182,6 +184,7 @@ def _adaptive_avg(n: int) -> Any:
     name = f"adaptive_avg_pool{n}d"
 
     @composite
+    @typed_as(name)
     def adaptive(input: Tensor, output_size: Any) -> Tensor:
         x, single = _spatial(input, n, name)
         for i, m in enumerate(_wanted(output_size, x, n, name)):
@@ -214,6 +217,7 @@ def _adaptive_max(n: int) -> Any:
     name = f"adaptive_max_pool{n}d"
 
     @composite
+    @typed_as(name)
     def adaptive(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
         x, single = _spatial(input, n, name)
         want = _wanted(output_size, x, n, name)
@@ -287,6 +291,7 @@ def _fractional(n: int) -> Any:
     name = f"fractional_max_pool{n}d"
 
     @composite
+    @typed_as(name)
     def pool(
         input: Tensor, kernel_size: Any, output_size: Any = None, output_ratio: Any = None, return_indices: bool = False,
         _random_samples: Tensor | None = None,
@@ -361,6 +366,7 @@ def _max_unpool(n: int) -> Any:
     name = f"max_unpool{n}d"
 
     @composite
+    @typed_as(name)
     def unpool(
         input: Tensor, indices: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, output_size: Any = None
     ) -> Tensor:

@@ -18,6 +18,7 @@ import numpy as np
 from flame import dtypes
 from flame.functions.elementwise import PUBLIC
 from flame.functions.promotion import tensor_operand, to_dtype
+from flame.functions.taking import typed
 from flame.nn.functional.convolution import tuples
 from flame.nn.functional.pooling import adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d
 from flame.primitive import composite, registered
@@ -94,6 +95,7 @@ def _resampled(x: Tensor, dim: int, mode: str, out: int, scale: float, align: bo
 
 
 @composite
+@typed
 def interpolate(
     input: Tensor, size: Any = None, scale_factor: Any = None, mode: str = "nearest", align_corners: bool | None = None,
     recompute_scale_factor: bool | None = None, antialias: bool = False,
@@ -171,6 +173,7 @@ def interpolate(
     return to_dtype(x, d)
 
 
+@typed
 def upsample(
     input: Tensor, size: Any = None, scale_factor: Any = None, mode: str = "nearest", align_corners: Any = None
 ) -> Tensor:
@@ -178,11 +181,13 @@ def upsample(
     return interpolate(input, size, scale_factor, mode, align_corners)
 
 
+@typed
 def upsample_nearest(input: Tensor, size: Any = None, scale_factor: Any = None) -> Tensor:
     """`interpolate` to the nearest element."""
     return interpolate(input, size, scale_factor, mode="nearest")
 
 
+@typed
 def upsample_bilinear(input: Tensor, size: Any = None, scale_factor: Any = None) -> Tensor:
     """`interpolate` bilinearly with aligned corners."""
     return interpolate(input, size, scale_factor, mode="bilinear", align_corners=True)
@@ -249,6 +254,7 @@ def _gathered(flat: Tensor, at: Sequence[Tensor], size: Sequence[int]) -> tuple[
 
 
 @composite
+@typed
 def grid_sample(
     input: Tensor, grid: Tensor, mode: str = "bilinear", padding_mode: str = "zeros", align_corners: bool | None = None
 ) -> Tensor:
