@@ -8,7 +8,7 @@ Each group made one axis, every contraction reads left[batch, m, k] * right[batc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from flame.compiler.index_math import E, ex, simplify, subst, var
@@ -88,28 +88,35 @@ def by_taps(kernel: Kernel, taps: int) -> Kernel:
     axes: dict[str, E] = {}
     for a, e in kernel.axes.items():
         axes |= {REST: e // taps, TAP: ex(taps)} if a == K else {a: e}
-    part = Kernel(kernel.name, kernel.buffers, axes, kernel.symbols, (), kernel.values)
-    return _over(kernel, axes, lambda x: simplify(subst(x, {K: var(REST) * taps + var(TAP)}), part.bounds))
+    return over(kernel, axes, {K: var(REST) * taps + var(TAP)})
 
 
 def grouped(kernel: Kernel, g: Groups) -> Kernel:
     """The same kernel over one axis a group: the old axes are digits of the new ones, the last the fastest."""
     axes: dict[str, E] = {}
-    digits: dict[str, E | int] = {}
+    at: dict[str, E | int] = {}
     for name, members in ((BATCH, g.batch), (M, g.m), (N, g.n), (K, g.k)):
         axes[name] = product(kernel, members)
-        rest: E = var(name)
-        for i, a in enumerate(reversed(members)):
-            last = i == len(members) - 1
-            digits[a] = rest if last else rest % kernel.axes[a]
-            rest = rest // kernel.axes[a]
-    part = Kernel(kernel.name, kernel.buffers, axes, kernel.symbols, (), kernel.values)
-
-    return _over(kernel, axes, lambda x: simplify(subst(x, digits), part.bounds), g.contract)
+        at |= digits(kernel, name, members)
+    return over(kernel, axes, at, g.contract)
 
 
-def _over(kernel: Kernel, axes: dict[str, E], e: Callable[[E], E], contract: Contract | None = None) -> Kernel:
-    """The kernel over other axes, its expressions mapped by `e`; `contract` sums over K then."""
+def digits(kernel: Kernel, name: str, members: tuple[str, ...]) -> dict[str, E | int]:
+    """Some axes as the digits of one, the last the fastest."""
+    out: dict[str, E | int] = {}
+    rest: E = var(name)
+    for i, a in enumerate(reversed(members)):
+        out[a] = rest if i == len(members) - 1 else rest % kernel.axes[a]
+        rest = rest // kernel.axes[a]
+    return out
+
+
+def over(kernel: Kernel, axes: dict[str, E], at: Mapping[str, E | int], contract: Contract | None = None) -> Kernel:
+    """The kernel over other axes, where the old ones are these expressions of them; `contract` sums over K then."""
+    bounds = Kernel(kernel.name, kernel.buffers, axes, kernel.symbols, (), kernel.values).bounds
+
+    def e(x: E) -> E:
+        return simplify(subst(x, at), bounds)
 
     def conds(mask: tuple[Cond, ...]) -> tuple[Cond, ...]:
         return tuple(Cond(e(c.expr), c.kind) for c in mask)

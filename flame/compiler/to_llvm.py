@@ -18,6 +18,7 @@ from flame.compiler.llvm_columns import ColumnWriter, column_sums
 from flame.compiler.llvm_contract import ContractWriter
 from flame.compiler.llvm_dot import DotWriter, dot_tile
 from flame.compiler.llvm_rows import PARTS, RowWriter, begin
+from flame.compiler.llvm_slide import SlidingWriter, sliding
 from flame.compiler.llvm_text import Function, module
 from flame.compiler.llvm_turn import TurnWriter, turned_loads
 from flame.compiler.nests import PART, Nest, Sink, Sweep, in_stages, loads_of, needed, part_of, plan, points, sinks_of
@@ -40,7 +41,12 @@ def to_llvm(kernel: Kernel, schedule: CpuSchedule, cpu: CpuTarget) -> LlvmSource
         groups = groups_of(part, nest, cpu)
         tile = dot_tile(part, nest, cpu)
         if groups is not None and tile is None:
-            tiles = ContractWriter(part, nest, groups, schedule, cpu, entry_name, workspace)
+            slide = sliding(part, groups, cpu)
+            tiles = (
+                ContractWriter(part, nest, groups, schedule, cpu, entry_name, workspace)
+                if slide is None
+                else SlidingWriter(part, nest, slide, schedule, cpu, entry_name, workspace)
+            )
             made, its_phases, its_constants = tiles.write(places, len(kernel.buffers))
             functions += made
             phases += its_phases
