@@ -505,6 +505,85 @@ def test_a_module_that_is_one_composite_is_another_once_anything_of_it_is_replac
         assert compiled.stats.calls >= before and compiled.stats.diverged
 
 
+@pytest.mark.parametrize("how", ["append", "swap", "weight", "train", "inplace", "nested", "call", "dict", "random walk"])
+def test_modules_in_a_row_that_are_one_call_are_others_once_anything_of_them_changes(how: str) -> None:
+    """A Sequential of modules that are composites is followed as one call, while all of them are what they were."""
+    inner = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+    net: Any = nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Dropout(0.5), nn.ReLU(), nn.LayerNorm(4)).eval()
+    if how == "nested":
+        net = nn.Sequential(nn.Linear(4, 4), inner, nn.ReLU())
+    compiled = flame.compile(lambda x: net(x) + net(x * 2), fullgraph=how not in ("train", "call"))
+
+    def check(calls: int = 4) -> None:
+        for k in range(calls):
+            x = t(2, 4, seed=k)
+            flame.manual_seed(k)
+            got = compiled(x)
+            flame.manual_seed(k)
+            same(got, net(x) + net(x * 2))
+
+    def change(kind: int) -> None:
+        first = net[0]
+        if kind == 0:
+            first.weight = nn.Parameter(first.weight.detach() * 1.5)
+        elif kind == 1:
+            net[0] = nn.Linear(4, 4)
+        elif kind == 2:
+            net.append(nn.Tanh())
+        elif kind == 3:
+            first.bias = None
+        elif kind == 4:
+            vars(first)["weight"] = first.weight.detach() * 2
+        else:
+            forward = type(first).forward
+            first.forward = lambda x: forward(first, x) * 3
+
+    with flame.no_grad():
+        check()
+        match how:
+            case "append" | "swap" | "weight" | "dict":
+                change({"append": 2, "swap": 1, "weight": 0, "dict": 4}[how])
+            case "train":
+                net.train()
+                check()
+                net.eval()
+            case "inplace":
+                net[3].inplace = True
+            case "nested":
+                inner[0] = nn.Linear(4, 4)
+            case "call":
+                kind = type("Loud", (nn.Linear,), {"__call__": lambda self, x: nn.Linear.__call__(self, x) * 2})
+                net[0].__class__ = kind
+            case "random walk":
+                for kind in np.random.default_rng(0).integers(0, 6, 8):
+                    change(int(kind))
+                    check(3)
+        check()
+
+
+def test_modules_in_a_row_are_one_call_to_capture() -> None:
+    net: Any = nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.ReLU())
+    compiled = flame.compile(lambda x: net(x), fullgraph=True)
+    for k in range(4):
+        same(compiled(t(2, 4, seed=k)), net(t(2, 4, seed=k)))
+    links = net._modules.chain
+    assert links.function is not None and [n for _, n in links.function.parts] == [2, 1, 1]
+    linears = {type(c).__name__ for s in _steps(compiled._capture.root) for m in s.macros or () for c in [m.function]}
+    assert "Chained" in linears
+    for changed in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        same(changed(t(2, 4)), net(t(2, 4)))
+        assert changed._modules.chain is None
+    net.append(nn.Tanh())
+    assert net._modules.chain is None  # (it holds none of the modules that were there)
+
+
+def _steps(root: Any) -> list[Any]:
+    found = [root]
+    for s in found:
+        found += s.children
+    return found
+
+
 def test_what_a_subclass_asks_for_by_getattr_is_what_is_registered() -> None:
     class Wrapper(nn.Module):
         def __init__(self, inner: nn.Module) -> None:

@@ -12,7 +12,7 @@ arguments become inputs in order of the arguments, whether the call is known or 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from flame import dtypes
 from flame.capture.sizes import SizedSpec
@@ -25,6 +25,7 @@ from flame.tensor import Tensor
 
 MOST_SIZES = 1024  #: sets of sizes that one call is remembered for
 MOST = 8  #: known calls kept by one step: where arguments never are the same, remembering them helps nobody
+UNKNOWN: Final = object()  #: what a call that is not known gives
 _CONSTANTS = (int, float, bool, str, dtype, type(None), type(Ellipsis))
 
 
@@ -41,12 +42,14 @@ class Several:
 class Result:
     """One result: fresh (`argument` < 0), an argument itself, or a view of it."""
 
-    __slots__ = ("ref", "argument", "chain")
+    __slots__ = ("ref", "argument", "chain", "before", "whole")
 
     def __init__(self, ref: Ref | None, argument: int, chain: tuple):
         self.ref = ref
         self.argument = argument
         self.chain = chain
+        self.before: tuple | None = None  #: the chain of an argument that is a view itself, and both together
+        self.whole = chain
 
 
 class Macro:
@@ -87,51 +90,57 @@ class Calls(RunState):
     def composite(self, f: Any, name: str, args: Any, kwargs: dict) -> Any:
         """Follow a call that is known here; else run it, and know it from then on."""
         begin = self.at
-        macros = begin.macros
-        if macros is not None and self.next is not None:
-            if kwargs:
-                names: tuple = tuple(kwargs)
-                given = (*args, *kwargs.values())
-            else:
-                names, given = (), args
-            n, grad, default = len(args), force.grad, dtypes._default_float
-            casts = in_force.casts if casting.threads else None
-            m: Macro
-            for m in macros:
-                if (
-                    m.function is f
-                    and m.positional == n
-                    and m.grad is grad
-                    and m.default is default
-                    and m.casts is casts
-                    and (m.names == names if kwargs else not m.names)
-                ):
-                    for want, a in zip(m.given, given):
-                        if type(want) is Ref:
-                            if isinstance(a, Tensor):
-                                r = a._ref
-                                if r is want or (r is None and self.enter(a) is want):
-                                    continue
-                            break
-                        if want is not a and not self._fits(want, a):
-                            break
+        got = self.known(f, args, kwargs)
+        return self._call(f, name, args, kwargs, begin) if got is UNKNOWN else got
+
+    def known(self, f: Any, args: Any, kwargs: dict) -> Any:
+        """Follow a call that is known here; UNKNOWN of any other."""
+        macros = self.at.macros
+        if macros is None or self.next is None:
+            return UNKNOWN
+        if kwargs:
+            names: tuple = tuple(kwargs)
+            given = (*args, *kwargs.values())
+        else:
+            names, given = (), args
+        n, grad, default = len(args), force.grad, dtypes._default_float
+        casts = in_force.casts if casting.threads else None
+        m: Macro
+        for m in macros:
+            if (
+                m.function is f
+                and m.positional == n
+                and m.grad is grad
+                and m.default is default
+                and m.casts is casts
+                and (m.names == names if kwargs else not m.names)
+            ):
+                for want, a in zip(m.given, given):
+                    if type(want) is Ref:
+                        if isinstance(a, Tensor):
+                            r = a._ref
+                            if r is want or (r is None and self.enter(a) is want):
+                                continue
+                        break
+                    if want is not a and not self._fits(want, a):
+                        break
+                else:
+                    if m.checked is not None and tuple(self.bindings) not in m.checked:
+                        continue
+                    if m.only is None:
+                        return self._follow_call(m, given)
+                    last: Step = m.last
+                    self.at = last
+                    got = new_object(Tensor)
+                    got._array = None
+                    got._ref = m.only
+                    self.tracked.append(weak(got))
+                    if last.children:
+                        self.next = last.children[0]
                     else:
-                        if m.checked is not None and tuple(self.bindings) not in m.checked:
-                            continue
-                        if m.only is None:
-                            return self._follow_call(m, given)
-                        last: Step = m.last
-                        self.at = last
-                        got = new_object(Tensor)
-                        got._array = None
-                        got._ref = m.only
-                        self.tracked.append(weak(got))
-                        if last.children:
-                            self.next = last.children[0]
-                        else:
-                            self.run_out()
-                        return got
-        return self._call(f, name, args, kwargs, begin)
+                        self.run_out()
+                    return got
+        return UNKNOWN
 
     def _fits(self, want: Any, a: Any) -> bool:
         """Whether an argument is what it was: tensors by ref, everything else by type and bits."""
@@ -165,9 +174,14 @@ class Calls(RunState):
             got._ref = m.only
             self.tracked.append(weak(got))
         else:
-            results = m.results if m.checked is None else m.checked[tuple(self.bindings)]
-            made = [self._result(r, given) for r in results]
-            got = made[0] if m.pack is None else m.pack(made)
+            results: list = m.results if m.checked is None else m.checked[tuple(self.bindings)]
+            if m.pack is None:
+                got = self._result(results[0], given)
+            else:
+                made: list = []
+                for r in results:
+                    made.append(self._result(r, given))
+                got = tuple(made) if m.pack is tuple else m.pack(made)
         children = last.children
         if children:
             self.next = children[0]
@@ -187,7 +201,9 @@ class Calls(RunState):
             if trace is None:
                 t._trace = Trace(None, r.chain, base)
             else:
-                t._trace = Trace(None, (*trace.chain, *r.chain), base if trace.root is None else trace.root)
+                if trace.chain is not r.before:
+                    r.before, r.whole = trace.chain, (*trace.chain, *r.chain)
+                t._trace = Trace(None, r.whole, base if trace.root is None else trace.root)
             self.unlinked = True
         self.tracked.append(weak(t))
         return t

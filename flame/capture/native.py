@@ -29,7 +29,7 @@ from flame.capture.effects import Effects
 from flame.capture.follow import Follower
 from flame.capture.gradients import Gradients
 from flame.capture.known import Calls, Macro, Result, Several
-from flame.capture.run import Run
+from flame.capture.run import Run, followed
 from flame.capture.state import RunState
 from flame.capture.trace import Capture, InputKey, Known, Ref, Slot, Statistics, Step, Trace, Window
 from flame.capture.updates import Update, Updates
@@ -49,7 +49,7 @@ _METHODS: Final[list[tuple[type, str]]] = [
     (Trace, "__init__"),
     (Window, "__init__"),
     (Follower, "enter _enter_first follow plain pair takes bind_slot process _link_view window_of link"),
-    (Calls, "composite _fits _follow_call _result"),
+    (Calls, "composite known _fits _follow_call _result"),
     (Updates, "_follow_known _follow_update _free_windows"),
     (Effects, "follow_inplace _is_whole_write _writes_freely _follow_write _rebind"),
     (Gradients, "_follow_gradient"),
@@ -64,7 +64,18 @@ _METHODS: Final[list[tuple[type, str]]] = [
     (_Mode, "__enter__ __exit__"),
 ]
 _FUNCTIONS: Final[tuple[Any, ...]] = (
-    segment.flush, segment._signature, segment._base_alone, gradients._accumulate_all, gradients._copied, gradients._leaf,
+    followed, segment.flush, segment._signature, segment._base_alone, gradients._accumulate_all, gradients._copied, gradients._leaf,
+)  # fmt: skip
+#: what every followed operation goes through
+_OFTEN: Final = frozenset(
+    "Calls.known Calls._follow_call Calls._result Follower.enter Follower.follow Follower.pair Follower.plain Follower.process "
+    "Trace.__init__ Run.close RunState.live Plan.inputs Chain.follow Chain.arguments Straight.follow Straight.arguments "
+    "Module.__call__".split()
+)
+#: methods that are functions which capture knows
+_FOLLOWED: Final = (
+    "__getitem__", "chunk", "contiguous", "expand", "flatten", "masked_fill", "mean", "permute", "reshape", "split", "squeeze",
+    "sum", "t", "transpose", "unbind", "unsqueeze", "view",
 )  # fmt: skip
 _SLOTTED: Final[list[type]] = [
     Run,
@@ -152,17 +163,34 @@ def _made() -> Native:
     hints.receivers.update({c: Run for c in (Follower, Calls, Updates, RunState, Effects, Gradients)})
     hints.locals[id(force)]["inference"] = False
     hints.locals[id(in_force)] = {"casts": None}
-    likely = {"Calls.composite": {"a": Tensor}, "Calls._fits": {"a": Tensor}, "Follower.process": {"o": Tensor}}
+    likely = {"Calls.known": {"a": Tensor}, "Calls._fits": {"a": Tensor}, "Follower.process": {"o": Tensor}}
     units = [
-        Unit(f"{cls.__name__}.{name}", vars(cls)[name], cls, (), likely.get(f"{cls.__name__}.{name}", {}))
+        Unit(
+            f"{cls.__name__}.{name}",
+            vars(cls)[name],
+            cls,
+            (),
+            likely.get(f"{cls.__name__}.{name}", {}),
+            often=f"{cls.__name__}.{name}" in _OFTEN,
+        )
         for cls, names in _METHODS
         for name in names.split()
     ]
-    units += [Unit(f.__name__, f, None, (), {"run": Run, "leaf": Step, "plan": segment.Plan}) for f in _FUNCTIONS]
+    bound = {followed: 2}
+    units += [
+        Unit(f.__name__, f, None, (), {"run": Run, "leaf": Step, "plan": segment.Plan}, bound.get(f, 0)) for f in _FUNCTIONS
+    ]
     operator, known = native_eager.operators()
     units.append(Unit("operator", operator, None, operator.__code__.co_freevars, {"run": Run, "self": Tensor, "other": Tensor}))
     closures = [Closure("operator", Tensor, n, tuple(c.cell_contents for c in f.__closure__)) for n, f in known]
+    closures += [Closure("followed", Tensor, n, (vars(Tensor)[n].composite[1], f), "whole") for n, f in _by_eager().items()]
     return Native(units, hints, closures)
+
+
+def _by_eager() -> dict[str, Any]:
+    """What is called by the names of `_FOLLOWED` while only eager operations are native."""
+    native = {n: builtin for where, n, _, builtin in _State.made["eager"].places if where is Tensor}
+    return {n: native.get(n, vars(Tensor)[n]) for n in _FOLLOWED}
 
 
 class _State:

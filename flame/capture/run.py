@@ -23,18 +23,30 @@ from flame.capture.compiled import say
 from flame.capture.control import control, demands
 from flame.capture.effects import Effects
 from flame.capture.follow import Follower
-from flame.capture.known import Calls
+from flame.capture.known import UNKNOWN, Calls
 from flame.capture.record import Recorder
 from flame.capture.staged import Staged
 from flame.capture.trace import Step, Window
 from flame.capture.updates import Updates
 from flame.errors import GraphBreakError
 from flame.knobs import knobs
-from flame.primitive import force
+from flame.precision import casting
+from flame.primitive import force, placement
 from flame.reasons import OTHER_END, VALUE_READ, WRITTEN_VALUE_READ, Reason
 from flame.tensor import Tensor
 
 AFTER_A_BREAK = "the path after a break was followed for the first time"
+
+
+def followed(given: tuple, named: dict, f: Any, otherwise: Any) -> Any:
+    """The call of a method that is the function `f`, which capture knows: what native code puts in its place. `otherwise` is what
+    stood there."""
+    run: Run = force.interpreter
+    if type(run) is Run and not placement.gpu and not casting.threads:
+        got = run.known(f, given, named)
+        if got is not UNKNOWN:
+            return got
+    return otherwise(*given, **named)
 
 
 class Run(Follower, Calls, Updates, Recorder, Effects, Staged):

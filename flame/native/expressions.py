@@ -57,7 +57,7 @@ class Expressions(Writer):
                 return self.do(f"icmp eq i1 {int(known)}, 1")
             case _:
                 v = self.value(node, loose=True)
-                got = self.do(f"call i32 @flame_truth(ptr {v.register})")
+                got = self.do(f"call i32 {self.piece('flame_truth')}(ptr {v.register})")
                 self.check_number(got)
                 return self.do(f"icmp ne i32 {got}, 0")
 
@@ -195,7 +195,7 @@ class Expressions(Writer):
         if x.hint in self.m.hints.alike:
             cls = self.like(x.register, x.hint)
         read = "flame_read_or_none" if name in self.m.hints.empty.get(x.hint, ()) else "flame_read"
-        got = self.do(f"call ptr @{read}(ptr {x.register}, ptr {cls}, i64 {offset}, ptr {key})")
+        got = self.do(f"call ptr {self.piece(read)}(ptr {x.register}, ptr {cls}, i64 {offset}, ptr {key})")
         self.check(got)
         return Value(got, hint, loose=True)
 
@@ -226,7 +226,7 @@ class Expressions(Writer):
             if x.hint in self.m.hints.alike:
                 cls = self.like(x.register, x.hint)
             given = f"ptr {x.register}, ptr {cls}, i64 {offset}, ptr {key}, ptr {v.register}"
-            done = self.do(f"call i32 @flame_write({given})")
+            done = self.do(f"call i32 {self.piece('flame_write')}({given})")
         self.check_number(done)
 
     def index(self, node: ast.expr) -> Value:
@@ -245,7 +245,7 @@ class Expressions(Writer):
             i = self.index(k)
             return self.new(self.do(f"call ptr @PyObject_GetItem(ptr {x.register}, ptr {i.register})"))
         assert isinstance(k, ast.Constant) and isinstance(k.value, int)
-        got = self.do(f"call ptr @flame_item(ptr {x.register}, i64 {k.value}, ptr {self.m.constant(k.value)})")
+        got = self.do(f"call ptr {self.piece('flame_item')}(ptr {x.register}, i64 {k.value}, ptr {self.m.constant(k.value)})")
         self.check(got)
         return Value(got, loose=True)
 
@@ -325,7 +325,7 @@ class Expressions(Writer):
             self.release([held])
             self._kept(v, held)
             if i < len(node.values) - 1:
-                got = self.do(f"call i32 @flame_truth(ptr {v.register})")
+                got = self.do(f"call i32 {self.piece('flame_truth')}(ptr {v.register})")
                 self.check_number(got)
                 true, go = self.do(f"icmp ne i32 {got}, 0"), self.label("go")
                 self.branch(true, *((go, end) if isinstance(node.op, ast.And) else (end, go)))

@@ -41,13 +41,14 @@ class Closure:
         plain   so many arguments as the unit has parameters besides; the unit takes these
         star    any number of arguments, unnamed; the unit takes a tuple of them
         call    any arguments; the unit takes a tuple, and a dictionary of the named ones that is its own
+        whole   any arguments; the unit takes a tuple that begins with the object that the method is called of, and a dictionary
     """
 
     unit: str
     owner: type
     name: str
     given: tuple[Any, ...]
-    way: Literal["plain", "star", "call"] = "plain"
+    way: Literal["plain", "star", "call", "whole"] = "plain"
 
 
 class Native:
@@ -84,30 +85,31 @@ class Native:
         obj = llvm_jit.cached_object(text, llvm_jit.baseline(), passes=1, what="native capture")
         code = llvm_jit.link(obj, symbols, imports, what="native capture")
         llvm_jit.immortal(module.objects)  # (as what builtins refer to)
-        self._places: list[tuple[Any, str, Any, Any]] = []
+        #: where each is put: class or module, name, what was there, the builtin
+        self.places: list[tuple[Any, str, Any, Any]] = []
         for u in units:
             if u.shared:
                 continue
             f = u.function
             if u.owner is not None:
-                self._places.append((u.owner, f.__name__, f, _descriptor(u.owner, f, code[f"py.{u.symbol}"])))
+                self.places.append((u.owner, f.__name__, f, _descriptor(u.owner, f, code[f"py.{u.symbol}"])))
             else:
                 where = sys.modules[f.__module__]
-                self._places.append((where, f.__name__, f, _builtin(f, code[f"py.{u.symbol}"])))
+                self.places.append((where, f.__name__, f, _builtin(f, code[f"py.{u.symbol}"])))
         for c in closures:
             flags = _VARIABLE if c.way == "call" else _FASTCALL_KEYWORDS
             f = vars(c.owner)[c.name]
-            self._places.append((c.owner, c.name, f, _descriptor(c.owner, f, code[f"py.{c.owner.__name__}.{c.name}"], flags)))
-        _ours.update((id(builtin), builtin) for *_, builtin in self._places)
+            self.places.append((c.owner, c.name, f, _descriptor(c.owner, f, code[f"py.{c.owner.__name__}.{c.name}"], flags)))
+        _ours.update((id(builtin), builtin) for *_, builtin in self.places)
 
     def put(self) -> None:
-        for where, name, function, builtin in self._places:
+        for where, name, function, builtin in self.places:
             there = vars(where)[name]
             if there is function or id(there) in _ours:  # (else somebody put something in its place, which stays)
                 setattr(where, name, builtin)
 
     def take_away(self) -> None:
-        for where, name, function, builtin in self._places:
+        for where, name, function, builtin in self.places:
             if vars(where)[name] is builtin:
                 setattr(where, name, function)
 
@@ -134,6 +136,27 @@ go:
 with:
   %answer = call ptr @{c.unit}(ptr %self, ptr %args, ptr %named{given})
   ret ptr %answer
+fail:
+  ret ptr null
+}}
+"""
+    if c.way == "whole":
+        return f"""define ptr {name}(ptr %self, ptr %args, i64 %count, ptr %names) {{
+  %all = call ptr @flame_packed_behind(ptr %self, ptr %args, i64 %count)
+  %wrong = icmp eq ptr %all, null
+  br i1 %wrong, label %fail, label %name
+name:
+  %named = call ptr @flame_rest_dict(ptr %args, i64 %count, ptr %names)
+  %none = icmp eq ptr %named, null
+  br i1 %none, label %drop, label %go
+go:
+  %got = call ptr @{c.unit}(ptr %all, ptr %named{given})
+  call void @flame_decref(ptr %named)
+  call void @flame_decref(ptr %all)
+  ret ptr %got
+drop:
+  call void @flame_decref(ptr %all)
+  br label %fail
 fail:
   ret ptr null
 }}

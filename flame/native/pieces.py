@@ -9,6 +9,8 @@
     flame_weakref(x)           weakref.ref(x)
     flame_append(list, x)      0, or -1
     flame_packed(args, count)  a tuple of arguments that lie side by side
+    flame_packed_behind(x, args, count)
+                               the same, with x before them
     flame_local(cell, obj, name)
                                obj.name of a threading.local, borrowed; null where only its class has it
     flame_set_local(cell, obj, name, x)
@@ -162,6 +164,109 @@ any:
   ret ptr %asked
 }
 
+define internal ptr @flame_read_here(ptr %x, ptr %cls, i64 %offset, ptr %name) alwaysinline {
+  %type.p = getelementptr i8, ptr %x, i64 $type
+  %type = load ptr, ptr %type.p
+  %same = icmp eq ptr %type, %cls
+  br i1 %same, label %slot, label %any
+slot:
+  %p = getelementptr i8, ptr %x, i64 %offset
+  %found = load ptr, ptr %p
+  %empty = icmp eq ptr %found, null
+  br i1 %empty, label %any, label %good
+good:
+  ret ptr %found
+any:
+  %asked = call ptr @flame_asked(ptr %x, ptr %name)
+  ret ptr %asked
+}
+
+define internal ptr @flame_read_or_none_here(ptr %x, ptr %cls, i64 %offset, ptr %name) alwaysinline {
+  %type.p = getelementptr i8, ptr %x, i64 $type
+  %type = load ptr, ptr %type.p
+  %same = icmp eq ptr %type, %cls
+  br i1 %same, label %slot, label %any
+slot:
+  %p = getelementptr i8, ptr %x, i64 %offset
+  %found = load ptr, ptr %p
+  %empty = icmp eq ptr %found, null
+  %there = select i1 %empty, ptr @$None, ptr %found
+  ret ptr %there
+any:
+  %asked = call ptr @flame_asked(ptr %x, ptr %name)
+  ret ptr %asked
+}
+
+define internal i32 @flame_write_here(ptr %x, ptr %cls, i64 %offset, ptr %name, ptr %value) alwaysinline {
+  %type.p = getelementptr i8, ptr %x, i64 $type
+  %type = load ptr, ptr %type.p
+  %same = icmp eq ptr %type, %cls
+  br i1 %same, label %slot, label %any
+slot:
+  %p = getelementptr i8, ptr %x, i64 %offset
+  call void @flame_set(ptr %p, ptr %value)
+  ret i32 0
+any:
+  %done = call i32 @PyObject_SetAttr(ptr %x, ptr %name, ptr %value)
+  ret i32 %done
+}
+
+define internal i32 @flame_truth_here(ptr %x) alwaysinline {
+  %true = icmp eq ptr %x, @$True
+  br i1 %true, label %yes, label %a
+a:
+  %false = icmp eq ptr %x, @$False
+  %none = icmp eq ptr %x, @$None
+  %plain = or i1 %false, %none
+  br i1 %plain, label %no, label %ask
+ask:
+  %got = call i32 @flame_truth(ptr %x)
+  ret i32 %got
+yes:
+  ret i32 1
+no:
+  ret i32 0
+}
+
+define internal ptr @flame_nth(ptr %x, i64 %i) alwaysinline {
+  %type.p = getelementptr i8, ptr %x, i64 $type
+  %type = load ptr, ptr %type.p
+  %tuple = icmp eq ptr %type, @$tuple
+  %inside = getelementptr i8, ptr %x, i64 $tuple_items
+  %items.p = getelementptr i8, ptr %x, i64 $list_items
+  %items = load ptr, ptr %items.p
+  %base = select i1 %tuple, ptr %inside, ptr %items
+  %at = getelementptr ptr, ptr %base, i64 %i
+  %found = load ptr, ptr %at
+  ret ptr %found
+}
+
+define internal i64 @flame_size(ptr %x) alwaysinline {
+  %size.p = getelementptr i8, ptr %x, i64 $size
+  %size = load i64, ptr %size.p
+  ret i64 %size
+}
+
+define internal ptr @flame_item_here(ptr %x, i64 %i, ptr %index) alwaysinline {
+  %type.p = getelementptr i8, ptr %x, i64 $type
+  %type = load ptr, ptr %type.p
+  %tuple = icmp eq ptr %type, @$tuple
+  %list = icmp eq ptr %type, @$list
+  %either = or i1 %tuple, %list
+  br i1 %either, label %sized, label %any
+sized:
+  %size.p = getelementptr i8, ptr %x, i64 $size
+  %size = load i64, ptr %size.p
+  %there = icmp ult i64 %i, %size
+  br i1 %there, label %good, label %any
+good:
+  %found = call ptr @flame_nth(ptr %x, i64 %i)
+  ret ptr %found
+any:
+  %got = call ptr @flame_item(ptr %x, i64 %i, ptr %index)
+  ret ptr %got
+}
+
 define internal i32 @flame_write(ptr %x, ptr %cls, i64 %offset, ptr %name, ptr %value) noinline {
   %type.p = getelementptr i8, ptr %x, i64 $type
   %type = load ptr, ptr %type.p
@@ -237,6 +342,32 @@ move:
   %to = getelementptr ptr, ptr %inside, i64 %i
   store ptr %x, ptr %to
   %i1 = add i64 %i, 1
+  br label %next
+end:
+  ret ptr %made
+}
+
+define internal ptr @flame_packed_behind(ptr %x, ptr %args, i64 %count) noinline {
+  %all = add i64 %count, 1
+  %made = call ptr @PyTuple_New(i64 %all)
+  %wrong = icmp eq ptr %made, null
+  br i1 %wrong, label %end, label %first
+first:
+  %inside = getelementptr i8, ptr %made, i64 $tuple_items
+  call void @flame_incref(ptr %x)
+  store ptr %x, ptr %inside
+  br label %next
+next:
+  %i = phi i64 [0, %first], [%i1, %move]
+  %left = icmp slt i64 %i, %count
+  br i1 %left, label %move, label %end
+move:
+  %from = getelementptr ptr, ptr %args, i64 %i
+  %y = load ptr, ptr %from
+  call void @flame_incref(ptr %y)
+  %i1 = add i64 %i, 1
+  %to = getelementptr ptr, ptr %inside, i64 %i1
+  store ptr %y, ptr %to
   br label %next
 end:
   ret ptr %made

@@ -351,7 +351,7 @@ class Body(Expressions):
         self.begin(head)
         i = self.do(f"load i64, ptr {counter}")
         for v in several:
-            size = self.do(f"call i64 @flame_length(ptr {v})")
+            size = self.do(f"call i64 @flame_size(ptr {v})")
             inside = self.do(f"icmp slt i64 {i}, {size}")
             go = self.label("more")
             self.branch(inside, go, after)
@@ -363,7 +363,7 @@ class Body(Expressions):
             if counted is not None:
                 self.assign(counted, self.new(self.do(f"call ptr @PyLong_FromSsize_t(i64 {i})")))
             for t, v in zip(targets, several, strict=True):
-                item = self.item_at(v, i)
+                item = self.do(f"call ptr @flame_nth(ptr {v}, i64 {i})")
                 if isinstance(t, ast.Name):
                     self.set_variable(t.id, Value(item))
                 else:

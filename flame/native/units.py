@@ -36,6 +36,8 @@ class Unit:
     likely: Mapping[str, type] = field(default_factory=dict)
     #: how many of the last parameters are not given by whoever calls, but by each closure, as `free` is
     bound: int = 0
+    #: whether it runs so often that what it reads is read in place, which is more text to compile
+    often: bool = False
 
     @property
     def shared(self) -> bool:

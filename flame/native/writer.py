@@ -192,9 +192,9 @@ class Writer:
 
     # ---- objects
 
-    def item_at(self, sequence: str, i: str) -> str:
-        """An item of a tuple or list, borrowed."""
-        return self.do(f"call ptr @flame_item(ptr {sequence}, i64 {i}, ptr null)")
+    def piece(self, name: str) -> str:
+        """A function of `flame.native.pieces`, in place where the unit is worth it."""
+        return f"@{name}_here" if self.unit.often else f"@{name}"
 
     def is_exactly(self, register: str, cls: type) -> str:
         p = self.do(f"getelementptr i8, ptr {register}, i64 {layout.TYPE}")

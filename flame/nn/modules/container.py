@@ -9,6 +9,7 @@ from itertools import chain
 from typing import Any
 
 from flame.nn.modules.module import Module
+from flame.nn.modules.straight import Chain
 from flame.nn.parameter import Parameter
 from flame.tensor import Tensor
 
@@ -137,6 +138,9 @@ class Sequential(_Sequence):
         for m in self._modules.values():
             input = m(input)  # type: ignore[misc]
         return input
+
+
+Sequential._straight = Chain(Module, Sequential.forward)
 
 
 class ModuleList(_Sequence):

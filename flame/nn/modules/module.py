@@ -22,7 +22,7 @@ from flame.nn.modules.conversion import Conversion
 from flame.nn.modules.hooks import around_backward
 from flame.nn.modules.registry import REGISTRIES, Registry
 from flame.nn.modules.state import StateDict
-from flame.nn.modules.straight import Straight
+from flame.nn.modules.straight import MISSED, Chain, Straight
 from flame.nn.parameter import Buffer, Parameter
 from flame.primitive import force
 from flame.tensor import Tensor
@@ -30,10 +30,6 @@ from flame.tensor import Tensor
 Self = TypeVar("Self", bound="Module")
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-
-
-#: no arguments by name; nobody writes to it
-_NOTHING: dict[str, Any] = {}
 
 
 class Module(StateDict, Conversion, Noted):
@@ -46,7 +42,7 @@ class Module(StateDict, Conversion, Noted):
     _hooked = False  #: whether any hook around the call is registered
     _compiled_call: Any = None
     _plain = True  #: neither hooked nor compiled
-    _straight: Straight | None = None
+    _straight: Straight | Chain | None = None
     call_super_init = False
 
     def __init__(self) -> None:
@@ -69,13 +65,13 @@ class Module(StateDict, Conversion, Noted):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._plain:
-            straight: Straight | None = self._straight
+            straight: Any = self._straight
             if straight is not None and len(args) == 1 and not kwargs:
                 run: Run = force.interpreter
                 if run is not None:
-                    given = straight.arguments(type(self).forward, args[0], self.__dict__)
-                    if given is not None:
-                        return run.composite(straight.function, straight.name, given, _NOTHING)
+                    got = straight.follow(run, type(self).forward, args[0], self.__dict__)
+                    if got is not MISSED:
+                        return got
             return self.forward(*args, **kwargs)
         call = self._compiled_call
         if call is not None:

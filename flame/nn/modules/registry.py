@@ -16,19 +16,26 @@ class Registry(dict):
     small compiled model reads more attributes than it runs operations.
     """
 
-    __slots__ = ("_owner",)
+    __slots__ = ("_owner", "chain")
 
     def __init__(self, owner: dict[str, Any], entries: Any = ()) -> None:
         self._owner = owner
+        self.chain: Any = (
+            None  #: what is known of these modules, called one after the other (`flame.nn.modules.straight.Chain`)
+        )
         self.update(entries)
 
-    def __setitem__(self, name: str, value: Any) -> None:
+    def _changes(self) -> None:
         changes.note()
+        self.chain = None
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._changes()
         dict.__setitem__(self, name, value)
         self._owner[name] = value
 
     def __delitem__(self, name: str) -> None:
-        changes.note()
+        self._changes()
         dict.__delitem__(self, name)
         self._owner.pop(name, None)
 
@@ -37,13 +44,13 @@ class Registry(dict):
             self[name] = value
 
     def pop(self, name: str, *default: Any) -> Any:
-        changes.note()
+        self._changes()
         if name in self:
             self._owner.pop(name, None)
         return dict.pop(self, name, *default)
 
     def popitem(self) -> tuple[str, Any]:
-        changes.note()
+        self._changes()
         name, value = dict.popitem(self)
         self._owner.pop(name, None)
         return name, value
@@ -54,7 +61,7 @@ class Registry(dict):
         return self[name]
 
     def clear(self) -> None:
-        changes.note()
+        self._changes()
         for name in self:
             self._owner.pop(name, None)
         dict.clear(self)
