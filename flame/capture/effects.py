@@ -135,7 +135,8 @@ class Effects(RunState):
         """Whether nothing but the target's own window has to be thought of: no view, no memory shared with anybody."""
         if force.grad and target._requires_grad and target._node is None:
             return False
-        w: Window = self.window_of(target)
+        seen: Trace | None = target._trace
+        w: Window = self.window_of(target) if seen is None or seen.window is None else seen.window
         trace: Trace = target._trace
         outside: Tensor | None = w.external
         if trace.chain or trace.root is not None or w.storage.volatile:
@@ -148,7 +149,10 @@ class Effects(RunState):
         old: Ref = target._ref
         self.advance(write)
         self._rebind(w, value.value, target, None)
-        target._ref = self.capture.ref(value.value, value.edge if write.grad else old.edge, old.spec)
+        after: Ref = write.key
+        if after is None:  # (of this step it always is this one)
+            after = write.key = self.capture.ref(value.value, value.edge if write.grad else old.edge, old.spec)
+        target._ref = after
         if w.external is not None:
             w.storage.pending = self
         if not write.children:

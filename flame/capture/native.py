@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from flame.autograd.modes import _Mode, enable_grad, no_grad
@@ -29,7 +29,7 @@ from flame.capture.effects import Effects
 from flame.capture.follow import Follower
 from flame.capture.gradients import Gradients
 from flame.capture.known import Calls, Macro, Result, Several
-from flame.capture.run import Run, followed
+from flame.capture.run import Run, followed, written
 from flame.capture.state import RunState
 from flame.capture.trace import Capture, InputKey, Known, Ref, Slot, Statistics, Step, Trace, Window
 from flame.capture.updates import Update, Updates
@@ -38,10 +38,11 @@ from flame.native import layout
 from flame.native.install import Closure, Native
 from flame.native.units import Hints, Unit
 from flame.precision import casting, in_force
-from flame.primitive import Spec, force, placement
+from flame.primitive import Spec, force, placement, registered
 from flame.runtime.executable import Executable
 from flame.runtime.gpu_program import GpuExecutable
 from flame.runtime.locks import Lock
+from flame.runtime.memory import Allocator
 from flame.tensor import Storage, Tensor
 
 #: (class, methods)
@@ -61,14 +62,17 @@ _METHODS: Final[list[tuple[type, str]]] = [
     (Executable, "__call__"),
     (GpuExecutable, "__call__"),
     *native_eager.OF_GPUS,
+    (Allocator, "take_arena give_arena"),
     (_Mode, "__enter__ __exit__"),
 ]
 _FUNCTIONS: Final[tuple[Any, ...]] = (
-    followed, segment.flush, segment._signature, segment._base_alone, gradients._accumulate_all, gradients._copied, gradients._leaf,
+    followed, written, segment.flush, segment._signature, segment._base_alone, gradients._accumulate_all, gradients._copied,
+    gradients._leaf,
 )  # fmt: skip
 #: what every followed operation goes through
 _OFTEN: Final = frozenset(
     "Calls.known Calls._follow_call Calls._result Follower.enter Follower.follow Follower.pair Follower.plain Follower.process "
+    "Effects.follow_inplace Effects._is_whole_write Effects._writes_freely Effects._follow_write Effects._rebind Capture.ref "
     "Trace.__init__ Run.close RunState.live Plan.inputs Chain.follow Chain.arguments Straight.follow Straight.arguments "
     "Module.__call__".split()
 )
@@ -77,6 +81,10 @@ _FOLLOWED: Final = (
     "__getitem__", "chunk", "contiguous", "expand", "flatten", "masked_fill", "mean", "permute", "reshape", "split", "squeeze",
     "sum", "t", "transpose", "unbind", "unsqueeze", "view",
 )  # fmt: skip
+#: methods that overwrite their tensor by a primitive of it and one operand
+_WRITTEN: Final = {"add_": "add", "sub_": "sub", "mul_": "mul", "div_": "div"} | {
+    "__iadd__": "add", "__isub__": "sub", "__imul__": "mul", "__itruediv__": "div",
+}  # fmt: skip
 _SLOTTED: Final[list[type]] = [
     Run,
     Step,
@@ -176,21 +184,25 @@ def _made() -> Native:
         for cls, names in _METHODS
         for name in names.split()
     ]
-    bound = {followed: 2}
+    bound = {followed: 2, written: 2}
     units += [
         Unit(f.__name__, f, None, (), {"run": Run, "leaf": Step, "plan": segment.Plan}, bound.get(f, 0)) for f in _FUNCTIONS
     ]
     operator, known = native_eager.operators()
     units.append(Unit("operator", operator, None, operator.__code__.co_freevars, {"run": Run, "self": Tensor, "other": Tensor}))
     closures = [Closure("operator", Tensor, n, tuple(c.cell_contents for c in f.__closure__)) for n, f in known]
-    closures += [Closure("followed", Tensor, n, (vars(Tensor)[n].composite[1], f), "whole") for n, f in _by_eager().items()]
+    closures += [
+        Closure("followed", Tensor, n, (vars(Tensor)[n].composite[1], f), "whole") for n, f in _by_eager(_FOLLOWED).items()
+    ]
+    for n, f in _by_eager(_WRITTEN).items():
+        closures.append(Closure("written", Tensor, n, (registered(_WRITTEN[n]), f)))
     return Native(units, hints, closures)
 
 
-def _by_eager() -> dict[str, Any]:
-    """What is called by the names of `_FOLLOWED` while only eager operations are native."""
+def _by_eager(names: Iterable[str]) -> dict[str, Any]:
+    """What is called by these names, of methods of tensors, while only eager operations are native."""
     native = {n: builtin for where, n, _, builtin in _State.made["eager"].places if where is Tensor}
-    return {n: native.get(n, vars(Tensor)[n]) for n in _FOLLOWED}
+    return {n: native.get(n, vars(Tensor)[n]) for n in names}
 
 
 class _State:

@@ -31,7 +31,7 @@ from flame.capture.updates import Updates
 from flame.errors import GraphBreakError
 from flame.knobs import knobs
 from flame.precision import casting
-from flame.primitive import force, placement
+from flame.primitive import Primitive, force, placement
 from flame.reasons import OTHER_END, VALUE_READ, WRITTEN_VALUE_READ, Reason
 from flame.tensor import Tensor
 
@@ -47,6 +47,14 @@ def followed(given: tuple, named: dict, f: Any, otherwise: Any) -> Any:
         if got is not UNKNOWN:
             return got
     return otherwise(*given, **named)
+
+
+def written(self: Tensor, other: Any, primitive: Primitive, otherwise: Any) -> Any:
+    """The same for a method that overwrites a tensor by a primitive of it and another operand."""
+    run: Run = force.interpreter
+    if type(run) is Run and run.follow_inplace(primitive, self, (other,)):
+        return self
+    return otherwise(self, other)
 
 
 class Run(Follower, Calls, Updates, Recorder, Effects, Staged):

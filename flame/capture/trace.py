@@ -116,7 +116,7 @@ class Step:
         self.children: list[Step] = []
         self.note = ""
         self.source = ""
-        self.key: Any = None  #: input: what a tensor must be to match
+        self.key: Any = None  #: input: what a tensor must be to match; write: the ref of what was overwritten whole
         self.inner: list[Step] = []  #: gradient: the op steps of the engine
         self.guards: tuple = ()
         self.options: Any = None  #: gradient: what the call was

@@ -39,10 +39,11 @@ class Straight:
         if self.home[self.key] is not self.public:
             return None
         given: list = [x]
-        for name in self.names:
-            if name not in d:
-                return None
-            given.append(d[name])
+        try:
+            for name in self.names:
+                given.append(d[name])
+        except KeyError:
+            return None
         return given
 
     def follow(self, run: Run, forward: Any, x: Any, d: dict) -> Any:
