@@ -1,5 +1,7 @@
 """LLVM functions that translated code calls, beside those of `flame.native.pieces`: arguments and errors that are passed on.
 
+flame_packed_behind(x, args, count)
+                           a tuple of x and the arguments of a call by position
 flame_rest_dict(args, count, names)
                            the arguments by name of a call, as a dictionary
 flame_pass_on(name, x, args, count, names)
@@ -12,6 +14,32 @@ from __future__ import annotations
 from typing import Final
 
 TEXT: Final = """
+define internal ptr @flame_packed_behind(ptr %x, ptr %args, i64 %count) noinline {
+  %all = add i64 %count, 1
+  %made = call ptr @PyTuple_New(i64 %all)
+  %wrong = icmp eq ptr %made, null
+  br i1 %wrong, label %end, label %first
+first:
+  %inside = getelementptr i8, ptr %made, i64 $tuple_items
+  call void @flame_incref(ptr %x)
+  store ptr %x, ptr %inside
+  br label %next
+next:
+  %i = phi i64 [0, %first], [%i1, %move]
+  %left = icmp slt i64 %i, %count
+  br i1 %left, label %move, label %end
+move:
+  %from = getelementptr ptr, ptr %args, i64 %i
+  %y = load ptr, ptr %from
+  call void @flame_incref(ptr %y)
+  %i1 = add i64 %i, 1
+  %to = getelementptr ptr, ptr %inside, i64 %i1
+  store ptr %y, ptr %to
+  br label %next
+end:
+  ret ptr %made
+}
+
 define internal ptr @flame_rest_dict(ptr %args, i64 %count, ptr %names) noinline {
   %made = call ptr @PyDict_New()
   %wrong = icmp eq ptr %made, null

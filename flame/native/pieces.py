@@ -9,8 +9,8 @@
     flame_weakref(x)           weakref.ref(x)
     flame_append(list, x)      0, or -1
     flame_packed(args, count)  a tuple of arguments that lie side by side
-    flame_packed_behind(x, args, count)
-                               the same, with x before them
+    flame_size(x)              len(x) of a tuple or list
+    flame_nth(x, i)            its item i, which is there
     flame_local(cell, obj, name)
                                obj.name of a threading.local, borrowed; null where only its class has it
     flame_set_local(cell, obj, name, x)
@@ -18,7 +18,8 @@
     flame_global(dict, module, name)
                                module.name, borrowed
 
-Those that pass arguments on, and errors, are in `flame.native.passing`.
+Those of `PLACED` are there once more by a name that ends in `_here`, to be written out where they are called. Those that pass
+arguments on, and errors, are in `flame.native.passing`.
 
 `$NAME` stands for what `flame.native.layout` found out of this interpreter. Counts of references are changed in place where they
 lie as `layout` expects, and objects that are never freed are left alone; else by the interpreter's own functions, which take a
@@ -164,70 +165,6 @@ any:
   ret ptr %asked
 }
 
-define internal ptr @flame_read_here(ptr %x, ptr %cls, i64 %offset, ptr %name) alwaysinline {
-  %type.p = getelementptr i8, ptr %x, i64 $type
-  %type = load ptr, ptr %type.p
-  %same = icmp eq ptr %type, %cls
-  br i1 %same, label %slot, label %any
-slot:
-  %p = getelementptr i8, ptr %x, i64 %offset
-  %found = load ptr, ptr %p
-  %empty = icmp eq ptr %found, null
-  br i1 %empty, label %any, label %good
-good:
-  ret ptr %found
-any:
-  %asked = call ptr @flame_asked(ptr %x, ptr %name)
-  ret ptr %asked
-}
-
-define internal ptr @flame_read_or_none_here(ptr %x, ptr %cls, i64 %offset, ptr %name) alwaysinline {
-  %type.p = getelementptr i8, ptr %x, i64 $type
-  %type = load ptr, ptr %type.p
-  %same = icmp eq ptr %type, %cls
-  br i1 %same, label %slot, label %any
-slot:
-  %p = getelementptr i8, ptr %x, i64 %offset
-  %found = load ptr, ptr %p
-  %empty = icmp eq ptr %found, null
-  %there = select i1 %empty, ptr @$None, ptr %found
-  ret ptr %there
-any:
-  %asked = call ptr @flame_asked(ptr %x, ptr %name)
-  ret ptr %asked
-}
-
-define internal i32 @flame_write_here(ptr %x, ptr %cls, i64 %offset, ptr %name, ptr %value) alwaysinline {
-  %type.p = getelementptr i8, ptr %x, i64 $type
-  %type = load ptr, ptr %type.p
-  %same = icmp eq ptr %type, %cls
-  br i1 %same, label %slot, label %any
-slot:
-  %p = getelementptr i8, ptr %x, i64 %offset
-  call void @flame_set(ptr %p, ptr %value)
-  ret i32 0
-any:
-  %done = call i32 @PyObject_SetAttr(ptr %x, ptr %name, ptr %value)
-  ret i32 %done
-}
-
-define internal i32 @flame_truth_here(ptr %x) alwaysinline {
-  %true = icmp eq ptr %x, @$True
-  br i1 %true, label %yes, label %a
-a:
-  %false = icmp eq ptr %x, @$False
-  %none = icmp eq ptr %x, @$None
-  %plain = or i1 %false, %none
-  br i1 %plain, label %no, label %ask
-ask:
-  %got = call i32 @flame_truth(ptr %x)
-  ret i32 %got
-yes:
-  ret i32 1
-no:
-  ret i32 0
-}
-
 define internal ptr @flame_nth(ptr %x, i64 %i) alwaysinline {
   %type.p = getelementptr i8, ptr %x, i64 $type
   %type = load ptr, ptr %type.p
@@ -245,26 +182,6 @@ define internal i64 @flame_size(ptr %x) alwaysinline {
   %size.p = getelementptr i8, ptr %x, i64 $size
   %size = load i64, ptr %size.p
   ret i64 %size
-}
-
-define internal ptr @flame_item_here(ptr %x, i64 %i, ptr %index) alwaysinline {
-  %type.p = getelementptr i8, ptr %x, i64 $type
-  %type = load ptr, ptr %type.p
-  %tuple = icmp eq ptr %type, @$tuple
-  %list = icmp eq ptr %type, @$list
-  %either = or i1 %tuple, %list
-  br i1 %either, label %sized, label %any
-sized:
-  %size.p = getelementptr i8, ptr %x, i64 $size
-  %size = load i64, ptr %size.p
-  %there = icmp ult i64 %i, %size
-  br i1 %there, label %good, label %any
-good:
-  %found = call ptr @flame_nth(ptr %x, i64 %i)
-  ret ptr %found
-any:
-  %got = call ptr @flame_item(ptr %x, i64 %i, ptr %index)
-  ret ptr %got
 }
 
 define internal i32 @flame_write(ptr %x, ptr %cls, i64 %offset, ptr %name, ptr %value) noinline {
@@ -342,32 +259,6 @@ move:
   %to = getelementptr ptr, ptr %inside, i64 %i
   store ptr %x, ptr %to
   %i1 = add i64 %i, 1
-  br label %next
-end:
-  ret ptr %made
-}
-
-define internal ptr @flame_packed_behind(ptr %x, ptr %args, i64 %count) noinline {
-  %all = add i64 %count, 1
-  %made = call ptr @PyTuple_New(i64 %all)
-  %wrong = icmp eq ptr %made, null
-  br i1 %wrong, label %end, label %first
-first:
-  %inside = getelementptr i8, ptr %made, i64 $tuple_items
-  call void @flame_incref(ptr %x)
-  store ptr %x, ptr %inside
-  br label %next
-next:
-  %i = phi i64 [0, %first], [%i1, %move]
-  %left = icmp slt i64 %i, %count
-  br i1 %left, label %move, label %end
-move:
-  %from = getelementptr ptr, ptr %args, i64 %i
-  %y = load ptr, ptr %from
-  call void @flame_incref(ptr %y)
-  %i1 = add i64 %i, 1
-  %to = getelementptr ptr, ptr %inside, i64 %i1
-  store ptr %y, ptr %to
   br label %next
 end:
   ret ptr %made
@@ -578,6 +469,16 @@ fail:
 }
 """
 
+#: what functions that run very often have in place
+PLACED: Final = ("flame_read", "flame_read_or_none", "flame_write", "flame_item", "flame_truth")
+
+
+def _placed() -> str:
+    """These once more, as text that is put where they are called."""
+    found = [re.search(rf"define internal \w+ @{name}\(.*?^}}\n", _TEXT, re.DOTALL | re.MULTILINE) for name in PLACED]
+    texts = [m[0].replace(") noinline {", ") alwaysinline {", 1).replace("(", "_here(", 1) for m in found if m is not None]
+    return "\n".join(texts)
+
 
 #: how references are counted: by the interpreter; in 64 bits; in 32 bits, less than zero where an object is never freed
 _COUNTS: Final = {
@@ -685,5 +586,5 @@ def text(numbers: Mapping[str, int | str], counts: str) -> str:
         "\n".join(declared)
         + "\n"
         + _COUNTS[counts]
-        + re.sub(r"\$(\w+)", lambda m: str(numbers[m[1]]), (_TEXT + passing.TEXT).replace("$referent", _REFERENT))
+        + re.sub(r"\$(\w+)", lambda m: str(numbers[m[1]]), (_TEXT + _placed() + passing.TEXT).replace("$referent", _REFERENT))
     )
