@@ -359,8 +359,6 @@ def test_what_flame_does_not_have_is_refused_in_words() -> None:
     for f in (lambda: F.embedding(i, w, sparse=True), lambda: F.embedding_bag(i.reshape(2, 1), w, sparse=True)):
         with pytest.raises(RuntimeError, match="no sparse tensors"):
             f()
-    with pytest.raises(ValueError, match="options"):
-        nn.LinearCrossEntropyLoss(2, 3, options=object())
     with pytest.raises(RuntimeError, match="device_ids"):
         nn.DataParallel(nn.Linear(2, 2), device_ids=[0])
     with pytest.raises(ValueError, match="no process groups"):

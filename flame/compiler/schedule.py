@@ -261,6 +261,7 @@ def _chains(kernel: Kernel, target: Target, found: Chain, env: Mapping[str, int]
     shape = ChainShape(
         extent(*rows), batch, extent(lane), kind.itemsize, tuple(held.values()), tuple(walked.values()),
         tuple(padded(c) for c, _, _ in found.outer), found.softmax is not None,
+        sum(isinstance(s, Op) and kernel.domains[s.name] >= {rows[-1], lane} for s in kernel.statements),
     )  # fmt: skip
     precision = _precision(kind, target)
     return [

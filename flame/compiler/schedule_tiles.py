@@ -147,6 +147,7 @@ class ChainShape:
     walked: tuple[int, ...]
     summed: tuple[int, ...]
     online: bool = True  #: keeps each row's maximum and sum
+    steps: int = 0  #: operations on each score
 
 
 _CHAINS = (
@@ -154,6 +155,10 @@ _CHAINS = (
     (64, 64, 8, 2), (128, 32, 8, 2), (64, 32, 4, 2), (64, 32, 8, 2), (32, 64, 4, 2), (32, 32, 4, 2), (64, 16, 8, 2),
     (32, 16, 4, 2), (16, 64, 4, 2), (16, 32, 4, 2), (16, 16, 4, 1),
 )  # fmt: skip
+
+
+#: operations on a score that attention does of its own accord
+_STEPS = 6
 
 
 def chain_fits(tile: Tile, c: ChainShape, target: Target) -> bool:
@@ -165,13 +170,15 @@ def chain_fits(tile: Tile, c: ChainShape, target: Target) -> bool:
         return False
     threads = _threads(target, tile.warps)
     scores = 1.5 if through else 2.0  # they are there once as sums and once as what the next product reads
+    more = max(0, c.steps - _STEPS) if c.online else 0
+    scores += 0.2 * more  # places, what is looked up, what waits for its turn: seen to spill without
     numbers = tile.m * sum(c.summed) + scores * tile.m * tile.n * len(c.held)
     fragments = 0.0 if through else held / 4
     if len(c.held) > 1 and not through:
         fragments /= 2  # they are read from shared memory again where registers are short
     if target.arch.startswith("gfx") and max(tile.m * max(c.summed), 2 * tile.m * tile.n) > 8192:
         return False  # seen to spill, after a minute of compiling
-    if c.width > 2 and tile.m * tile.n > 4096:
+    if c.width > 2 and tile.m * tile.n > (2048 if more else 4096):
         return False  # products of float32 without tensor cores: long code, and no faster
     if c.online and tile.m < 16 * tile.warps and target.lanes == 32:
         return False  # warps would share rows, and go through memory for each row's maximum

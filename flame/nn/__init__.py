@@ -1,6 +1,7 @@
 """Layers, losses, containers, initialisers: PyTorch's `torch.nn` names."""
 
 from flame.nn import functional, init, modules, parallel, parameter, utils
+from flame.nn.functional.chunked_entropy import LinearCrossEntropyOptions
 from flame.nn.modules.activation import (
     CELU,
     ELU,
@@ -293,6 +294,7 @@ __all__ = [
     "LeakyReLU",
     "Linear",
     "LinearCrossEntropyLoss",
+    "LinearCrossEntropyOptions",
     "LocalResponseNorm",
     "LogSigmoid",
     "LogSoftmax",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 from flame import dtypes
@@ -12,6 +13,7 @@ from flame.functions.promotion import as_floating, promoted, tensor_operand, to_
 from flame.functions.taking import typed
 from flame.nn.functional import fused
 from flame.nn.functional.activation import linear, log_softmax, logsigmoid, pairwise_distance, softplus
+from flame.nn.functional.chunked_entropy import LinearCrossEntropyOptions, entropy_in_chunks
 from flame.primitive import broadcast_shapes, composite, registered
 from flame.tensor import Tensor
 
@@ -242,18 +244,34 @@ def _log_likelihood(x: Tensor, t: Tensor) -> Tensor:
 
 def linear_cross_entropy(
     input: Tensor, linear_weight: Tensor, target: Tensor, *, linear_bias: Tensor | None = None, weight: Tensor | None = None,
-    reduction: str = "mean", ignore_index: int | None = None, label_smoothing: float = 0.0, options: Any = None,
+    reduction: str = "mean", ignore_index: int | None = None, label_smoothing: float = 0.0,
+    options: LinearCrossEntropyOptions | None = None,
 ) -> Tensor:  # fmt: skip
     """cross_entropy(linear(input, linear_weight, linear_bias), target): input [N, F], linear_weight [C, .., F], target [N, ..].
 
-    Compiled, the product and the loss are one program in any case: `options`, which split the batch, are not taken (ValueError).
+    With `options` the rows go through in chunks, whose logits alone are in memory at a time (see `LinearCrossEntropyOptions`): for
+    targets that are classes, without label smoothing and further dimensions; else they are ignored, with a warning. Derivatives
+    are then of first order, and a compiled function runs it eagerly.
     """
-    if options is not None:
-        raise ValueError("linear_cross_entropy: options (computing in chunks) are not supported: pass options=None")
     x, w = tensor_operand(input, "linear_cross_entropy"), tensor_operand(linear_weight, "linear_cross_entropy", "linear_weight")
     if w.ndim < 2 or x.ndim not in (1, 2) or x.shape[-1] != w.shape[-1]:
         raise RuntimeError(
             f"linear_cross_entropy: expected input [N, F] and linear_weight [C, .., F], but got {list(x.shape)} and {list(w.shape)}"
+        )
+    if options is not None:
+        t = tensor_operand(target, "linear_cross_entropy", "target")
+        if w.ndim == 2 and not label_smoothing and t.dtype is dtypes.int64 and t.ndim == x.ndim - 1:
+            _check_reduction(reduction)
+            if x.ndim == 2 and t.shape[0] != x.shape[0]:
+                raise ValueError(f"Expected input batch_size ({x.shape[0]}) to match target batch_size ({t.shape[0]}).")
+            given = (x, t) if x.ndim == 2 else (x.unsqueeze(0), t.unsqueeze(0))  # type: ignore[attr-defined]
+            ignored = -100 if ignore_index is None else ignore_index
+            loss = entropy_in_chunks(given[0], w, given[1], linear_bias, weight, reduction, ignored, options)
+            return loss if x.ndim == 2 or reduction != "none" else loss.squeeze(0)  # type: ignore[attr-defined]
+        warnings.warn(
+            "linear_cross_entropy: options are ignored: chunks need targets that are classes (int64), linear_weight [C, F] and no "
+            f"label smoothing, but got target {t.dtype} {list(t.shape)}, linear_weight {list(w.shape)}, {label_smoothing=}",
+            stacklevel=2,
         )
     rows = math.prod(w.shape[:-1])
     b = None if linear_bias is None else linear_bias.reshape(rows)

@@ -12,6 +12,7 @@ import warnings
 from typing import Any
 
 from flame.nn import functional as F
+from flame.nn.functional.chunked_entropy import LinearCrossEntropyOptions
 from flame.nn.functional.loss import legacy
 from flame.nn.modules.linear import Linear
 from flame.nn.modules.module import Module
@@ -118,11 +119,10 @@ class LinearCrossEntropyLoss(Module):
     def __init__(
         self, in_features: int, num_classes: int, *, out_features: tuple[int, ...] = (), bias: bool = False, device: Any = None,
         dtype: Any = None, reduction: str = "mean", weight: Tensor | None = None, ignore_index: int | None = None,
-        label_smoothing: float = 0.0, options: Any = None,
+        label_smoothing: float = 0.0, options: LinearCrossEntropyOptions | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        if options is not None:
-            raise ValueError("LinearCrossEntropyLoss: options (computing in chunks) are not supported: pass options=None")
+        self.options = options
         self.num_classes, self.out_features = num_classes, tuple(out_features)
         self.linear = Linear(in_features, num_classes * math.prod(self.out_features), bias=bias, device=device, dtype=dtype)
         self.register_buffer("weight", weight)
@@ -134,12 +134,12 @@ class LinearCrossEntropyLoss(Module):
         return F.linear_cross_entropy(
             input, self.linear.weight.reshape(*shape, self.linear.in_features), target,
             linear_bias=None if b is None else b.reshape(shape), weight=self.weight, reduction=self.reduction,
-            ignore_index=self.ignore_index, label_smoothing=self.label_smoothing,
+            ignore_index=self.ignore_index, label_smoothing=self.label_smoothing, options=self.options,
         )  # fmt: skip
 
     def extra_repr(self) -> str:
         names = "in_features num_classes out_features bias reduction ignore_index label_smoothing options".split()
         shown = {
-            **self.__dict__, "in_features": self.linear.in_features, "bias": self.linear.bias is not None, "options": None,
+            **self.__dict__, "in_features": self.linear.in_features, "bias": self.linear.bias is not None,
         }  # fmt: skip
         return ", ".join(f"{name}={shown[name]}" for name in names)
