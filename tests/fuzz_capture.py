@@ -2,7 +2,7 @@
 
 A program is a list of (operation, three random numbers) that an interpreter below runs on a list of tensors, some from outside
 (`tests.fuzz_world`), some views of others. The operations here are those of tensors; `tests.fuzz_features` has those of the Python
-around them, `tests.fuzz_gradients` of the gradients. Together they cover
+around them, `tests.fuzz_gradients` of the gradients, `tests.fuzz_models` of whole models. Together they cover
 
     memory      views of views, aliases, overlapping windows, writes through all of them, `out=`, NumPy's share, `.data`, deepcopy
     Python      globals, attributes, closures, lists and dicts that grow, generators (also suspended ones), recursion, contexts,
@@ -14,6 +14,8 @@ around them, `tests.fuzz_gradients` of the gradients. Together they cover
                 custom Functions, in backward passes inside too; autocast; vmap; checkpoints; writes between forward and backward;
                 grad modes in each other
     the rest    modules with buffers and hooks, freezing, state_dict, optimizers with schedules, clipping, random streams, dtypes,
+                small networks of all kinds: training steps and predictions in turn, their state pickled; functional calls,
+                jvp, vjp, jacobians; threads; replayed functions;
                 compiled functions in each other, calls under no_grad and inference_mode, what happens to results between calls
 
 Run as
@@ -43,7 +45,7 @@ import flame
 import tests.fuzz_features as fuzz_features
 from flame.nn.functional.activation import softmax
 from flame.nn.functional.normalisation import layer_norm
-from tests import fuzz_gradients, fuzz_world  # noqa: F401  (enters its operations)
+from tests import fuzz_gradients, fuzz_models, fuzz_world  # noqa: F401  (enter their operations)
 from tests.fuzz_features import INSIDE, OUTSIDE, Scene
 from tests.fuzz_world import NUMBERS, SIZES, Halved, World, aside, tensor
 
@@ -362,7 +364,7 @@ def called_under(c: float | None, call: int) -> Iterator[None]:
         yield
 
 
-def run(program: Program, wrap: Callable[[Callable], Callable]) -> list:
+def run(program: Program, wrap: Callable[..., Callable]) -> list:
     """What is seen of a program over several calls."""
     flame.manual_seed(0)
     fuzz_features.counter = 0
@@ -478,7 +480,7 @@ def near(program: Program) -> list:
     """What eager sees from inputs that differ in their last digits."""
     found = []
     for fuzz_world.shaken in (1, 2, 3, 4):
-        found.append(run(program, lambda f: f))
+        found.append(run(program, lambda f, **how: f))
     fuzz_world.shaken = 0
     return found
 
@@ -487,11 +489,11 @@ def check(program: Program, backend: str = "eager", stats: dict | None = None) -
     """The first difference between eager and compiled, or the empty string."""
     compiled: list = []
 
-    def wrap(f: Callable) -> Callable:
-        compiled.append(flame.compile(f, backend=backend))
+    def wrap(f: Callable, **how: Any) -> Callable:
+        compiled.append(flame.compile(f, backend=backend, **how))
         return compiled[-1]
 
-    want = run(program, lambda f: f)
+    want = run(program, lambda f, **how: f)
     try:
         got = run(program, wrap)
     except Exception as e:  # a crash inside capture is a finding like any other

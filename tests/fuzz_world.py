@@ -135,7 +135,7 @@ class Net(nn.Module):
 class World:
     """Everything that lives outside of the compiled function. `wrap` compiles a function, or in the eager run does not."""
 
-    def __init__(self, wrap: Callable[[Callable], Callable] = lambda f: f) -> None:
+    def __init__(self, wrap: Callable[..., Callable] = lambda f, **how: f) -> None:
         self.weights = [tensor(3, seed=11, grad=True), tensor(3, 3, seed=12, grad=True), tensor(3, seed=13, grad=True)]
         self.momenta = [flame.zeros_like(w) for w in self.weights]
         self.buffer = tensor(4, 3, seed=15)
@@ -164,7 +164,9 @@ class World:
         self.schedule: Any = None
         self.source: Iterator[Any] | None = None
         self.generator = flame.Generator().manual_seed(5)
+        self.learner: Any = None
         self.inner = wrap(lambda t, w: (t * w).tanh() + t)
+        self.replayed = wrap(lambda t, w, k: (t * w).tanh() * k + t.shape[0], mode="replay")
 
     def module(self) -> Any:
         if self.net is None:
@@ -196,14 +198,19 @@ class World:
     def shown(self) -> list:
         """What an observer sees of it after a call."""
         net = [] if self.net is None else [list(self.net.parameters()), list(self.net.buffers()), self.net.calls]
+        learner = [] if self.learner is None else [*self.learner[0].parameters(), *self.learner[0].buffers()]
         return [
             self.buffer, self.window, self.weights, self.escaped[-2:], self.listed, self.named, self.scratch,
             self.count, self.kept, self.grown[-3:], self.table, self.noted[-6:], sorted(map(float, self.heard)), self.copied, net,
+            learner,
         ]  # fmt: skip
 
     def forget_gradients(self) -> None:
         """After an error: what hooks and backward did before it depends on the order in which the tape is walked."""
-        for w in [*self.weights, *([] if self.net is None else self.net.parameters())]:
+        for w in [
+            *self.weights,
+            *(p for net in (self.net, self.learner and self.learner[0]) if net is not None for p in net.parameters()),
+        ]:
             w.grad = None
         self.scratch.zero_()  # which may have been a gradient
         self.noted.clear()

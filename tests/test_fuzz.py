@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
 import random
+import threading
 import time
 from typing import Any
 
 import pytest
 
 import flame
-from tests import fuzz_gradients
+from tests import fuzz_capture, fuzz_gradients, fuzz_models
 from tests.fuzz_capture import EVERYTHING, FORMS, Program, check, difference, generate
 
 #: Programs that once differed. An operation that is chosen by value (a, b, c) keeps its numbers.
@@ -204,6 +206,64 @@ def test_past_findings(name: str, program: Program) -> None:
     assert not check(program), name
 
 
+def _lost(*given: Any, **named: Any) -> None:
+    """What a planted error makes of something."""
+
+
+def _pickled(data: Any) -> Any:
+    found = pickle._loads(data)  # type: ignore[attr-defined]
+    return {**found, "t": found["t"] * 2.0}
+
+
+def _only_here(f: Any, backend: str, **how: Any) -> Any:
+    return lambda *a: f(*a) if threading.current_thread() is threading.main_thread() else a[0]
+
+
+def _stale(f: Any, backend: str, **how: Any) -> Any:
+    """A function that is replayed whatever it reads."""
+    before: dict = {}
+    return lambda *a: before.setdefault(tuple(a[0].shape), f(*a)) if how else f(*a)
+
+
+#: Operations with the numbers that they are drawn with, and what is put in the place of what while the function is compiled.
+PLANTED: list[tuple[Program, Any, str, Any]] = [
+    ([("learn", 0.5, 0.0, 0.6)], flame.nn.utils, "clip_grad_norm_", lambda ps, most: [p.grad.mul_(2.0) for p in ps]),
+    ([("learn", 0.5, 0.0, 0.1)], flame.optim.lr_scheduler.ExponentialLR, "step", _lost),
+    (
+        [("learn", 0.5, 0.0, 0.1), ("outer_model", 0.5, 0.1, 0.1)],
+        flame.optim.SGD,
+        "load_state_dict",
+        lambda o, s: o.state.clear(),
+    ),
+    ([("predict", 0.5, 0.0, 0.6)], flame.nn.Module, "eval", _lost),
+    ([("called_functionally", 0.5, 0.1, 0.7)], flame.func, "functional_call", lambda module, given, args: module(*args)),
+    ([("transformed", 0.5, 0.1, 0.1)], flame.func, "jvp", lambda f, x, v: (f(*x), f(*x))),
+    ([("transformed", 0.5, 0.1, 0.3)], flame.func, "jacrev", lambda f: lambda x: f(x).diag()),
+    ([("pickled", 0.5, 0.1, 0.1)], pickle, "loads", _pickled),
+    ([("copied_module", 0.5, 0.1, 0.1)], fuzz_models.copy, "deepcopy", lambda x: x),
+    ([("strange_views", 0.5, 0.1, 0.3)], flame.Tensor, "as_strided", lambda t, *how: t.clone()[:2, :2]),
+    ([("other_thread", 0.5, 0.1, 0.1)], flame, "compile", _only_here),
+    ([("outer_threads", 0.5, 0.1, 0.1)], flame, "compile", _only_here),
+    ([("outer_replay", 0.5, 0.1, 0.1)], flame, "compile", _stale),
+]
+
+
+@pytest.mark.parametrize("program, owner, name, wrong", PLANTED, ids=lambda x: x[-1][0] if isinstance(x, list) else "")
+def test_planted_errors_are_found(program: Program, owner: Any, name: str, wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not check(program)
+    real = fuzz_capture.run
+
+    def run(program: Program, wrap: Any) -> list:
+        with monkeypatch.context() as m:
+            if wrap.__name__ == "wrap":
+                m.setattr(owner, name, wrong)
+            return real(program, wrap)
+
+    monkeypatch.setattr(fuzz_capture, "run", run)
+    found = check(program)
+    assert found and not found.startswith("crash"), found
+
+
 def test_random_programs() -> None:
     """As many seeds as the time allows, at least forty: which ones fail never depends on the clock, only how many are tried."""
     stats: dict = {}
@@ -237,7 +297,7 @@ def test_rounding_of_16_bits_is_no_finding_and_no_excuse(program: Program, monke
     """Eager rounds every result under autocast, kernels those that they store. A result that is off by more is still found."""
     assert not check(program, "llvm")
 
-    def wrong(f: Any, backend: str) -> Any:
+    def wrong(f: Any, backend: str, **how: Any) -> Any:
         def called(*args: Any) -> Any:
             with monkeypatch.context() as m:
                 m.setattr(fuzz_gradients, "rounded", lambda x: x * 1.03)
