@@ -178,6 +178,7 @@ def main() -> None:
             w.close()
     print(text)
     if given.out is not None:
+        given.out.mkdir(parents=True, exist_ok=True)
         stem = given.out / f"capture-{datetime.date.today().isoformat()}"
         stem.with_suffix(".md").write_text(text, encoding="utf-8")
         listed = [{"row": row, "framework": name, "seconds": got} for (row, name), got in figures.items()]

@@ -152,6 +152,7 @@ def main() -> None:
     text = "\n".join([*parts, ""])
     print(text)
     if given.out is not None:
+        given.out.mkdir(parents=True, exist_ok=True)
         stem = given.out / f"compile-{datetime.date.today().isoformat()}"
         stem.parent.mkdir(parents=True, exist_ok=True)
         stem.with_suffix(".md").write_text(text, encoding="utf-8")

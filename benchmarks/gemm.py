@@ -168,6 +168,8 @@ def main() -> None:
 
     now = time.process_time if given.threads == 1 else time.perf_counter
     lines = ["| m x k x n | flame | NumPy | flame, GFLOP/s | ratio | native code alone |", "|---|---:|---:|---:|---:|---:|"]
+    if given.out is not None:
+        given.out.mkdir(parents=True, exist_ok=True)
     stem = given.out and given.out / f"gemm-{datetime.date.today().isoformat()}-{given.threads}"
     ratios, alone, figures = [], [], _kept(stem)
     part, parts = map(int, given.part.split("/"))
