@@ -98,6 +98,11 @@ def test_code_is_made_for_processors_that_are_not_there(
             cpu=name, features=",".join("+" + f for f in sorted(features))
         )
         assert len(tm.emit_object(module)) > 0
+        assert "neon" not in features or "llvm.x86" not in source.text
+        if "neon" in features and case == "matmul_nn_float32_33x45x29":
+            text = tm.emit_assembly(module)
+            assert re.search(r"\bfmla(\.4s)?\s+v\d+", text), f"no multiply-adds of four lanes in\n{text}"
+            assert not re.search(r"%[xyz]mm\d", text)
 
 
 def test_the_same_kernel_gives_the_same_text() -> None:

@@ -21,7 +21,7 @@ import flame
 from flame import dtypes
 from flame.capture import background
 from flame.compiler.target_cpu import CpuTarget
-from flame.errors import CompileError, MissingTargetError
+from flame.errors import CompileError, MissingTargetError, OutOfMemoryError
 from flame.functions.placing import resolved
 from flame.primitive import Spec
 from flame.runtime import cpu, cuda, entry, llvm_jit, memory, threads
@@ -170,6 +170,23 @@ def test_no_memory_means_trying_again_without_what_is_cached(allocator: Allocato
     monkeypatch.undo()
     with pytest.raises(MemoryError):
         allocator.empty((1 << 60,), np.dtype(np.uint8))
+
+
+def test_small_arrays_are_refused_as_large_ones_are(allocator: Allocator, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, answers = np.empty, iter([MemoryError, None, MemoryError, MemoryError])
+
+    def scarce(*a: object, **k: object) -> np.ndarray:
+        if (error := next(answers)) is not None:
+            raise error
+        return real(*a, **k)  # type: ignore[call-overload]
+
+    allocator.empty((1 << 20,), FLOAT)
+    monkeypatch.setattr(np, "empty", scarce)
+    make = allocator.maker((3, 4), FLOAT, lambda n: OutOfMemoryError(f"{n} bytes"))  # type: ignore[arg-type, return-value]
+    assert make().shape == (3, 4)
+    assert not allocator.statistics().cached  # was given back before the second try
+    with pytest.raises(OutOfMemoryError, match="^48 bytes$"):
+        make()
 
 
 def test_threads_allocate_at_the_same_time(allocator: Allocator) -> None:

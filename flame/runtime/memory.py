@@ -20,7 +20,6 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -102,7 +101,7 @@ class Allocator:
         n = math.prod(shape) * dtype.itemsize
         array: Any = np.ndarray
         if n < SMALL:
-            return partial(np.empty, shape, dtype)
+            return self._small(shape, dtype, n, refuse)
         c = self._class(size_class(n))
         take, serve, lease, clock = c.free.pop, self._serve, c.lease.from_address, self._clock
 
@@ -117,6 +116,22 @@ class Allocator:
             owner = lease(block.address)
             owner.block = block
             return array(shape, dtype, owner)
+
+        return make
+
+    def _small(self, shape: tuple[int, ...], dtype: np.dtype, nbytes: int, refuse: Refuse) -> Callable[[], np.ndarray]:
+        """A maker of arrays that NumPy allocates."""
+        empty, release = np.empty, self.release  # (a free variable is read faster than a module's attribute)
+
+        def make() -> np.ndarray:
+            try:
+                return empty(shape, dtype)
+            except MemoryError:
+                release()
+            try:
+                return empty(shape, dtype)
+            except MemoryError:
+                raise refuse(nbytes) from None
 
         return make
 
