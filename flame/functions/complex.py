@@ -102,7 +102,7 @@ def conj(input: Tensor) -> Tensor:
 @public("resolve_conj", "resolve_neg")
 def resolve_conj(input: Tensor) -> Tensor:
     """The tensor itself: conjugates are computed at once."""
-    return input
+    return tensor_operand(input, "resolve_conj")
 
 
 Tensor.is_conj = lambda self: False  # type: ignore[attr-defined]

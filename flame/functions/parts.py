@@ -227,6 +227,8 @@ def _at_least(n: int) -> Any:
             if n == 3 and x.ndim == 1:
                 return reshape(x, 1, -1, 1)
             return x if x.ndim >= n else reshape(x, *[1] * (n - x.ndim), *x.shape)
+        if any(isinstance(x, str) for x in tensors):
+            raise TypeError(f"{at_least.__name__}(): expected tensors, but got {[type(x).__name__ for x in tensors]}")
         return tuple(at_least(x) for x in (tensors[0] if len(tensors) == 1 else tensors))
 
     at_least.__name__ = f"atleast_{n}d"
@@ -389,6 +391,8 @@ def repeat_interleave(input: Tensor, repeats: Any = None, dim: int | None = None
 @followed
 def unfold(self: Tensor, dimension: int, size: int, step: int) -> Tensor:
     """All windows of `size` elements along a dimension, `step` apart, the window as a last dimension: a view."""
+    if isinstance(size, float) or isinstance(step, float):
+        raise TypeError(f"unfold(): argument '{'size' if isinstance(size, float) else 'step'}' must be int, not float")
     d = wrap_dim(dimension, self.ndim, "unfold")
     if size < 0 or step <= 0:
         raise RuntimeError(f"size is {size} but must be >= 0" if size < 0 else f"step is {step} but must be > 0")

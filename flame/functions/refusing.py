@@ -57,6 +57,36 @@ def _flat(v: Iterable[Any]) -> list[Any]:
     return [t for x in v for t in (x if isinstance(x, list | tuple) else (x,))]
 
 
+def exact(f: Callable, name: str = "") -> Callable:
+    """`f`, which raises TypeError for a word or a float in the place of a flag or a whole number: parameters annotated `bool` or
+    `int`. Python would take these as it finds them, so that no failure tells of them."""
+    name = name or f.__name__
+    parameters = inspect.signature(f).parameters
+    whole = {n: str(p.annotation).removesuffix(" | None") for n, p in parameters.items()}
+    whole = {n: said for n, said in whole.items() if said in ("bool", "int")}
+    places = tuple(
+        (i, n) for i, n in enumerate(parameters) if n in whole and parameters[n].kind is not inspect.Parameter.KEYWORD_ONLY
+    )
+
+    def refuse(n: str, v: Any) -> TypeError:
+        return TypeError(f"{name}(): argument '{n}' must be {whole[n]}, not {type(v).__name__}")
+
+    @functools.wraps(f)
+    def function(*args: Any, **kwargs: Any) -> Any:
+        count = len(args)
+        for i, n in places:
+            if i >= count:
+                break
+            if isinstance(args[i], str | float):
+                raise refuse(n, args[i])
+        for n, v in kwargs.items():
+            if isinstance(v, str | float) and n in whole:
+                raise refuse(n, v)
+        return f(*args, **kwargs)
+
+    return function
+
+
 def guarded(f: Callable, name: str) -> Callable:
     """`f`, which raises TypeError where it fails for an argument of a wrong type."""
     itself, inner, _ = getattr(f, "composite", (None, None, ""))
@@ -104,9 +134,24 @@ GUARDED: dict[str, str] = {
         pixel_unshuffle poisson_nll_loss prelu relu6 rms_norm selu selu_ silu unfold upsample_bilinear
         upsample_nearest
     """,
-    "linalg": "diagonal eigh eigvalsh lstsq lu_solve matrix_norm",
-    "Tensor": "expand_as reshape_as unfold view_as",
+    "linalg": "diagonal eigh eigvalsh ldl_solve lstsq lu_solve matrix_norm",
+    "Tensor": "cauchy_ cdouble cfloat expand_as exponential_ geometric_ log_normal_ normal_ reshape_as unfold uniform_ view_as",
     "fft": "fft fft2 fftn hfft hfft2 hfftn ifft ifft2 ifftn ihfft ihfft2 ihfftn irfft irfft2 irfftn rfft rfft2 rfftn",
+}
+
+#: by namespace: functions whose flags and whole numbers are looked at before they run (composites say so themselves)
+EXACT: dict[str, str] = {
+    "": """
+        cholesky combinations lu ormqr svd diff bincount narrow_copy round triu_indices tril_indices
+        put index_reduce scatter_reduce nonzero logsumexp unique unique_consecutive bucketize searchsorted histogram
+        empty empty_strided empty_permuted scalar_tensor randn eye
+    """,
+    "nn.functional": "one_hot pad",
+    "linalg": """
+        cholesky cholesky_ex ldl_factor ldl_factor_ex ldl_solve lu lu_factor lu_factor_ex lu_solve solve_triangular matrix_rank
+        pinv svd
+    """,
+    "signal.windows": "hamming hann bartlett blackman cosine exponential gaussian kaiser general_cosine general_hamming nuttall",
 }
 
 
@@ -121,3 +166,11 @@ def enter(flame: Any) -> None:
             module = getattr(module, part)
         for n in dict.fromkeys([*names.split(), *(() if place else [*alike, *in_place])]):
             setattr(module, n, guarded(getattr(module, n), n))
+    for place, names in EXACT.items():
+        module = flame
+        for part in place.split(".") if place else ():
+            module = getattr(module, part)
+        for n in names.split():
+            f = getattr(module, n)
+            if getattr(f, "composite", (None,))[0] is not f:
+                setattr(module, n, exact(f, n))

@@ -11,7 +11,7 @@ import numpy as np
 from flame import dtypes
 from flame.functions.elementwise import PUBLIC
 from flame.functions.forms import formed
-from flame.functions.promotion import number, promoted, result_type, tensor_operand, to_dtype
+from flame.functions.promotion import number, operand, promoted, result_type, tensor_operand, to_dtype
 from flame.functions.shape import RESHAPE, as_shape, take_slice, wrap_dim
 from flame.functions.taking import typed
 from flame.primitive import registered
@@ -107,9 +107,9 @@ def isin(elements: Any, test_elements: Any, *, assume_unique: bool = False, inve
     if not isinstance(a, Tensor) and not isinstance(b, Tensor):
         raise TypeError("isin(): expected at least one Tensor among its arguments")
     if not isinstance(a, Tensor):
-        a = FULL(number(a), shape=(), dtype=b.dtype)
+        a = FULL(operand(a, "isin", "elements"), shape=(), dtype=b.dtype)
     if not isinstance(b, Tensor):
-        b = FULL(number(b), shape=(), dtype=a.dtype)
+        b = FULL(operand(b, "isin", "test_elements"), shape=(), dtype=a.dtype)
     a, b = promoted(a.detach(), b.detach())
     n = b.numel()
     if n == 0:

@@ -378,6 +378,8 @@ def narrow(input: Tensor, dim: int, start: Any, length: int) -> Tensor:
     n = input.shape[d]
     if isinstance(start, Tensor) and (start.ndim or start.dtype.kind not in "ui"):
         raise RuntimeError("start must be an 0-dim integral Tensor.")
+    if isinstance(start, float):
+        raise TypeError(f"narrow(): argument 'start' must be int or Tensor, not float (got {start})")
     start = int(start)
     if not -n <= start <= n:
         raise IndexError(f"start out of range (expected to be in range of [{-n}, {n}], but got {start})")
@@ -396,6 +398,8 @@ def select(input: Tensor, dim: int, index: Any) -> Tensor:
     if input.ndim == 0:
         raise IndexError("select() cannot be applied to a 0-dim tensor.")
     d = wrap_dim(dim, input.ndim, "select")
+    if isinstance(index, float):
+        raise TypeError(f"select(): argument 'index' must be int, not float (got {index})")
     n, i = input.shape[d], int(index)
     if not -n <= i < n:
         raise IndexError(f"select(): index {i} out of range for tensor of size {list(input.shape)} at dimension {d}")

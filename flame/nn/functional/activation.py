@@ -14,6 +14,7 @@ from flame.functions.fused import log_softmax as fused_log_softmax
 from flame.functions.fused import softmax as fused_softmax
 from flame.functions.promotion import as_floating, tensor_operand, to_dtype
 from flame.functions.random import uniform
+from flame.functions.refusing import exact
 from flame.functions.shape import wrap_dim
 from flame.functions.taking import typed
 from flame.nn.functional import fused
@@ -67,6 +68,7 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
 
 @composite
 @typed
+@exact
 def rrelu(
     input: Tensor, lower: float = 1.0 / 8, upper: float = 1.0 / 3, training: bool = False, inplace: bool = False
 ) -> Tensor:
@@ -281,6 +283,7 @@ def _dropped(input: Tensor, shape: tuple[int, ...], p: float, training: bool, in
 
 
 @composite
+@exact
 def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """Zero elements with probability p and scale the others by 1 / (1 - p) (Srivastava et al., 2014)."""
     return _dropped(input, tuple(input.shape), p, training, inplace)
@@ -288,6 +291,7 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
 
 def _channels(dims: int) -> Any:
     @composite
+    @exact
     def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         lead = input.ndim - dims
         return _dropped(input, tuple(n if i < lead else 1 for i, n in enumerate(input.shape)), p, training, inplace)
@@ -312,12 +316,14 @@ def _alpha(input: Tensor, shape: tuple[int, ...], p: float, training: bool, inpl
 
 
 @composite
+@exact
 def alpha_dropout(input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False) -> Tensor:
     """Dropout that keeps mean and variance of SELU networks (Klambauer et al., 2017)."""
     return _alpha(input, tuple(input.shape), p, training, inplace)
 
 
 @composite
+@exact
 def feature_alpha_dropout(input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False) -> Tensor:
     """alpha_dropout of whole channels, [N, C, ...]."""
     return _alpha(input, tuple(n if i < 2 else 1 for i, n in enumerate(input.shape)), p, training, inplace)

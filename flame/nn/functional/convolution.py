@@ -34,7 +34,7 @@ def _padding(padding: Any, kernel: tuple[int, ...], stride: tuple[int, ...], dil
         if padding == "valid":
             return ((0, 0),) * len(kernel)
         if padding != "same":
-            raise ValueError(f"Invalid padding string {padding!r}, should be one of 'valid', 'same'")
+            raise RuntimeError(f"Invalid padding string {padding!r}, should be one of 'valid', 'same'")
         if any(s != 1 for s in stride):
             raise RuntimeError("padding='same' is not supported for strided convolutions")
         total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
@@ -70,6 +70,8 @@ def _conv(n: int) -> Any:
             )
         if bias is not None and bias.dtype is not w.dtype:
             raise RuntimeError(f"{name}: Input type ({w.dtype!r}) and bias type ({bias.dtype!r}) should be the same")
+        if isinstance(groups, float):
+            raise TypeError(f"{name}(): argument 'groups' must be int, not float")
         s, d = tuples(stride, n, name, "stride"), tuples(dilation, n, name, "dilation")
         y = CONV(x, w, stride=s, padding=_padding(padding, tuple(w.shape[2:]), s, d, name), dilation=d, groups=int(groups))
         if bias is not None:
@@ -151,6 +153,8 @@ conv_transpose1d, conv_transpose2d, conv_transpose3d = _conv_transpose(1), _conv
 
 def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
     """Padding by pairs, for the last dimension first; mode constant, reflect, replicate or circular."""
+    if isinstance(pad, str):
+        raise TypeError("pad(): argument 'pad' must be a tuple of ints, not str")
     if mode == "constant":
         v = 0 if value is None else value
         return constant_pad(input, pad, v if input.dtype.kind == "f" else int(v))

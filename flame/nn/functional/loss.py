@@ -10,6 +10,7 @@ from flame import dtypes
 from flame.autograd.modes import no_grad
 from flame.functions.elementwise import PUBLIC
 from flame.functions.promotion import as_floating, promoted, tensor_operand, to_dtype
+from flame.functions.refusing import exact
 from flame.functions.taking import typed
 from flame.nn.functional import fused
 from flame.nn.functional.activation import linear, log_softmax, logsigmoid, pairwise_distance, softplus
@@ -326,6 +327,7 @@ def binary_cross_entropy_with_logits(
 
 @composite
 @typed
+@exact
 def kl_div(
     input: Tensor,
     target: Tensor,
@@ -344,6 +346,7 @@ def kl_div(
 
 @composite
 @typed
+@exact
 def poisson_nll_loss(
     input: Tensor, target: Tensor, log_input: bool = True, full: bool = False, size_average: Any = None, eps: float = 1e-8,
     reduce: Any = None, reduction: str = "mean",

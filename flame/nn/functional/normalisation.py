@@ -13,6 +13,7 @@ from flame.functions.fused import wide
 from flame.functions.promotion import tensor_operand, to_dtype
 from flame.functions.random import uniform
 from flame.functions.reduction import mean
+from flame.functions.refusing import exact
 from flame.functions.taking import typed
 from flame.nn.functional import fused
 from flame.nn.functional.activation import dropout, softmax
@@ -89,8 +90,14 @@ def _move(running: Tensor, now: Tensor, momentum: Any) -> None:
     assign(running, running * (1.0 - momentum) + to_dtype(now, running.dtype) * momentum)  # type: ignore[operator]
 
 
+def _both_or_neither(running_mean: Tensor | None, running_var: Tensor | None) -> None:
+    if (running_mean is None) != (running_var is None):
+        raise ValueError("running_mean and running_var must either both be None or neither be None")
+
+
 @composite
 @typed
+@exact
 def batch_norm(
     input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
     bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
@@ -99,6 +106,7 @@ def batch_norm(
     place while training, with the unbiased variance."""
     x = tensor_operand(input, "batch_norm")
     n = x.ndim
+    _both_or_neither(running_mean, running_var)
     if n < 2:
         raise RuntimeError(f"batch_norm: expected at least 2D input (got {n}D input)")
     c = x.shape[1]
@@ -133,6 +141,7 @@ def instance_norm(
     """Each channel of each sample by its own mean and variance (Ulyanov et al., 2016), or by running ones; with both, the
     running ones move towards the means over the batch, with the unbiased variance."""
     x = tensor_operand(input, "instance_norm")
+    _both_or_neither(running_mean, running_var)
     if not use_input_stats:
         return batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
     if x.ndim < 2:
@@ -208,6 +217,7 @@ def _kept(shape: tuple, p: float) -> Any:
 
 
 @composite
+@exact
 def scaled_dot_product_attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False,
     scale: float | None = None, enable_gqa: bool = False,

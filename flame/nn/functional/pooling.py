@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from flame.functions.elementwise import PUBLIC
 from flame.functions.parts import PAD, WINDOW
 from flame.functions.promotion import tensor_operand, to_dtype
 from flame.functions.random import uniform
+from flame.functions.refusing import exact
 from flame.functions.shape import RESHAPE
 from flame.functions.taking import typed_as
 from flame.nn.functional.convolution import tuples
@@ -78,6 +80,7 @@ def _max_pool(n: int) -> Any:
     name = f"max_pool{n}d"
 
     @composite
+    @partial(exact, name=name)
     def max_pool(
         input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False,
         return_indices: bool = False,
@@ -131,6 +134,7 @@ def _avg_pool(n: int) -> Any:
 
     @composite
     @typed_as(name)
+    @partial(exact, name=name)
     def avg_pool(
         input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
         count_include_pad: bool = True, divisor_override: int | None = None,

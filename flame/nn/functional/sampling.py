@@ -18,6 +18,7 @@ import numpy as np
 from flame import dtypes
 from flame.functions.elementwise import PUBLIC
 from flame.functions.promotion import tensor_operand, to_dtype
+from flame.functions.refusing import exact
 from flame.functions.taking import typed
 from flame.nn.functional.convolution import tuples
 from flame.nn.functional.pooling import adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d
@@ -155,6 +156,8 @@ def interpolate(
         raise RuntimeError(f"Input and output sizes should be greater than 0, but got input {list(old)} output {list(new)}")
     if mode == "area":
         return (adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d)[n - 1](x, new)
+    if isinstance(align_corners, str):
+        raise TypeError("interpolate(): argument 'align_corners' must be bool, not str")
     align = bool(align_corners)
     d = x.dtype
     if d.kind == "u" and not mode.startswith("nearest"):  # images in bytes: weights are fractions, results are rounded
@@ -255,6 +258,7 @@ def _gathered(flat: Tensor, at: Sequence[Tensor], size: Sequence[int]) -> tuple[
 
 @composite
 @typed
+@exact
 def grid_sample(
     input: Tensor, grid: Tensor, mode: str = "bilinear", padding_mode: str = "zeros", align_corners: bool | None = None
 ) -> Tensor:
