@@ -229,8 +229,13 @@ FOOT = """
 Where the two differ: draws of random numbers, which are other ones, and memory of any content; views where PyTorch copies, and
 copies where it has views; vectors of eigenvalues, which are free up to a factor, and gradients through them; derivatives of casts
 to narrower floats, through which steps of 1e-6 cannot be seen, and of `max_unpool` at places that repeat; `chalf`; `logaddexp`,
-`logcumsumexp` and `sigmoid` of complex numbers, which are refused. Of the wrong calls that do not agree most are dtypes, alone or
-mixed, that flame computes with and PyTorch refuses, and words or floats for a flag or an int, which Python takes as it finds them.
+`logcumsumexp` and `sigmoid` of complex numbers, which are refused. Of wrong calls these
+differ. Dtypes: `round` of integers with `decimals=0`, which PyTorch refuses and without it takes. Types: `max_unpool`'s output_size
+and a number for `interpolate`'s mode or a loss's `reduction`, where a TypeError names the argument before ValueError or
+NotImplementedError would; an old path's flags (`stft`, `histogram`, `to`), numbers for `roll`'s shifts, None for the spacing of
+`trapezoid`, which Python takes as it finds them. Shapes: which of two mistakes is told first, mostly IndexError for RuntimeError or
+the reverse (`index_reduce`, `max_unpool`, `permute`, `pad`, `narrow_copy`, pools of vectors), and `soft_margin_loss`, `conv3d`'s
+bias and `bilinear`, where shapes broadcast. Errors of its tests: `out=` that overlaps or has another dtype, layouts of windows.
 """
 
 
