@@ -88,3 +88,14 @@ def test_what_a_kernel_does_on_many_elements_is_left_to_it() -> None:
 
     assert Direct.of(add).most > 1 << 40
     assert Direct.of(exp).most == flame.runtime.eager_kernels.LEAST
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_of_two_zeros_relu_and_clamp_give_that_of_their_operand(dtype: str) -> None:
+    for n in (1, 8, 63, 64, 1000, 40000):
+        x = flame.full((n,), -0.0, dtype=getattr(flame, dtype))
+        for f in (flame.relu, lambda t: t.clamp(0, 1), lambda t: t.clamp(min=0), flame.nn.functional.relu6):
+            assert flame.signbit(f(x)).all(), n
+            compiled = flame.compile(f)
+            for _ in range(2):
+                assert flame.signbit(compiled(x)).all(), n

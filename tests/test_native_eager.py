@@ -34,6 +34,13 @@ ONE: dict[str, Callable[[Any], Any]] = {
     "x[1][0]": lambda x: x[1][0], "x[True]": lambda x: x[True], "x[1:]": lambda x: x[1:], "exp out": lambda x: flame.exp(x, out=x),
     "sum of wrong": lambda x: x.sum(5), "sum of more": lambda x: x.sum(0, False, 3), "x + None": lambda x: x + None,
     "copies": lambda x: flame.cat([x, x]), "positions": lambda x: x.argmax(), "pair": lambda x: x.max(0),
+    **{
+        f"{n}{given}": (lambda x, n=n, given=given: getattr(x, n)(*given))
+        for n in ("sum", "mean", "amax", "amin", "argmax", "argmin", "cumsum")
+        for given in ((0,), (-1,), (1, True), (0, False), (5,), ([0],), (True,), (0, 1), (None,))
+    },
+    "x**2.5": lambda x: x**2.5, "x**2.0": lambda x: x**2.0, "x**0.5": lambda x: x**0.5, "x**True": lambda x: x**True,
+    "along dim=": lambda x: x.amax(dim=-1, keepdim=True), "turned": lambda x: x.t().cumsum(0) + x.t().amax(-1),
     "written view": lambda x: written(x), "row written": lambda x: row_written(x), "late view": lambda x: late(x),
 }  # fmt: skip
 TWO = {n: getattr(operator, n) for n in ("add", "sub", "mul", "truediv", "pow", "mod", "floordiv", "lt", "eq", "matmul")}

@@ -43,11 +43,12 @@ def fixed(x: Any) -> Any:
     return x.detach() if isinstance(x, Tensor) else force.interpreter.fixed(x)
 
 
-def with_number(p: Primitive, x: Any, n: Any) -> Any:
-    """p(x, n) of a value and a number, in what `fused` functions are written of."""
+def with_number(p: Primitive, x: Any, n: Any, *, first: bool = False) -> Any:
+    """p(x, n), or p(n, x), of a value and a number, in what `fused` functions are written of."""
     if not hasattr(n, "dtype") or n.dtype is x.dtype:
-        return p(x, n)
-    return CAST(p(CAST(x, dtype=n.dtype), n), dtype=x.dtype)
+        return p(n, x) if first else p(x, n)
+    wide = CAST(x, dtype=n.dtype)
+    return CAST(p(n, wide) if first else p(wide, n), dtype=x.dtype)
 
 
 class Fused:

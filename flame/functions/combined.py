@@ -73,10 +73,10 @@ def clamp(input: Tensor, min: Any = None, max: Any = None, *, out: Tensor | None
         return deliver(fused.limited(x, min, max), out, "clamp")
     if min is not None:
         xs = promoted(x, operand(min, "clamp", "min"))
-        x = of_booleans(MAXIMUM, *xs)(*xs)
+        x = of_booleans(MAXIMUM, *xs)(*xs[::-1])  # (of two zeros the second is the answer: it is x's)
     if max is not None:
         xs = promoted(x, operand(max, "clamp", "max"))
-        x = of_booleans(MINIMUM, *xs)(*xs)
+        x = of_booleans(MINIMUM, *xs)(*xs[::-1])
     return deliver(x, out, "clamp")
 
 

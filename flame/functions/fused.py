@@ -70,5 +70,5 @@ def root_of_squares(x: Any, *, dims: tuple[int, ...], keepdim: bool, smooth: boo
 
 @fused
 def limited(x: Any, least: float, most: float) -> Any:
-    """x within [least, most]."""
-    return with_number(MINIMUM, with_number(MAXIMUM, x, least), most)
+    """x within [least, most]; of two zeros the answer is x's, as it is the second operand."""
+    return with_number(MINIMUM, with_number(MAXIMUM, x, least, first=True), most, first=True)

@@ -182,15 +182,36 @@ def _joined(tensors: Any, op: str) -> list[Tensor]:
     for i, x in enumerate(ts):
         if not isinstance(x, Tensor):
             raise TypeError(f"expected Tensor as element {i} in argument 0, but got {type(x).__name__}")
+    d = ts[0].dtype
+    if all([x.dtype is d for x in ts]):
+        return ts
     d = result_type(*ts)
     return [to_dtype(x, d) for x in ts]
+
+
+def _alike(tensors: Any, dim: Any) -> int:
+    """Where tensors of one dtype and rank, none of them empty, are joined along; -1 where that has to be found out."""
+    if type(dim) is not int or (type(tensors) is not list and type(tensors) is not tuple):
+        return -1
+    n, d = 0, None
+    for x in tensors:
+        a = x._array if isinstance(x, Tensor) else None
+        if a is None or a.size == 0:
+            return -1
+        if d is None:
+            n, d = a.ndim, a.dtype
+        elif a.dtype is not d or a.ndim != n:
+            return -1
+    return dim % n if -n <= dim < n else -1
 
 
 @followed
 def cat(tensors: Any, dim: int = 0, *, out: Tensor | None = None) -> Tensor:
     """Tensors end to end along an existing dimension. Raises RuntimeError where other sizes differ."""
+    if out is None and (d := _alike(tensors, dim)) >= 0:  # the commonest, straight
+        return CAT(*tensors, dim=d)
     ts = _joined(tensors, "cat")
-    kept = [x for x in ts if tuple(x.shape) != (0,)] or ts[:1]
+    kept = [x for x in ts if x.ndim != 1 or x.shape[0] != 0] or ts[:1]
     if kept[0].ndim == 0:
         raise RuntimeError("zero-dimensional tensor (at position 0) cannot be concatenated")
     d = wrap_dim(dim, kept[0].ndim, "cat")

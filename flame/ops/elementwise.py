@@ -349,7 +349,7 @@ fmin: Primitive = elementwise(
 relu: Primitive = elementwise(
     "relu",
     NUMBER,
-    lambda x: np.maximum(x, x.dtype.type(0)),
+    lambda x: np.maximum(x.dtype.type(0), x),  # (of two zeros the second is the answer: -0.0 stays what it is, as in kernels)
     vjp=(lambda g, y, _x: where(gt(y, 0.0), g, 0.0),),
     scalar=lambda m, x: m.maximum(x, 0),
     samples=_some,

@@ -403,7 +403,7 @@ cat: Primitive = register(
     "cat",
     kind="movement",
     infer=_cat_infer,
-    eager=lambda *xs, dim: np.ascontiguousarray(np.concatenate(xs, axis=dim)),
+    eager=lambda *xs, dim: np.ascontiguousarray(np.concatenate(xs, dim)),
     vjp=_cat_vjp,
     lower=_cat_lower,
     samples=_sampled(

@@ -24,7 +24,7 @@ GT, LT, LE, NE, GATHER, RESHAPE = map(registered, ("gt", "lt", "le", "ne", "gath
 
 @fused
 def hardtanh(x: Any, *, low: float, high: float) -> Any:
-    return MINIMUM(MAXIMUM(x, low), high)
+    return MINIMUM(high, MAXIMUM(low, x))  # (of two zeros the second is the answer: it is x's)
 
 
 @fused
