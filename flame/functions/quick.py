@@ -30,7 +30,8 @@ from flame.tensor import Tensor
 Quick = tuple[type, str, Any, tuple, Literal["plain", "star"]]
 
 _new: Any = object.__new__
-_add, _asarray, _ndarray = np.add.reduce, np.asarray, np.ndarray
+_add: Any = np.add.reduce
+_asarray, _ndarray = np.asarray, np.ndarray
 _running: Any = np.add.accumulate
 CUMSUM = registered("cumsum")
 _QUOTIENT: Final = Direct.of(registered("div"))
