@@ -227,7 +227,8 @@ PyTorch raises (right: an exception of that type); and `gradcheck` and `gradgrad
 """
 FOOT = """
 Of draws of random numbers and memory of any content, values count shape and dtype. Where the two differ:
-views where PyTorch copies, and copies where it has views; vectors of eigenvalues, which are free up to a factor, and gradients through them; derivatives of casts
+views where PyTorch copies, and copies where it has views; vectors of eigenvalues, which are free up to a factor, and gradients
+through them; derivatives of casts
 to narrower floats, through which steps of 1e-6 cannot be seen, and of `max_unpool` at places that repeat; `chalf`; `logaddexp`,
 `logcumsumexp` and `sigmoid` of complex numbers, which are refused. Of wrong calls these
 differ. Dtypes: `round` of integers with `decimals=0`, which PyTorch refuses and without it takes. Types: `max_unpool`'s output_size

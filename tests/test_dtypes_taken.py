@@ -23,7 +23,7 @@ ALONE: list[tuple[Any, tuple[int, ...], str, type]] = [
     (lambda x: F.avg_pool2d(x, 2), PLANE, "buc", NOT), (lambda x: F.adaptive_avg_pool2d(x, 2), PLANE, "buic", NOT),
     (lambda x: F.adaptive_max_pool2d(x, 2), PLANE, "buic", NOT), (lambda x: F.interpolate(x, 8), PLANE, "bic", NOT),
     (lambda x: F.unfold(x, 2), PLANE, "ui", NOT), (lambda x: F.layer_norm(x, (4,)), PLANE, "buic", NOT),
-    (lambda x: F.group_norm(x, 2), PLANE, "buic", NOT), (lambda x: F.rms_norm(x, (4,)), PLANE, "buic", NOT),
+    (lambda x: F.group_norm(x, 2), PLANE, "buic", NOT), (lambda x: F.rms_norm(x, (4,)), PLANE, "bui", NOT),
     (lambda x: F.pad(x, (1, 1), "reflect"), PLANE, "b", NOT), (lambda x: F.pad(x, (1, 1), "circular"), PLANE, "", NOT),
     (lambda x: F.nll_loss(x, flame.zeros(3).long()), MATRIX, "buic", NOT),
     (lambda x: F.mse_loss(x, x, reduction="none"), MATRIX, "bc", RUN),

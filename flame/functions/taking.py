@@ -83,10 +83,10 @@ RULES: dict[str, tuple[Clause, ...]] = {
         "gelu leaky_relu hardshrink softshrink hardswish hardsigmoid logsigmoid rrelu adaptive_avg_pool1d adaptive_avg_pool2d "
         "adaptive_avg_pool3d "
         "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d fractional_max_pool2d fractional_max_pool3d max_unpool1d "
-        "max_unpool2d max_unpool3d nll_loss multi_margin_loss multilabel_margin_loss histc histogramdd grid_sample rms_norm",
+        "max_unpool2d max_unpool3d nll_loss multi_margin_loss multilabel_margin_loss histc histogramdd grid_sample",
         takes("input", "f"),
     ),
-    "logcumsumexp": (takes("input", "fc"),),
+    **_each("logcumsumexp rms_norm", takes("input", "fc")),
     **_each("interpolate upsample upsample_nearest upsample_bilinear", takes("input", "uf")),
     **_each("avg_pool1d avg_pool2d avg_pool3d local_response_norm", takes("input", "if")),
     "ctc_loss": (takes("log_probs", "f"),),

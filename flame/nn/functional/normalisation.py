@@ -73,7 +73,7 @@ def rms_norm(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | No
             raise ValueError(f"Input tensor must have at least {len(normalized_shape)} dimensions, but got {x.ndim}")
         raise RuntimeError(f"rms_norm: the last dimensions of input {list(x.shape)} must be {list(normalized_shape)}")
     e = (
-        {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}[x.dtype.name]
+        {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}[x.dtype.to_real().name]
         if eps is None
         else eps
     )
