@@ -127,8 +127,7 @@ def called_functionally(s: Scene, t: Any, b: float, c: float) -> Any:
 
 @inside
 def transformed(s: Scene, t: Any, b: float, c: float) -> Any:
-    """(Detached: what is captured does not know yet that such a result leads nowhere, and says that it requires gradient.)"""
-    w = s.world.weights[0].detach()
+    w = s.world.weights[0].detach() if b < 0.5 else s.world.weights[0]
     f = lambda u: (u * w).tanh() * s.k
     d = t.detach().sum(0)
     match int(c * 4):
@@ -141,7 +140,8 @@ def transformed(s: Scene, t: Any, b: float, c: float) -> Any:
             made = pull(value)[0]
         case _:
             made = flame.func.hessian(lambda u: f(u).sum())(d).sum(0)
-    return t + made.detach()
+    s.log.append(made.requires_grad)
+    return t + made
 
 
 @inside

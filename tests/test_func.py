@@ -210,3 +210,47 @@ def test_assert_close() -> None:
         close(x, "x")
     with pytest.raises(AssertionError, match="mine"):
         close(1, 2, msg=lambda m: "mine: " + m)
+
+
+@pytest.mark.parametrize("weight", [False, True])
+@pytest.mark.parametrize("point", [False, True])
+def test_captured_results_require_grad_where_eager_ones_do(weight: bool, point: bool) -> None:
+    """Only what leads to a tensor outside of the transform can be differentiated, whoever runs it."""
+    w, k = flame.ones(3, requires_grad=True), flame.full((3,), 2.0)
+    u = (flame.arange(3.0) * 0.3).requires_grad_(point)
+
+    def results(u: flame.Tensor) -> list:
+        f = lambda v: (v * (w if weight else k)).tanh()
+        total = lambda v: f(v).sum()
+        y, pull = flame.func.vjp(f, u)
+        return [
+            y,
+            pull(k)[0],
+            flame.func.jvp(f, (u,), (k,))[1],
+            flame.func.jacrev(f)(u),
+            flame.func.jacfwd(f)(u),
+            flame.func.hessian(total)(u),
+            flame.func.grad(total)(u),
+            flame.func.grad_and_value(total)(u)[1],
+            flame.func.vmap(flame.func.grad(total))(flame.stack([u, u])),
+        ]
+
+    def gradients(ys: list) -> list:
+        w.grad = u.grad = None
+        if any(y.requires_grad for y in ys):
+            sum(y.sum() for y in ys if y.requires_grad).backward()
+        return [None if t.grad is None else t.grad.numpy() for t in (w, u)]
+
+    want = results(u)
+    assert [y.requires_grad for y in want] == [weight or point] * 9
+    slopes = gradients(want)
+    compiled = flame.compile(results, backend="eager")
+    for _ in range(3):
+        got = compiled(u)
+        assert [y.requires_grad for y in got] == [weight or point] * 9
+        for a, b in zip(got, want, strict=True):
+            np.testing.assert_allclose(a.detach().numpy(), b.detach().numpy(), rtol=1e-6)
+        for a, b in zip(gradients(got), slopes, strict=True):
+            assert (a is None) == (b is None)
+            if a is not None:
+                np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

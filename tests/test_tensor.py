@@ -568,3 +568,19 @@ def test_deep_graphs_do_not_recurse() -> None:
         y = y + 1
     y.backward()
     assert x.grad.item() == 1
+
+
+def test_a_view_made_without_gradient_is_not_written_with_it() -> None:
+    """As PyTorch: the history of what the view shows would be lost."""
+    w = flame.ones(3, requires_grad=True)
+    t = flame.ones(2, 3) * w
+    with flame.no_grad():
+        y, z = t[0:2], t.t()
+    for write in (lambda: y.copy_(flame.ones(3)), lambda: y.mul_(2.0), lambda: z.fill_(1.0), lambda: y[0].zero_()):
+        with pytest.raises(RuntimeError, match="A view was created in no_grad mode and is being modified inplace"):
+            write()
+    assert t.requires_grad and np.array_equal(t.detach().numpy(), np.ones((2, 3)))
+    with flame.no_grad():
+        y.mul_(2.0)
+    t.sum().backward()
+    assert np.array_equal(w.grad.numpy(), np.full(3, 2.0))

@@ -376,15 +376,31 @@ SHARED_ELEMENTS = (
 
 def assign(target: Tensor, value: Tensor) -> Tensor:
     """`target`'s memory takes `value`'s data (equal shape and dtype); in gradient mode its history becomes `value`'s."""
-    if force.grad and target.requires_grad and not target.is_leaf and not value.requires_grad:
-        n = target.ndim  # what was there before still has a gradient, which is zero
-        value = slice_scatter(target, value, starts=(0,) * n, stops=tuple(target.shape), steps=(1,) * n)
+    if force.grad and not value.requires_grad:
+        if target.requires_grad:
+            if not target.is_leaf:
+                n = target.ndim  # what was there before still has a gradient, which is zero
+                value = slice_scatter(target, value, starts=(0,) * n, stops=tuple(target.shape), steps=(1,) * n)
+        elif (base := _shown(target)) is not None and base.requires_grad:
+            raise RuntimeError(VIEW_WITHOUT_GRAD)
     run = force.interpreter
     if run is not None and target.dtype.is_complex and target._batching is None:
         return run.outside(lambda: eager_assign(target, value), COMPLEX, "a write")
     if run is not None:
         return run.assign(target, value)
     return eager_assign(target, value)
+
+
+def _shown(t: Tensor) -> Tensor | None:
+    """What a view is a view of."""
+    v, trace = t._view, t._trace
+    return v.base if v is not None else None if trace is None else trace.root
+
+
+VIEW_WITHOUT_GRAD = (
+    "A view was created in no_grad mode and is being modified inplace with grad mode enabled. What it shows carries gradient, "
+    "of which the view knows nothing: make the view where gradients are recorded, or write to it under no_grad."
+)
 
 
 def about_to_write(storage: Storage) -> None:

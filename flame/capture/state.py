@@ -109,6 +109,19 @@ class RunState:
             self.edge_of(e)
         return self.edges
 
+    def leads_to(self, t: Tensor) -> list:
+        """The tape edges that gradient of a followed tensor flows to: those of tensors from outside and of leaves made here."""
+        wanted = {t._ref.edge} - {None}
+        step = self.at
+        while step is not None:
+            for s in reversed(step.inner) if step.kind == "gradient" else (step,):
+                made = wanted.intersection([r.edge for r in s.outs])
+                if made and s.kind in ("op", "function"):
+                    wanted -= made
+                    wanted.update(o.edge for o in s.operands if isinstance(o, Ref) and o.edge is not None)
+            step = step.parent
+        return [self.edge_of(e) for e in wanted]
+
     def rewritten(self) -> bool:
         """Whether NumPy wrote memory since it was read."""
         return any(not same_bits(t._array, self.externals[i][0]._array) for i, t in self.originals.items())

@@ -11,7 +11,7 @@ from flame.autograd.functional import _unit, fresh, pushed, stacked, zeros_like
 from flame.autograd.modes import enable_grad
 from flame.autograd.tape import AccumulateGrad, edge
 from flame.dtypes import int64
-from flame.func.batched import captured
+from flame.func.batched import Batching, captured
 from flame.func.tree import flatten, mapped, tensors
 from flame.func.vectorized import vmap
 from flame.primitive import force, registered
@@ -33,16 +33,20 @@ def _variables(x: Any) -> Any:
 
 def _let_go(x: Any, own: list[Tensor]) -> Any:
     """Results that lead to nothing but the variables made here are detached: nobody outside can ask for their derivatives."""
-    if captured(force.interpreter):  # what a captured result leads to is not known yet
+    run = force.interpreter
+    if isinstance(run, Batching) and captured(run):  # what a captured batch leads to is not known yet
         return x
     mine = {id(t) for t in own}
 
     def leads_out(t: Tensor) -> bool:
-        e = edge(t)
-        stack = [] if e is None else [e[0]]
+        if run is not None and t._ref is not None:
+            stack = run.leads_to(t)
+        else:
+            e = edge(t)
+            stack = [] if e is None else [e]
         seen: set = set()
         while stack:
-            node = stack.pop()
+            node = stack.pop()[0]
             if node in seen:
                 continue
             seen.add(node)
@@ -50,7 +54,7 @@ def _let_go(x: Any, own: list[Tensor]) -> Any:
                 if id(node.tensor) not in mine:
                     return True
             else:
-                stack.extend(f[0] for f in node.edges if f is not None)
+                stack.extend(f for f in node.edges if f is not None)
         return False
 
     return mapped(lambda t: t if leads_out(t) else t.detach() if t._batching is None else t._alias(), x)
