@@ -57,7 +57,8 @@ def test_the_functions_that_numpy_has_not_are_among_them() -> None:
         assert is_worth_it(REGISTRY[name], dtypes.float32, 1), name
     for name in ("floor", "isnan", "copy", "square"):
         assert REGISTRY[name] not in KERNELS or not is_worth_it(REGISTRY[name], dtypes.float32, 1), name
-    assert not is_worth_it(REGISTRY["remainder"], dtypes.float32, 2)
+    assert is_worth_it(REGISTRY["remainder"], dtypes.float32, 2)
+    assert not is_worth_it(REGISTRY["add"], dtypes.float32, 2)
     assert not is_worth_it(REGISTRY["sign"], dtypes.int32, 1)
 
 

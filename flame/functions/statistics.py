@@ -271,4 +271,4 @@ def hash_tensor(input: Tensor, dim: Any = (), *, keepdim: bool = False, mode: in
         for d in dims:
             if x.shape[d] == 0:
                 raise IndexError(f"hash_tensor: Expected reduction dim {d} to have non-zero size.")
-    return registered("xor_bits")(x, dim=dims, keepdim=keepdim)
+    return registered("xor_bits")(x, dims=dims, keepdim=keepdim)

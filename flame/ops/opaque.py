@@ -142,21 +142,21 @@ argsort: Primitive = register(
 )
 
 
-def _bits_infer(x: Spec, *, dim: tuple[int, ...], keepdim: bool) -> Spec:
-    return Spec(tuple(1 if i in dim else n for i, n in enumerate(x.shape) if keepdim or i not in dim), uint64)
+def _bits_infer(x: Spec, *, dims: tuple[int, ...], keepdim: bool) -> Spec:
+    return Spec(tuple(1 if i in dims else n for i, n in enumerate(x.shape) if keepdim or i not in dims), uint64)
 
 
-def _bits_eager(x: np.ndarray, *, dim: tuple[int, ...], keepdim: bool) -> np.ndarray:
+def _bits_eager(x: np.ndarray, *, dims: tuple[int, ...], keepdim: bool) -> np.ndarray:
     wide = x.astype(np.float64 if is_narrow(x.dtype) or x.dtype.kind == "f" else np.int64).view(np.uint64)
     reduce: Any = np.bitwise_xor.reduce
-    return np.asarray(reduce(wide, axis=dim, keepdims=keepdim), order="C")
+    return np.asarray(reduce(wide, axis=dims, keepdims=keepdim), order="C")
 
 
 def _bits_samples() -> Iterator[tuple[tuple, dict]]:
     r = draws("xor_bits")
     for d in dtypes.ALL:
-        for shape, dim in (((3, 5), (1,)), ((3, 5), (0, 1)), ((), ()), ((0, 2), (0,))):
-            yield (draw(r, d, shape, -2, 2),), {"dim": dim, "keepdim": d.itemsize == 4}
+        for shape, dims in (((3, 5), (1,)), ((3, 5), (0, 1)), ((), ()), ((0, 2), (0,))):
+            yield (draw(r, d, shape, -2, 2),), {"dims": dims, "keepdim": d.itemsize == 4}
 
 
 xor_bits: Primitive = register(
@@ -166,5 +166,5 @@ xor_bits: Primitive = register(
     eager=_bits_eager,
     refused={"lower": "bits of 64: computed by the library", "vjp": "bits have no derivative"},
     samples=_bits_samples,
-    doc="xor_bits(x, *, dim, keepdim): the exclusive or of the elements' bits, as float64 or int64 has them.",
+    doc="xor_bits(x, *, dims, keepdim): the exclusive or of the elements' bits, as float64 or int64 has them.",
 )
