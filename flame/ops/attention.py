@@ -28,6 +28,7 @@ import numpy as np
 
 from flame import dtypes
 from flame.dtypes import dtype, float32, float64
+from flame.ops.blas import product
 from flame.ops.contract import matmul, transposed
 from flame.ops.create import full, iota
 from flame.ops.declare import draw, draws, is_narrow, quiet, widened
@@ -113,7 +114,7 @@ def _grouped(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, n
 def _scores(q: np.ndarray, k: np.ndarray, bias: Any, scale: float, causal: bool, softcap: float) -> tuple:
     """The exponents, and the slope of the bend (None without one)."""
     t, slope = q.dtype.type, None
-    e = np.matmul(q * t(scale), np.swapaxes(k, -1, -2))
+    e = product(q * t(scale), np.swapaxes(k, -1, -2))
     if softcap:
         bent = np.tanh(e / t(softcap))
         e, slope = bent * t(softcap), 1 - bent * bent
@@ -154,7 +155,7 @@ def _eager(
         top = _finite(e.max(-1, keepdims=True, initial=-math.inf))
         np.exp(e - top, out=e)
         total = e.sum(-1, keepdims=True)
-        y = np.matmul(_kept(e, keep), v) / np.where(total == 0, total.dtype.type(1), total)
+        y = product(_kept(e, keep), v) / np.where(total == 0, total.dtype.type(1), total)
         return y.astype(d), (top + np.log(total))[..., 0]
 
     y, lse = quiet.run(run)
@@ -187,10 +188,10 @@ def _grad_eager(
     def run() -> list[np.ndarray]:
         e, slope = _scores(q, k, bias, scale, causal, softcap)
         p = np.exp(e - _finite(lse)[..., None])
-        ds = p * (_kept(np.matmul(g, np.swapaxes(v, -1, -2)), keep) - delta[..., None]) * q.dtype.type(scale)
+        ds = p * (_kept(product(g, np.swapaxes(v, -1, -2)), keep) - delta[..., None]) * q.dtype.type(scale)
         ds = ds if slope is None else ds * slope
-        dk, dv = np.matmul(np.swapaxes(ds, -1, -2), q), np.matmul(np.swapaxes(_kept(p, keep), -1, -2), g)
-        return [x.astype(d) for x in (np.matmul(ds, k), shared(dk, of_k), shared(dv, of_v))]
+        dk, dv = product(np.swapaxes(ds, -1, -2), q), product(np.swapaxes(_kept(p, keep), -1, -2), g)
+        return [x.astype(d) for x in (product(ds, k), shared(dk, of_k), shared(dv, of_v))]
 
     return tuple(np.asarray(x, order="C") for x in quiet.run(run))
 

@@ -18,6 +18,7 @@ import numpy as np
 from flame import dtypes
 from flame.dtypes import dtype
 from flame.ops.access import Choice, Cond, Contraction, E, Index
+from flame.ops.blas import product
 from flame.ops.declare import draw, draws, is_narrow, quiet, widened
 from flame.ops.elementwise import conj
 from flame.ops.movement import permute
@@ -100,7 +101,7 @@ matmul: Primitive = register(
     "matmul",
     kind="contract",
     infer=_matmul_infer,
-    eager=lambda a, b: _product(np.matmul, a, b),
+    eager=lambda a, b: _product(product, a, b),
     vjp=(lambda g, _y, _a, b: matmul(g, conj(transposed(b))), lambda g, _y, a, _b: matmul(conj(transposed(a)), g)),
     lower=_matmul_lower,
     samples=_matmul_samples,
@@ -163,7 +164,7 @@ def _contract_eager(a: np.ndarray, b: np.ndarray, *, spec: str) -> np.ndarray:
         a = a.transpose([la.index(c) for c in batch + rows + summed]).reshape(size(batch), size(rows), size(summed))
         b = b.transpose([lb.index(c) for c in batch + summed + columns]).reshape(size(batch), size(summed), size(columns))
         order = batch + rows + columns
-        y = np.matmul(a, b).reshape([sizes[c] for c in order])
+        y = product(a, b).reshape([sizes[c] for c in order])
         return y.transpose([order.index(c) for c in out])
 
     return np.asarray(_product(multiply, a, b), order="C")
@@ -299,7 +300,7 @@ def _conv_eager(x: np.ndarray, w: np.ndarray, **how: Any) -> np.ndarray:
         weights = w.reshape(groups, w.shape[0] // groups, -1)
         y = np.empty((x.shape[0], groups, w.shape[0] // groups, *out), x.dtype)
         for i in range(x.shape[0]):
-            y[i] = columns.results(np.matmul(weights, columns.of(i)))
+            y[i] = columns.results(product(weights, columns.of(i)))
         return y.reshape(x.shape[0], w.shape[0], *out)
 
     return _product(multiply, x, w)
@@ -348,7 +349,7 @@ def _input_grad_eager(g: np.ndarray, w: np.ndarray, *, input_shape: Ints, phases
         cotangents = g.reshape(n, groups, w.shape[0] // groups, -1)
         x = np.empty(input_shape, g.dtype)
         for i in range(n):
-            columns = np.matmul(weights, cotangents[i]).reshape(c, *kernel, *out)
+            columns = product(weights, cotangents[i]).reshape(c, *kernel, *out)
             image = np.zeros((c, *padded), g.dtype)
             for at in np.ndindex(*kernel):
                 to: Any = (slice(None),)
@@ -442,7 +443,7 @@ def _weight_grad_eager(x: np.ndarray, g: np.ndarray, *, weight_shape: Ints, **ho
         results = columns.results(spread)
         for i in range(x.shape[0]):
             results[...] = g[i].reshape(*rows, *columns.out)
-            total += np.matmul(spread, columns.of(i).transpose(0, 2, 1))
+            total += product(spread, columns.of(i).transpose(0, 2, 1))
         return total.reshape(weight_shape)
 
     return _product(multiply, x, g)

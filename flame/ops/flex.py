@@ -41,6 +41,7 @@ from flame.ops.attention import (
     _shared,
     sample_of_gradient,
 )
+from flame.ops.blas import product
 from flame.ops.contract import matmul, transposed
 from flame.ops.create import full, iota
 from flame.ops.declare import draw, draws, is_narrow, quiet, widened
@@ -132,7 +133,7 @@ def _eager_run(p: Primitive, *operands: Any, **params: Any) -> Any:
 
 def _arrays(q: np.ndarray, k: np.ndarray, scale: float, tables: tuple) -> list[Any]:
     """s, its place, the tables."""
-    s = np.matmul(q * q.dtype.type(scale), np.swapaxes(k, -1, -2))
+    s = product(q * q.dtype.type(scale), np.swapaxes(k, -1, -2))
     at = [np.arange(n, dtype=np.int32).reshape([-1 if d == x else 1 for x in range(4)]) for d, n in enumerate(s.shape)]
     return [s, *at, *tables]
 
@@ -152,7 +153,7 @@ def _eager(
         top = np.where(top == -math.inf, top.dtype.type(0), top)
         p = np.exp(e - top)
         total = p.sum(-1, keepdims=True)
-        return (np.matmul(p, v) / np.where(total == 0, total.dtype.type(1), total)).astype(d), (top + np.log(total))[..., 0]
+        return (product(p, v) / np.where(total == 0, total.dtype.type(1), total)).astype(d), (top + np.log(total))[..., 0]
 
     y, lse = quiet.run(run)
     return np.asarray(y, order="C"), np.asarray(lse, _wide(_BY_NUMPY[d]).numpy, order="C")
@@ -182,7 +183,7 @@ def _grad_eager(
 
     def slopes() -> tuple[np.ndarray, np.ndarray]:
         p = np.exp(e - np.where(lse == -math.inf, lse.dtype.type(0), lse)[..., None])
-        return np.broadcast_to(p, shape), p * (np.matmul(g, np.swapaxes(v, -1, -2)) - delta[..., None])
+        return np.broadcast_to(p, shape), p * (product(g, np.swapaxes(v, -1, -2)) - delta[..., None])
 
     p, ds = quiet.run(slopes)
     ds = modification.pulled(values, ds, _eager_run)
@@ -190,8 +191,8 @@ def _grad_eager(
 
     def run() -> list[np.ndarray]:
         t = q.dtype.type(scale)
-        dk, dv = np.matmul(np.swapaxes(ds, -1, -2), q) * t, np.matmul(np.swapaxes(p, -1, -2), g)
-        return [x.astype(d) for x in (np.matmul(ds, k) * t, shared(dk, of_k), shared(dv, of_v))]
+        dk, dv = product(np.swapaxes(ds, -1, -2), q) * t, product(np.swapaxes(p, -1, -2), g)
+        return [x.astype(d) for x in (product(ds, k) * t, shared(dk, of_k), shared(dv, of_v))]
 
     return tuple(np.asarray(x, order="C") for x in quiet.run(run))
 
