@@ -43,6 +43,7 @@ from flame.amp import deprecated as _deprecated
 from flame.amp.autocast_mode import autocast
 from flame.autograd import enable_grad, inference_mode, is_grad_enabled, is_inference_mode_enabled, no_grad, set_grad_enabled
 from flame.autograd import profiler as _legacy_profiler
+from flame.autograd.anomaly import is_anomaly_check_nan_enabled, is_anomaly_enabled
 from flame.backends.cuda import get_float32_matmul_precision, set_float32_matmul_precision
 from flame.dtypes import (
     bfloat16,
@@ -62,6 +63,9 @@ from flame.dtypes import (
     promote_types,
     set_default_dtype,
     uint8,
+    uint16,
+    uint32,
+    uint64,
 )
 from flame.dtypes import bool_ as bool
 from flame.explain import explain
@@ -91,6 +95,7 @@ from flame.functions.random import (
 from flame.jit import compile, disable
 from flame.nn import attention as _attention
 from flame.nn.functional import recurrent
+from flame.printing import get_printoptions, set_printoptions
 from flame.profiler.memory import memory_summary
 from flame.random import are_deterministic_algorithms_enabled, use_deterministic_algorithms
 from flame.runtime.device import device

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from threading import get_ident
 from typing import Any
 
-from flame.autograd.saving import in_force as saving
+from flame.autograd.saving import each_by_itself
 from flame.autograd.watch import watchers
 from flame.capture import native
 from flame.capture.arguments import MISS
@@ -95,7 +95,7 @@ class CompiledFunction:
         inside = force.interpreter is not None
         if self._trial is not None and not inside:
             return self._tried(self._trial, args, kwargs)
-        packing = watchers and saving.hooks  # (what is saved for backward goes through functions of the user's)
+        packing = watchers and each_by_itself()  # (saved tensors go through functions of the user's, or NaN is looked for)
         plain = inside or control.eager or knobs.disable or packing
         c: Capture = self._capture
         if plain or c.given_up:

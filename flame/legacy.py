@@ -130,7 +130,25 @@ LEGACY = {
 }  # fmt: skip
 LEGACY_CUDA = {n: _legacy(f"cuda.{n}", t.of, True) for n, t in LEGACY.items()}
 
+
+def set_default_tensor_type(t: Any, /) -> None:
+    """Legacy: `set_default_dtype` by a legacy constructor, or its name ("torch.DoubleTensor").
+
+    Raises TypeError for constructors of what is not floating, and for other things; AttributeError for names that are none.
+    """
+    if isinstance(t, str):
+        name = t.rpartition(".")[2]
+        if name not in LEGACY:
+            raise AttributeError(f"set_default_tensor_type(): there is no constructor {t!r}: use one of {', '.join(LEGACY)}")
+        t = LEGACY[name]
+    if not isinstance(t, _Legacy):
+        raise TypeError(f"set_default_tensor_type(): expected a legacy constructor as flame.DoubleTensor, but got {t!r}")
+    if not t.of.is_floating_point:
+        raise TypeError(f"only floating-point types are supported as the default type, but {t.__name__} is of {t.of!r}")
+    dtypes.set_default_dtype(t.of)
+
+
 PUBLIC_NAMES: dict[str, Any] = {
     "finfo": finfo, "iinfo": iinfo, "is_floating_point": is_floating_point, "is_complex": is_complex, "is_nonzero": is_nonzero,
-    "is_storage": is_storage, **LEGACY,
+    "is_storage": is_storage, "set_default_tensor_type": set_default_tensor_type, **LEGACY,
 }  # fmt: skip

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from flame import absent, distributions, dtypes, nn, optim
+from flame import absent, distributions, dtypes, nn, numbered, optim
 from flame.functions import PUBLIC
+from flame.functions.promotion import tensor_operand
 from flame.nn import functional as F
 from flame.runtime.device import device
 from flame.tensor import Size, Tensor
@@ -37,6 +38,8 @@ _ALIKE = (
     "conv_transpose2d conv_transpose3d cosine_similarity hardshrink max_pool1d max_pool2d max_pool3d pairwise_distance pdist "
     "pixel_shuffle pixel_unshuffle prelu rms_norm rrelu selu selu_ threshold threshold_"
 ).split()
+_MODES = "no_grad enable_grad inference_mode set_grad_enabled"
+_ANOMALY = "detect_anomaly set_detect_anomaly"
 #: functions of the top namespace that are methods of their first argument
 _METHODS = "detach detach_ fill_ zero_ index_put_ is_inference is_signed resize_as_ get_device is_same_size".split()
 
@@ -105,6 +108,11 @@ def typename(obj: Any) -> str:
     return f"{t.__module__}.{t.__qualname__}"
 
 
+def to_dlpack(tensor: Tensor) -> Any:
+    """A DLPack capsule of the tensor's memory, to be taken once; `from_dlpack(tensor)` of other libraries needs none."""
+    return tensor_operand(tensor, "to_dlpack", "tensor").__dlpack__()
+
+
 def frobenius_norm(input: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
     """The square root of the sum of squares over `dim`."""
     return PUBLIC["norm"](input, "fro", dim, keepdim)
@@ -140,7 +148,7 @@ def _of_rank(name: str, rank: int) -> Callable[..., Tensor]:
 
 _SPELLED: tuple[Callable[..., Any], ...] = (
     dropout, alpha_dropout, embedding, layer_norm, group_norm, batch_norm, can_cast, typename, frobenius_norm, nuclear_norm,
-    grid_sampler, _of_rank("grid_sampler_2d", 4), _of_rank("grid_sampler_3d", 5),
+    grid_sampler, _of_rank("grid_sampler_2d", 4), _of_rank("grid_sampler_3d", 5), to_dlpack,
 )  # fmt: skip
 
 
@@ -171,21 +179,28 @@ def enter(flame: Any) -> None:
     _module("nn.utils.weight_norm", nn.utils, weight_norm=nn.utils.weight_norm, remove_weight_norm=nn.utils.remove_weight_norm)
     _module("nn.utils.spectral_norm", nn.utils, spectral_norm=nn.utils.spectral_norm)
     _module("autograd.variable", flame.autograd, Variable=flame.autograd.Variable)
+    _module("autograd.grad_mode", flame.autograd, **{n: getattr(flame, n) for n in _MODES.split()})
+    _module("autograd.anomaly_mode", flame.autograd, **{n: getattr(flame.autograd, n) for n in _ANOMALY.split()})
+    _module("utils.dlpack", flame.utils, from_dlpack=flame.from_dlpack, to_dlpack=to_dlpack)
     _module(
         "types", flame, Tensor=Tensor, Device=device | str | int | None, Number=int | float | bool, _size=Size | list | tuple
     )
     _module("functional", flame, **{n: f for n, f in PUBLIC.items() if inspect.isfunction(f)})
     for name in ("distributed", "hub", "onnx"):
         _module(name, flame, **vars(getattr(absent, name)))
-    flame.special.__getattr__ = absent.asked("flame.special")
+    for name in ("special", *absent.WITHIN):
+        getattr(flame, name).__getattr__ = absent.asked(f"flame.{name}")
     for name in _ALIKE:
         if not hasattr(flame, name):
             setattr(flame, name, getattr(F, name))
     for name in _METHODS:
         setattr(flame, name, getattr(Tensor, name))
-    for f in _SPELLED:
+    for f in (*_SPELLED, *numbered.FUNCTIONS):
         setattr(flame, f.__name__, f)
     flame.newaxis = None
+    for name in ("OutOfMemoryError", "Event", "Stream"):
+        setattr(flame, name, getattr(flame.cuda, name))
+    flame.GradScaler, flame.random.Generator = flame.amp.GradScaler, flame.Generator
     for old in ("chunk", "split", "split_with_sizes"):
         setattr(Tensor, f"unsafe_{old}", getattr(Tensor, old))
         setattr(flame, f"unsafe_{old}", getattr(Tensor, old))

@@ -389,6 +389,95 @@ def sum(input: SparseTensor, dim: Any = None, dtype: DType | None = None) -> Any
     return SparseTensor(INDEX_SELECT(s._i, PUBLIC["tensor"](keep), dim=0), v, size, len(keep) == n and s._coalesced)
 
 
+def _by_slices(input: SparseTensor, dim: int, dtype: DType | None, name: str) -> tuple[SparseTensor, int | None, Any]:
+    """What softmax is of: coalesced and floating; None and the dimension of the values to go along; or the number of slices along
+    a sparse dimension and, for each element, which it is in."""
+    if not isinstance(input, SparseTensor):
+        raise TypeError(f"{name}(): argument 'input' must be a sparse tensor, not {type(input).__name__}")
+    s = (input if dtype is None else input.to(dtype)).coalesce()
+    if s.dtype.kind != "f":
+        raise NotImplementedError(f'"{name}" not implemented for {s.dtype!r}: it takes floats')
+    if not -s.ndim <= dim < s.ndim:
+        raise IndexError(f"Dimension out of range (expected to be in range of [{-s.ndim}, {s.ndim - 1}], but got {dim})")
+    dim, n = dim % s.ndim, s.sparse_dim()
+    if dim >= n:
+        return s, None, dim - n + 1
+    at, count = FULL(0, shape=(s._nnz(),), dtype=dtypes.int64), 1
+    for d in range(n):
+        if d != dim:
+            at, count = at * s.shape[d] + PUBLIC["select"](s._i, 0, d), count * s.shape[d]
+    return s, count, at
+
+
+def _spread(at: Tensor, like: Tensor) -> Tensor:
+    """A number an element as indices of whole values."""
+    return PUBLIC["broadcast_to"](PUBLIC["reshape"](at, (-1, *[1] * (like.ndim - 1))), tuple(like.shape))
+
+
+def log_softmax(input: SparseTensor, dim: int, *, dtype: DType | None = None) -> SparseTensor:
+    """The logarithm of `softmax`, at the same coordinates."""
+    s, count, at = _by_slices(input, dim, dtype, "log_softmax")
+    if count is None:
+        return s._with(PUBLIC["log_softmax"](s._v, at))
+    most = FULL(0, shape=(count, *tuple(s._v.shape)[1:]), dtype=s.dtype)
+    most = PUBLIC["scatter_reduce"](most, 0, _spread(at, s._v), s._v.detach(), "amax", include_self=False)
+    x = s._v - INDEX_SELECT(most, at, dim=0)
+    total = INDEX_ADD(PUBLIC["zeros_like"](most), at, PUBLIC["exp"](x), dim=0)
+    return s._with(x - PUBLIC["log"](INDEX_SELECT(total, at, dim=0)))
+
+
+def softmax(input: SparseTensor, dim: int, *, dtype: DType | None = None) -> SparseTensor:
+    """Along `dim`, exp of the elements that are there divided by their sum: what is not there counts as -inf. Gradients flow.
+
+    Raises TypeError for dense input, IndexError for a dimension that is not there, NotImplementedError for whole numbers.
+    """
+    return (y := log_softmax(input, dim, dtype=dtype))._with(PUBLIC["exp"](y._v))
+
+
+def spdiags(diagonals: Tensor, offsets: Tensor, shape: Sequence[int], layout: Any = None) -> SparseTensor:
+    """The matrix of `shape` whose diagonal offsets[i] (0 the main one, above it positive) is row i of `diagonals`, element j of
+    which stands in column j. A vector and a number are one diagonal. Gradients flow to the diagonals.
+
+    Raises RuntimeError unless offsets differ, are as many as diagonals, and shape is that of a matrix, and for a layout other than
+    sparse_coo.
+    """
+    if layout not in (None, sparse_coo):
+        raise RuntimeError(f"spdiags: the layout {layout!r} is not there: flame has coordinates (sparse_coo) alone")
+    x, k = tensor_operand(diagonals, "spdiags", "diagonals"), tensor_operand(offsets, "spdiags", "offsets")
+    x = PUBLIC["unsqueeze"](x, 0) if x.ndim == 1 else x
+    at = np.atleast_1d(k._read())
+    if len(tuple(shape)) != 2:
+        raise RuntimeError(f"Output shape must be 2d, but got {tuple(shape)}")
+    if x.ndim != 2 or at.ndim != 1:
+        raise RuntimeError(
+            f"Diagonals must be vector or matrix and offsets a vector, but got {x.ndim} and {at.ndim} dimensions"
+        )
+    if at.dtype.kind not in "iu" or len(at) != x.shape[0]:
+        raise RuntimeError(f"Offset tensor must hold whole numbers, one a diagonal ({x.shape[0]}), but got {list(at)}")
+    if len(set(at.tolist())) != len(at):
+        raise RuntimeError(f"Offset tensor contains duplicate values: {list(at)}")
+    rows, columns = int(shape[0]), int(shape[1])
+    which, column = np.meshgrid(np.arange(len(at)), np.arange(min(x.shape[1], columns)), indexing="ij")
+    row = column - at[:, None]
+    there = (row >= 0) & (row < rows)
+    flat = which[there] * x.shape[1] + column[there]
+    places = np.stack([row[there], column[there]]).astype(np.int64)
+    values = INDEX_SELECT(PUBLIC["reshape"](x, (-1,)), wrap(flat.astype(np.int64)), dim=0)
+    return SparseTensor(wrap(np.ascontiguousarray(places)), values, (rows, columns))
+
+
+def sparse_mask(self: Tensor, mask: SparseTensor) -> SparseTensor:
+    """The elements at the coordinates of a sparse tensor of the same size, zeros too. Gradients flow to them. Raises TypeError
+    unless `mask` is sparse, RuntimeError for another size."""
+    if not isinstance(mask, SparseTensor):
+        raise TypeError(f"sparse_mask(): argument 'mask' must be a sparse tensor, not {type(mask).__name__}")
+    if self.shape != mask.shape:
+        raise RuntimeError(
+            f"sparse_mask(): operands have incompatible sizes; self has {list(self.shape)}, mask {list(mask.shape)}"
+        )
+    return mask._with(_picked(self, mask))
+
+
 def _dense_only(name: str) -> Any:
     def method(self: Tensor) -> Tensor:
         raise RuntimeError(f"{name} expected sparse coordinate tensor layout but got Strided: call to_sparse() first")
@@ -398,6 +487,8 @@ def _dense_only(name: str) -> Any:
 
 
 Tensor.to_sparse = to_sparse  # type: ignore[attr-defined]
+Tensor.to_sparse_coo = lambda self: to_sparse(self)  # type: ignore[attr-defined]
+Tensor.sparse_mask = sparse_mask  # type: ignore[attr-defined]
 Tensor.to_dense = lambda self, dtype=None: self if dtype is None else to_dtype(self, dtype)  # type: ignore[attr-defined]
 for _n in ("coalesce", "is_coalesced", "indices", "values", "sparse_dim", "dense_dim"):
     setattr(Tensor, _n, _dense_only(_n))

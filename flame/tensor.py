@@ -298,6 +298,7 @@ class Tensor(_Slots):
     is_quantized = False
     is_nested = False
     is_xpu = False
+    is_sparse_csr = is_mkldnn = is_vulkan = is_xla = is_ipu = is_mtia = is_maia = False
     is_mps = False
     name = None
 

@@ -60,6 +60,7 @@ LAYERS = (
     "flame.cuda",
     "flame.amp",
     "flame.drawing",
+    "flame.numbered",
     "flame.namespace",
     "flame.snapshot",
     "flame.explanation_text",

@@ -48,6 +48,16 @@ COMPUTED = {
     "from dense": lambda t, s, d, x: (x * (x > 0)).to_sparse(),
     "hybrid": lambda t, s, d, x: (x * (x > 0.5)).to_sparse(1),
     "of its least size": lambda t, s, d, x: t.sparse_coo_tensor(t.tensor(I), t.tensor(V)),
+    "softmax over rows": lambda t, s, d, x: t.sparse.softmax(s, 0),
+    "softmax over columns": lambda t, s, d, x: t.sparse.softmax(s, -1),
+    "its logarithm": lambda t, s, d, x: t.sparse.log_softmax(s.float(), 1, dtype=t.float64),
+    "softmax of rows": lambda t, s, d, x: t.sparse.softmax((x * (x > 0.5)).to_sparse(1), 0),
+    "softmax within rows": lambda t, s, d, x: t.sparse.softmax((x * (x > 0.5)).to_sparse(1), 1),
+    "softmax of nothing": lambda t, s, d, x: t.sparse.softmax((x * 0).to_sparse(), 1),
+    "diagonals": lambda t, s, d, x: t.sparse.spdiags(x, t.tensor([0, -2, 1, 3]), (6, 5)),
+    "a diagonal": lambda t, s, d, x: t.sparse.spdiags(x[0], t.tensor([1]), (3, 9)),
+    "masked": lambda t, s, d, x: x.sparse_mask(s.coalesce()),
+    "masked rows": lambda t, s, d, x: x.sparse_mask((x * (x > 0.5)).to_sparse(1).coalesce()),
     "of dense rows": lambda t, s, d, x: t.sparse_coo_tensor(t.tensor([[0, 2, 0]]), x[:3], (4, 5)).coalesce(),
 }
 
@@ -116,6 +126,14 @@ def test_products_compile() -> None:
         (lambda: flame.ones(2).to_sparse(layout="flame.sparse_csr"), RuntimeError, "sparse_coo"),
         (lambda: made(flame).backward(), RuntimeError, "sparse.sum"),
         (lambda: flame.sparse_csr_tensor, AttributeError, "sparse_coo_tensor"),
+        (lambda: flame.sparse.softmax(flame.ones(2), 0), TypeError, "sparse tensor"),
+        (lambda: flame.sparse.softmax(made(flame), 2), IndexError, "out of range"),
+        (lambda: flame.sparse.log_softmax(made(flame).to(flame.int64), 0), NotImplementedError, "takes floats"),
+        (lambda: flame.sparse.spdiags(flame.ones(2, 2), flame.tensor([1, 1]), (2, 2)), RuntimeError, "duplicate"),
+        (lambda: flame.sparse.spdiags(flame.ones(2, 2), flame.tensor([1]), (2, 2)), RuntimeError, "one a diagonal"),
+        (lambda: flame.sparse.spdiags(flame.ones(2), flame.tensor([1]), (2, 2, 2)), RuntimeError, "2d"),
+        (lambda: flame.ones(2, 2).sparse_mask(made(flame)), RuntimeError, "sizes"),
+        (lambda: flame.ones(4, 5).sparse_mask(flame.ones(4, 5)), TypeError, "sparse tensor"),
     ],
 )
 def test_what_is_refused(call: Any, error: type, words: str) -> None:
@@ -137,3 +155,18 @@ def test_products_at_given_places() -> None:
         flame.sparse.sampled_addmm(v, a, b)
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         flame.sparse.sampled_addmm(v.to_sparse(), a, a)
+
+
+def test_gradients_of_softmax_masks_and_diagonals() -> None:
+    i = made(flame).coalesce().indices()
+    v = flame.randn(i.shape[1], dtype=flame.float64, requires_grad=True)
+    x = flame.randn(4, 5, dtype=flame.float64, requires_grad=True)
+    weights = flame.randn(4, 5, dtype=flame.float64)
+    of = lambda v: flame.sparse_coo_tensor(i, v, (4, 5), is_coalesced=True)
+    for f, at in (
+        (lambda v: (flame.sparse.softmax(of(v), 1) * weights).values(), v),
+        (lambda v: flame.sparse.log_softmax(of(v), 0).values(), v),
+        (lambda x: x.sparse_mask(of(v.detach())).values(), x),
+        (lambda x: flame.sparse.spdiags(x, flame.tensor([0, -2, 1, 3]), (6, 4)).to_dense(), x),
+    ):
+        assert flame.autograd.gradcheck(f, (at,)) and flame.autograd.gradgradcheck(f, (at,))

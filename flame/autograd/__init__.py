@@ -2,6 +2,7 @@
 
 import flame.autograd.attributes  # noqa: F401 (hangs backward, hooks and properties on Tensor)
 from flame.autograd import functional, graph
+from flame.autograd.anomaly import detect_anomaly, set_detect_anomaly
 from flame.autograd.engine import backward, grad
 from flame.autograd.function import Function
 from flame.autograd.gradcheck import gradcheck, gradgradcheck
@@ -21,6 +22,7 @@ __all__ = [
     "Function",
     "Variable",
     "backward",
+    "detect_anomaly",
     "enable_grad",
     "functional",
     "grad",
@@ -31,5 +33,6 @@ __all__ = [
     "is_grad_enabled",
     "is_inference_mode_enabled",
     "no_grad",
+    "set_detect_anomaly",
     "set_grad_enabled",
 ]

@@ -8,8 +8,11 @@ depth-first walk over edges, as in Autograd by Maclaurin et al. 2015). With `cre
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
+from flame.autograd.anomaly import applied
+from flame.autograd.saving import anomaly
 from flame.autograd.tape import AccumulateGrad, Edge, edge, filled
 from flame.precision import in_force, put_in_force
 from flame.primitive import force, registered
@@ -131,7 +134,7 @@ def run_engine(
                 collected[(node, i)] = add(collected[(node, i)], g) if (node, i) in collected else g
             else:
                 _accumulate(pending, node, i, g)
-        plain = needed is None and not stop and not segments
+        plain = needed is None and not stop and not segments and not anomaly.on
         if plain:
             go_through(order, pending, create_graph, deaf, called)
         for node in () if plain else order:
@@ -180,7 +183,8 @@ def run_engine(
             if segment and node.hooks and _inside(node, gs, aims):  # a hook hooked what its gradient comes through next
                 got, _ = node.open(cotangents, (), asked, heard_here)
             else:
-                got = node.apply(cotangents, asked) if segment else node.apply(cotangents)
+                given = (cotangents, asked) if segment else (cotangents,)
+                got = applied(node, partial(node.apply, *given)) if anomaly.on else node.apply(*given)
             _spread(pending, collected, stop, node.operands if segment else node.edges, got)
     finally:
         force.grad = before

@@ -99,20 +99,35 @@ def vjp(func: Callable, inputs: Any, v: Any = None, create_graph: bool = False, 
     return _shown(ys, one, create_graph), _shown(gs, single, create_graph)
 
 
-def pushed(ys: tuple, xs: tuple, vs: tuple, create_graph: bool) -> tuple:
-    """The tangents of ys, given those of xs."""
+def transposed(ys: tuple, xs: tuple) -> Callable[[tuple, bool], tuple]:
+    """The tangents of ys as a function of those of xs (and of whether they are to be differentiated again): the transpose of what
+    backward computes, which is linear in its cotangents, zeros of which stand for all."""
     dummies = tuple(fresh(zeros_like(y), False) for y in ys)
     gs = grad(
         [y for y in ys if y.requires_grad], xs, [d for y, d in zip(ys, dummies, strict=True) if y.requires_grad],
         create_graph=True, allow_unused=True,
     ) if any(y.requires_grad for y in ys) else (None,) * len(xs)  # fmt: skip
-    pairs = [(g, v) for g, v in zip(gs, vs, strict=True) if g is not None and g.requires_grad]
-    if not pairs:
-        return tuple(map(zeros_like, ys))
-    out = grad(
-        [g for g, _ in pairs], dummies, [v for _, v in pairs], retain_graph=True, create_graph=create_graph, allow_unused=True
-    )
-    return tuple(zeros_like(y) if t is None else t for t, y in zip(out, ys, strict=True))
+
+    def push(vs: tuple, create_graph: bool) -> tuple:
+        pairs = [(g, v) for g, v in zip(gs, vs, strict=True) if g is not None and g.requires_grad]
+        if not pairs:
+            return tuple(map(zeros_like, ys))
+        out = grad(
+            [g for g, _ in pairs],
+            dummies,
+            [v for _, v in pairs],
+            retain_graph=True,
+            create_graph=create_graph,
+            allow_unused=True,
+        )
+        return tuple(zeros_like(y) if t is None else t for t, y in zip(out, ys, strict=True))
+
+    return push
+
+
+def pushed(ys: tuple, xs: tuple, vs: tuple, create_graph: bool) -> tuple:
+    """The tangents of ys, given those of xs."""
+    return transposed(ys, xs)(vs, create_graph)
 
 
 def jvp(func: Callable, inputs: Any, v: Any = None, create_graph: bool = False, strict: bool = False) -> tuple:

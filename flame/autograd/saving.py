@@ -30,6 +30,23 @@ class _InForce(threading.local):
 in_force = _InForce()
 
 
+class _Anomaly:
+    """Whether what makes a gradient NaN is looked for (`flame.autograd.anomaly`), on all threads."""
+
+    __slots__ = ("on", "nan")
+
+    def __init__(self) -> None:
+        self.on = self.nan = False
+
+
+anomaly = _Anomaly()
+
+
+def each_by_itself() -> bool:
+    """Whether operations of this thread are to run one by one, by the node: somebody packs what they save, or looks for NaN."""
+    return bool(in_force.hooks) or anomaly.on
+
+
 class PackedTensor:
     """A saved tensor in its packed form, and where its gradient goes."""
 

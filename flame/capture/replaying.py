@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from flame import dtypes
-from flame.autograd.saving import in_force as saving
+from flame.autograd.saving import each_by_itself
 from flame.autograd.tape import AccumulateGrad, edge
 from flame.capture import segment
 from flame.capture.arguments import MISS, Arguments, matcher
@@ -76,7 +76,7 @@ class Entry:
             "in_force": in_force,
             "changes": changes,
             "placement": placement,
-            "saving": saving,
+            "each_by_itself": each_by_itself,
             "new": _new,
             "Tensor": Tensor,
         }
@@ -104,9 +104,7 @@ class Entry:
         """What a call does once its arguments are known to fit; a `direct` one goes to the native program by itself."""
         lines = [f"if force.interpreter is not None or force.grad is not {self.grad}: return MISS"]
         lines.append(f"if force.inference is not {self.inference} or in_force.casts is not entry.casts: return MISS")
-        lines.append(
-            "if placement.watched and saving.hooks: return MISS"
-        )  # (what is saved goes through functions of the user's)
+        lines.append("if placement.watched and each_by_itself(): return MISS")
         if self.watch.loose:
             lines.append("if not (watch.holds() if watch.token is changes.now else watch.still()): return MISS")
         else:

@@ -1,4 +1,4 @@
-"""grad, vjp, jvp, jacrev, jacfwd, hessian: derivatives as functions of functions."""
+"""grad, vjp, jvp, linearize, jacrev, jacfwd, hessian: derivatives as functions of functions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flame.autograd.engine import grad as tape_grad
-from flame.autograd.functional import _unit, fresh, pushed, stacked, zeros_like
+from flame.autograd.functional import _unit, fresh, pushed, stacked, transposed, zeros_like
 from flame.autograd.modes import enable_grad
 from flame.autograd.tape import AccumulateGrad, edge
 from flame.dtypes import int64
@@ -181,6 +181,31 @@ def jvp(func: Callable, primals: tuple, tangents: tuple, *, strict: bool = False
         ts = rebuild(list(pushed(tuple(leaves), tuple(xs), tuple(vs), True)))
         y, ts, aux = _let_go((y, ts, aux), xs)
     return (y, ts, aux) if has_aux else (y, ts)
+
+
+def linearize(func: Callable, *primals: Any) -> tuple[Any, Callable]:
+    """(func(*primals), a function from tangents of the primals to that of the output): `func` runs once, and its derivative at
+    these primals is there for any number of tangents. Primals are tensors, or nests of them; the function raises RuntimeError for
+    tangents of other shapes or dtypes. It is `jvp` by the transpose of backward, which is linear in its cotangent."""
+    with enable_grad():
+        f, picked, xs = _split(func, tuple(range(len(primals))), primals, {}, "linearize")
+        y = f(*picked)
+        ys, rebuild = flatten(y)
+        if not all(isinstance(t, Tensor) for t in ys):
+            raise RuntimeError("linearize(f, *primals): Expected f(*primals) to return tensors")
+        linear = transposed(tuple(ys), tuple(xs))
+
+    def push(*tangents: Any) -> Any:
+        vs = tensors(tangents)
+        if [(v.shape, v.dtype) for v in vs] != [(x.shape, x.dtype) for x in xs]:
+            raise RuntimeError(
+                f"linearize: expected tangents like the primals, {[(list(x.shape), x.dtype) for x in xs]}, but got "
+                f"{[(list(v.shape), v.dtype) for v in vs]}"
+            )
+        with enable_grad():
+            return _let_go(rebuild(list(linear(tuple(vs), True))), xs)
+
+    return _let_go(y, xs), push
 
 
 def _jacobian(func: Callable, argnums: Any, has_aux: bool, forward: bool, chunk: int | None, randomness: str) -> Callable:

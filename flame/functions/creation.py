@@ -46,6 +46,9 @@ def _from_data(data: Any, d: DType | None, op: str) -> np.ndarray:
         if found:
             data = _plain(data)
         a = np.array(data)
+        if d is dtypes.uint64 and a.dtype.kind == "f":  # (what NumPy makes of small and large integers together)
+            whole = np.array(data, object)
+            a = whole.astype(d.numpy) if all(type(n) is int and n >= 0 for n in whole.flat) else a
     except ValueError as e:
         raise ValueError(f"{op}: the nested sequences have different lengths: {e}") from None
     if a.dtype == object or a.dtype.kind in "US":

@@ -9,12 +9,54 @@ from typing import Any
 import numpy as np
 
 from flame.autograd.tape import assign
+from flame.dtypes import dtype as DType
+from flame.functions.creation import from_numpy
 from flame.functions.elementwise import PUBLIC
 from flame.functions.promotion import tensor_operand
 from flame.functions.shape import RESHAPE, as_shape
 from flame.primitive import force, registered
 from flame.reasons import SHAPE_IN_PLACE
 from flame.tensor import Tensor, method, wrap
+
+
+def frombuffer(
+    buffer: Any, *, dtype: DType, count: int = -1, offset: int = 0, requires_grad: bool = False
+) -> Tensor:  # fmt: skip
+    """A vector over the memory of an object with Python's buffer protocol: `count` elements (-1: all) from byte `offset` on. Of
+    memory that may not be written (bytes) it is a copy.
+
+    Raises TypeError for a dtype that is none; ValueError for other objects, an empty buffer, an offset outside of it, a count that
+    does not fit, and bytes that are no whole number of elements; RuntimeError where a dtype can't require gradients.
+    """
+    if not isinstance(dtype, DType):
+        raise TypeError(f"frombuffer(): argument 'dtype' must be flame.dtype, not {type(dtype).__name__}")
+    try:
+        memory = memoryview(buffer)
+    except TypeError as e:
+        raise ValueError(f"object does not implement Python buffer protocol: {type(buffer).__name__}") from e
+    length, size = memory.nbytes, dtype.itemsize
+    if length == 0 or count == 0:
+        raise ValueError(f"both buffer length ({length}) and count ({count}) must not be 0")
+    if not 0 <= offset < length:
+        raise ValueError(
+            f"offset ({offset} bytes) must be non-negative and no greater than buffer length ({length} bytes) minus 1"
+        )
+    if count < 0 and (length - offset) % size:
+        raise ValueError(
+            f"buffer length ({length} bytes) after offset ({offset} bytes) must be a multiple of element size ({size})"
+        )
+    count = (length - offset) // size if count < 0 else count
+    if count * size > length - offset:
+        raise ValueError(
+            f"requested buffer length ({count} * {size} bytes) after offset ({offset} bytes) must not be greater than actual "
+            f"buffer length ({length} bytes)"
+        )
+    a = np.frombuffer(memory, dtype.numpy, count, offset)
+    t = wrap(a.copy()) if memory.readonly else from_numpy(a)
+    return t.requires_grad_() if requires_grad else t
+
+
+PUBLIC["frombuffer"] = frombuffer
 
 
 @method()
