@@ -183,6 +183,20 @@ PAST: list[tuple[str, Program]] = [
             ("toggled", 0.82, 0.866, 0.392),
         ],
     ),
+    (
+        "a whole view made without gradient is written with it, beside one of a size that varies",
+        [
+            ("modes", 0.24, 0.154, 0.821), ("no_grad_view", 0.75, 0.844, 0.614), ("new_data", 0.019, 0.778, 0.541),
+            ("shape_loop", 0.688, 0.285, 0.151), ("broadcast_write", 0.505, 0.248, 0.361),
+        ],
+    ),
+    (
+        "an input beside one whose sizes are not known on this path",
+        [
+            ("numbers", 0.726, 0.819, 0.418), ("called_under", 0.346, 0.747, 0.983), ("batched", 0.863, 0.326, 0.229),
+            ("shape_zeros", 0.161, 0.789, 0.526),
+        ],
+    ),
 ]  # fmt: skip
 
 #: Programs that differed in kernels, by the rounding of 16-bit numbers that kernels do not store.

@@ -257,7 +257,7 @@ class Follower(RunState):
             if (
                 beside is not None
                 and self._alike_but_for_sizes(beside, a)
-                and (self.sizing or beside.key.spec.shape != a.shape or beside.key.strides != a.strides)
+                and (self.sizing or beside.sized or beside.key.spec.shape != a.shape or beside.key.strides != a.strides)
             ):
                 spec, strides = self._sized_spec(step, beside, spec, a)
             else:
