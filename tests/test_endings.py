@@ -89,6 +89,33 @@ for _ in range(3):
     background(flame.ones(5, 2))
 """
 
+SHORT = """
+import threading, time
+import flame
+from flame.capture import native
+
+def slow():
+    begun.set()
+    time.sleep(0.3)
+    print("half of it")
+    return made()
+
+def other():
+    print("all of it")
+    return capture()
+
+begun, made, capture = threading.Event(), lambda: Nothing(), lambda: Nothing()
+class Nothing:
+    places = []
+    def put(self): pass
+    def take_away(self): pass
+native.native_eager.made, native._made = slow, other
+f = flame.compile(lambda x: x * 2, backend="eager")
+for _ in range(native.OFTEN + 1):
+    f(flame.ones(3))
+begun.wait()
+"""
+
 
 def test_a_call_so_late_that_no_thread_begins_any_more_runs_in_python(tmp_path: Path) -> None:
     """It is the call after which native code is made, on a thread of its own."""
@@ -101,6 +128,11 @@ def test_a_call_that_needs_what_a_stopped_thread_holds_is_refused(tmp_path: Path
 
 def test_a_process_ends_after_its_threads_are_out_of_llvm(tmp_path: Path) -> None:
     assert run(INSIDE, tmp_path, FLAME_NUM_THREADS="2").strip() == "nobody is at work"
+
+
+def test_a_process_that_ends_drops_the_native_code_that_is_not_begun(tmp_path: Path) -> None:
+    assert run(SHORT, tmp_path).strip() == "half of it"
+    assert run(SHORT + "native.wait()", tmp_path).split("\n")[:2] == ["half of it", "all of it"]
 
 
 def test_threads_that_compile_at_once_have_a_machine_each(monkeypatch: pytest.MonkeyPatch) -> None:

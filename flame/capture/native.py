@@ -287,7 +287,11 @@ def warm(part: str = "capture") -> None:
     if knobs.native == "1" and part == "eager":
         switch("eager" if not _State.on else "on")
     if knobs.native == "auto" and part not in _State.jobs and not layout.usable():
-        _State.jobs[part] = submit(lambda: switch("eager" if part == "eager" and not _State.on else "on"))
+        # (In two jobs: a process that ends waits for the one in hand, some 4 s of processor time, and drops what comes after.)
+        if "eager" not in _State.jobs:
+            _State.jobs["eager"] = submit(lambda: switch("eager" if not _State.on else "on"))
+        if part == "capture":
+            _State.jobs[part] = submit(lambda: switch("on"))
 
 
 def wait() -> bool:
