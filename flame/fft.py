@@ -325,7 +325,8 @@ def istft(
             "istft requires a complex-valued input tensor matching the output from stft with return_complex=True."
         )
     if x.ndim not in (2, 3):
-        raise RuntimeError(f"istft: expected a tensor with 2 or 3 dimensions, but got {x.ndim}")
+        error = IndexError if x.ndim < 2 else RuntimeError
+        raise error(f"istft: expected a tensor with 2 or 3 dimensions, but got {x.ndim}")
     hop = n_fft // 4 if hop_length is None else hop_length
     width = n_fft if win_length is None else win_length
     half = (x.shape[-2] != n_fft) if onesided is None else onesided

@@ -346,9 +346,12 @@ def addmm(mat: Tensor, mat1: Any, mat2: Any, *, beta: float = 1.0, alpha: float 
 def sampled_addmm(input: Any, mat1: Tensor, mat2: Tensor, *, beta: float = 1.0, alpha: float = 1.0) -> SparseTensor:
     """alpha * (mat1 @ mat2) where the sparse matrix `input` [m, n] has elements, + beta * input: sparse, with its coordinates.
 
-    mat1 is [m, k], mat2 [k, n]; only the products that are asked for are computed. Gradients flow to all three. Raises TypeError
-    unless `input` is sparse, RuntimeError for shapes or dtypes that do not fit. (PyTorch takes CSR tensors here; flame, COO.)
+    mat1 is [m, k], mat2 [k, n]; only the products that are asked for are computed. Gradients flow to all three. Raises
+    NotImplementedError unless `input` is sparse, RuntimeError for shapes or dtypes that do not fit. (PyTorch takes CSR tensors
+    here; flame, COO.)
     """
+    if isinstance(input, Tensor):
+        raise NotImplementedError("sparse.sampled_addmm(): argument 'input' must be a sparse tensor: call to_sparse() on it")
     if not isinstance(input, SparseTensor):
         raise TypeError(f"sparse.sampled_addmm(): argument 'input' must be a sparse tensor, not {type(input).__name__}")
     a, b = tensor_operand(mat1, "sparse.sampled_addmm", "mat1"), tensor_operand(mat2, "sparse.sampled_addmm", "mat2")

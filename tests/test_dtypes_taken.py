@@ -24,7 +24,7 @@ ALONE: list[tuple[Any, tuple[int, ...], str, type]] = [
     (lambda x: F.adaptive_max_pool2d(x, 2), PLANE, "buic", NOT), (lambda x: F.interpolate(x, 8), PLANE, "bic", NOT),
     (lambda x: F.unfold(x, 2), PLANE, "ui", NOT), (lambda x: F.layer_norm(x, (4,)), PLANE, "buic", NOT),
     (lambda x: F.group_norm(x, 2), PLANE, "buic", NOT), (lambda x: F.rms_norm(x, (4,)), PLANE, "bui", NOT),
-    (lambda x: F.pad(x, (1, 1), "reflect"), PLANE, "b", NOT), (lambda x: F.pad(x, (1, 1), "circular"), PLANE, "", NOT),
+    (lambda x: F.pad(x, (1,) * 4, "reflect"), PLANE, "b", NOT), (lambda x: F.pad(x, (1,) * 4, "circular"), PLANE, "", NOT),
     (lambda x: F.nll_loss(x, flame.zeros(3).long()), MATRIX, "buic", NOT),
     (lambda x: F.mse_loss(x, x, reduction="none"), MATRIX, "bc", RUN),
     (lambda x: F.kl_div(x, flame.ones(3, 3)), MATRIX, "buic", RUN),

@@ -19,6 +19,7 @@ from flame.functions.promotion import (
     result_type,
     tensor_operand,
     to_dtype,
+    with_tensor,
 )
 from flame.functions.taking import typed
 from flame.primitive import followed, registered
@@ -149,6 +150,7 @@ def logaddexp(input: Tensor, other: Tensor) -> Tensor:
 @typed
 def xlogy(input: Any, other: Any) -> Tensor:
     """input * log(other), and 0 where input is 0 (NaN where other is)."""
+    with_tensor(input, other, op="xlogy")
     a, b = as_floating(operand(input, "xlogy", "input"), operand(other, "xlogy"))
     b = b if isinstance(b, Tensor) else PUBLIC["full"]((), float(b), dtype=a.dtype)
     product = a * PUBLIC["log"](b)

@@ -109,7 +109,18 @@ Tensor.is_conj = lambda self: False  # type: ignore[attr-defined]
 Tensor.is_neg = lambda self: False  # type: ignore[attr-defined]
 PUBLIC["is_conj"] = PUBLIC["is_neg"] = lambda input: False
 Tensor.mH = property(lambda self: conj(self.mT))  # type: ignore[attr-defined]
-Tensor.H = property(lambda self: conj(PUBLIC["t"](self)))  # type: ignore[attr-defined]
+
+
+def _hermitian(self: Tensor) -> Tensor:
+    """The matrix transposed and conjugated. Raises RuntimeError for other numbers of dimensions than 2 and 0."""
+    if self.ndim not in (0, 2):
+        raise RuntimeError(
+            f"tensor.H is only supported on matrices (2-D tensors). Got {self.ndim}-D tensor: of batches of matrices, use mH"
+        )
+    return conj(PUBLIC["t"](self))
+
+
+Tensor.H = property(_hermitian)  # type: ignore[attr-defined]
 PUBLIC["adjoint"] = Tensor.adjoint = lambda self: self.mH  # type: ignore[attr-defined]
 
 _absolute, _sgn = PUBLIC["abs"], PUBLIC["sgn"]

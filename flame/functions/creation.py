@@ -242,6 +242,8 @@ def arange(
         raise TypeError("arange(): start, end and step must be Numbers")
     if s == 0:
         raise RuntimeError("step must be nonzero")
+    if dtype is None and out is not None and out.dtype is dtypes.int64 and math.isfinite(s) and int(s) == 0:
+        raise ValueError(f"arange(): step must be nonzero, but in the integers of out {s} is 0")
     if dtype is not None and dtype is dtypes.int64 and all(map(math.isfinite, (a, b, s))) and int(s) != 0:
         a, b, s = int(a), int(b), int(s)
     if not (math.isfinite(a) and math.isfinite(b)):

@@ -374,6 +374,8 @@ def index_add(input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: 
         raise IndexError(f"index_add_(): Index is supposed to be a vector, but got dim: {i.ndim} with type: {i.dtype!r}")
     if source.dtype is not input.dtype:
         raise RuntimeError(f"index_add_(): self ({input.dtype!r}) and source ({source.dtype!r}) must have the same scalar type")
+    if source.ndim == 0 and i.numel() != 1:
+        raise IndexError(f"index_add_(): source is one element, and index has {i.numel()}")
     s = source if alpha == 1 else source * alpha
     x, s, i = _lined(input), _lined(s), _lined(i)
     INDEX_ADD.infer(x.spec, i.spec, s.spec, dim=d)
@@ -391,6 +393,12 @@ def index_copy(input: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor
     if source.ndim == input.ndim and i.numel() != (source.shape[d] if source.ndim else 1):
         n = source.shape[d] if source.ndim else 1
         raise IndexError(f"index_copy_(): Number of indices ({i.numel()}) should be equal to source.size(dim) ({n})")
+    if source.ndim and input.ndim and source.ndim != input.ndim:
+        raise IndexError(
+            f"index_copy_(): source and destination must have as many dimensions, but got {source.ndim} and {input.ndim}"
+        )
+    if 0 in (source.ndim, input.ndim) and source.ndim < 2 and source.numel() != i.numel():
+        raise IndexError(f"index_copy_(): Number of indices ({i.numel()}) should be equal to source's ({source.numel()})")
     if input.ndim == 0:
         line = SCATTER(_lined(input), RESHAPE(i, shape=(i.numel(),)), _lined(source), dim=0)
         return RESHAPE(line, shape=())
@@ -405,7 +413,7 @@ def index_fill(input: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
     d = wrap_dim(dim, input.ndim, "index_fill")
     i = _index_operand(index, "index_fill")
     if i.ndim > 1:
-        raise IndexError("index_fill_(): Index has to be a vector/scalar")
+        raise RuntimeError(f"index_fill_(): Index has to be a vector/scalar, but has {i.ndim} dimensions")
     v = operand(value, "index_fill", "value")
     if isinstance(v, Tensor):
         if v.ndim:

@@ -135,15 +135,22 @@ def outer(input: Tensor, vec2: Tensor) -> Tensor:
 
 _added("addmm", matmul)
 _added("addmv", matmul)
-_added("baddbmm", matmul)
 _added("addr", outer)
+
+
+def _batches(a: Tensor, b: Tensor, op: str) -> tuple[Tensor, Tensor]:
+    """Two batches of matrices. Raises RuntimeError for others, IndexError where a dimension that is asked for is not there."""
+    x, y = _pair(a, b, op)
+    for n, t, least in ((1, x, 2), (2, y, 3)):
+        if t.ndim != 3:
+            error = IndexError if t.ndim < least else RuntimeError
+            raise error(f"{op}: batch{n} must be a 3D tensor, but has shape {list(t.shape)}")
+    return x, y
 
 
 def _summed_product(a: Tensor, b: Tensor) -> Tensor:
     """The sum of products over a batch of matrices."""
-    x, y = _pair(a, b, "addbmm")
-    if x.ndim != 3 or y.ndim != 3:
-        raise RuntimeError("batch1 must be a 3D tensor" if x.ndim != 3 else "batch2 must be a 3D tensor")
+    x, y = _batches(a, b, "addbmm")
     if x.shape[0] != y.shape[0]:
         raise RuntimeError(f"batch1 and batch2 must have same number of batches, got {x.shape[0]} and {y.shape[0]}")
     (n, i, k), j = tuple(x.shape), y.shape[2]
@@ -153,6 +160,7 @@ def _summed_product(a: Tensor, b: Tensor) -> Tensor:
 
 
 _added("addbmm", _summed_product)
+_added("baddbmm", lambda a, b: matmul(*_batches(a, b, "baddbmm")))
 
 
 @public()

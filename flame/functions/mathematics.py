@@ -174,13 +174,12 @@ def heaviside(input: Tensor, values: Tensor) -> Tensor:
 @formed(inplace=True)
 def ldexp(input: Tensor, other: Tensor) -> Tensor:
     """input * 2 ** other."""
-    a, b = tensor_operand(input, "ldexp"), operand(other, "ldexp")
-    if isinstance(b, Tensor) and b.dtype.kind == "b" and a.dtype.kind == "f":
+    a, b = tensor_operand(input, "ldexp"), tensor_operand(other, "ldexp", "other")
+    if b.dtype.kind == "b" and a.dtype.kind == "f":
         raise NotImplementedError(f'"ldexp" not implemented for exponents of {b.dtype!r}: cast them to an integer dtype first')
     d = result_type(a, b)
     d = d if d.kind in "fc" else dtypes.get_default_dtype()
-    power = PUBLIC["exp2"](to_dtype(b, d)) if isinstance(b, Tensor) else 2.0**b
-    return to_dtype(a, d) * power
+    return to_dtype(a, d) * PUBLIC["exp2"](to_dtype(b, d))
 
 
 @formed(inplace=False)

@@ -156,7 +156,19 @@ for _name in (
     "view view_as_real view_as_complex"
 ).split():
     _copied(_name)
-Tensor.narrow_copy = PUBLIC["narrow_copy"]  # type: ignore[attr-defined]
+_narrow_copy = PUBLIC["narrow_copy"]
+
+
+def narrow_copy(input: Tensor, dim: int, start: Any, length: int) -> Tensor:
+    """`narrow`, in memory of its own. Raises RuntimeError for a dimension that is too large, where `narrow` raises
+    IndexError."""
+    if isinstance(input, Tensor) and type(dim) is int and dim >= input.ndim:
+        raise RuntimeError(f"narrow_copy(): expected dim < {input.ndim}, the number of dimensions, but got {dim}")
+    return _narrow_copy(input, dim, start, length)
+
+
+PUBLIC["narrow_copy"] = narrow_copy
+Tensor.narrow_copy = narrow_copy  # type: ignore[attr-defined]
 Tensor.is_cpu = property(lambda self: self.device.type == "cpu")  # type: ignore[attr-defined]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from flame import dtypes
-from flame.autograd.tape import about_to_write, assign, check_memory, requires_grad
+from flame.autograd.tape import SHARED_ELEMENTS, about_to_write, assign, check_memory, requires_grad
 from flame.dtypes import dtype, dtype_of_number, promote_types
 from flame.ops.declare import quiet
 from flame.primitive import Primitive, force, placement, registered
@@ -156,17 +156,34 @@ def with_tensor(*xs: Any, op: str) -> tuple:
     raise TypeError(f"{op}(): expected at least one Tensor among its arguments, got {', '.join(type(x).__name__ for x in xs)}")
 
 
+#: functions whose `out` has the result's dtype, and not one that the result can be cast to; "_pair": of those that give two
+_OF_ITS_DTYPE = frozenset(
+    """aminmax argmax argmin max_pair min_pair sort topk kthvalue median nanmedian cummax cummin mode gather index_select take
+    take_along_dim masked_select scatter scatter_add index_add index_copy inner tensordot tril triu diag multinomial nonzero renorm
+    complex polar matmul mm bmm mv dot addmm addmv addbmm baddbmm cross msort searchsorted histc where""".split()
+)
+
+
 def deliver(result: Tensor, out: Tensor | None, op: str) -> Tensor:
-    """Write a result to `out=` where one is given. Raises RuntimeError where shapes differ or the dtype can't take it."""
+    """Write a result to `out=` where one is given. Raises RuntimeError where shapes differ, the dtype
+    can't take it, or two places of `out` are one element."""
     if out is None:
         return result
     if not isinstance(out, Tensor):
         raise TypeError(f"{op}(): argument 'out' must be Tensor, not {type(out).__name__}")
+    if op in _OF_ITS_DTYPE and out.dtype is not result.dtype:
+        raise RuntimeError(f"{op}(): Expected out tensor to have dtype {result.dtype!r}, but got {out.dtype!r} instead")
     if out.shape != result.shape and out.numel() == 0 and out._view is None:
         return _grown(result, out, op)
     if out.shape != result.shape:
         raise RuntimeError(f"{op}: out has shape {list(out.shape)}, the result {list(result.shape)}; give an out of that shape")
     _check_out(result, out, op)
+    if (
+        (a := out._array) is not None
+        and 0 in a.strides
+        and any(s == 0 and n > 1 for s, n in zip(a.strides, a.shape, strict=True))
+    ):
+        raise RuntimeError(SHARED_ELEMENTS)
     return assign(out, copy(to_dtype(result, out.dtype)))
 
 

@@ -98,12 +98,15 @@ class Extreme(NamedTuple):
     indices: Tensor
 
 
+def _no_elements(op: str) -> RuntimeError:
+    return RuntimeError(
+        f"{op}(): Expected reduction dim to be specified for input.numel() == 0. Specify the reduction dim with the 'dim' argument."
+    )
+
+
 def _empty_check(x: Tensor, dims: tuple[int, ...], op: str) -> None:
     if len(dims) == x.ndim > 1 and x.numel() == 0:
-        raise RuntimeError(
-            f"{op}(): Expected reduction dim to be specified for input.numel() == 0. Specify the reduction dim with the 'dim' "
-            "argument."
-        )
+        raise _no_elements(op)
     s = x.shape
     for d in dims:
         if s[d] == 0:
@@ -142,10 +145,11 @@ def _extreme(p: Any, arg: Any, pair: Any, name: str) -> None:
             return deliver(PUBLIC[pair](x, dim if other is None else other), out, name)
         if dim is None:
             if x.numel() == 0:
-                raise RuntimeError(
-                    f"{name}(): Expected reduction dim to be specified for input.numel() == 0. Specify the reduction dim."
-                )
-            return _reduce(p, x, tuple(range(x.ndim)), False)
+                raise _no_elements(name)
+            return deliver(_reduce(p, x, tuple(range(x.ndim)), False), out, name)
+        if out is not None:
+            pair_of = zip(function(x, dim, keepdim), out, strict=True)
+            return Extreme(*(deliver(y, o, name + "_pair") for y, o in pair_of))
         if x.ndim == 0:
             wrap_dim(dim, 0, name)
             return Extreme(registered("copy")(x), PUBLIC["zeros"]((), dtype=dtypes.int64))
@@ -173,6 +177,8 @@ def _reduced(p: Any, name: str) -> None:
     def function(input: Tensor, dim: Any = (), keepdim: bool = False, *, out: Tensor | None = None) -> Tensor:
         x = tensor_operand(input, name)
         dims = wrap_dims(dim, x.ndim, name)
+        if (dim is None or dim == ()) and x.numel() == 0:
+            raise _no_elements(name)
         _empty_check(x, dims, name)
         return deliver(_reduce(p, x, dims, keepdim), out, name)
 
@@ -318,6 +324,11 @@ def norm(input: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False, 
         if dims:
             return fused.root_of_squares(x, dims=dims, keepdim=keepdim, smooth=force.grad and x.requires_grad)
         return _root(_reduce(SUM, x * x, dims, keepdim), 0.5)
+    if (p < 0 or p == math.inf) and any(x.shape[d] == 0 for d in dims):
+        where = "an empty tensor" if dim is None or len(dims) == x.ndim else f"dimensions {list(dims)}, of which one is empty"
+        raise RuntimeError(
+            f"linalg.vector_norm cannot compute the {p} norm on {where}, because the operation does not have an identity"
+        )
     a = PUBLIC["abs"](x)
     if p == math.inf:
         return _reduce(AMAX, a, dims, keepdim)
@@ -430,6 +441,8 @@ def kthvalue(input: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> Ext
         if k != 1:
             raise RuntimeError(f"kthvalue(): selected number k out of range for dimension {d}")
         return Extreme(registered("copy")(x), PUBLIC["zeros"]((), dtype=dtypes.int64))
+    if not x.shape[d]:
+        raise IndexError(f"kthvalue(): Expected reduction dim {d} to have non-zero size.")
     if not 1 <= k <= x.shape[d]:
         raise RuntimeError(f"kthvalue(): selected number k out of range for dimension {d}")
     index = take_slice(argsort(x, d), d, k - 1, k)

@@ -88,12 +88,14 @@ def index_reduce(input: Tensor, dim: int, index: Tensor, source: Tensor, reduce:
         )
     shape = tuple(x.shape)
     d = wrap_dim(dim, x.ndim, "index_reduce")
+    if s.ndim == 0 and i.numel() != 1:
+        raise IndexError(f"index_reduce_(): source is one element, and index has {i.numel()}")
     if s.ndim and x.ndim and s.ndim == x.ndim and s.shape[d] != i.numel():
         raise RuntimeError(
             f"index_reduce_(): Number of indices ({i.numel()}) should be equal to source.size(dim): ({s.shape[d]}), for dim: {d}"
         )
     if x.ndim and s.ndim != x.ndim:
-        raise IndexError(f"index_reduce_(): source of shape {list(s.shape)} has not the dimensions of input {list(x.shape)}")
+        raise RuntimeError(f"index_reduce_(): source of shape {list(s.shape)} has not the dimensions of input {list(x.shape)}")
     if x.ndim == 0 and s.numel() != i.numel():
         raise RuntimeError(f"index_reduce_(): Number of indices ({i.numel()}) should be equal to source's ({s.numel()})")
     if x.ndim == 0:

@@ -166,12 +166,12 @@ def unflatten(input: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
 def permute(input: Tensor, *dims: Any) -> Tensor:
     """The dimensions in another order: a view."""
     ds = dims[0] if len(dims) == 1 and isinstance(dims[0], Sequence) else dims
-    order = tuple(wrap_dim(d, input.ndim, "permute") for d in ds)
-    if len(order) != input.ndim:
+    if len(ds) != input.ndim:
         raise RuntimeError(
-            f"permute(sparse_coo): number of dimensions in the tensor input does not match the length of the desired ordering of "
-            f"dimensions i.e. input.dim() = {input.ndim} is not equal to len(dims) = {len(order)}".replace("(sparse_coo)", "")
+            f"permute: number of dimensions in the tensor input does not match the length of the desired ordering of dimensions "
+            f"i.e. input.dim() = {input.ndim} is not equal to len(dims) = {len(ds)}"
         )
+    order = tuple(wrap_dim(d, input.ndim, "permute") for d in ds)
     if len(set(order)) != len(order):
         raise RuntimeError(f"permute(): duplicate dims are not allowed: {list(ds)}")
     return PERMUTE(input, dims=order)

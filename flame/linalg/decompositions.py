@@ -161,6 +161,11 @@ def ormqr(input: Tensor, tau: Tensor, other: Tensor, left: bool = True, transpos
             f"and equal to input.shape[-2], "
             f"but got {list(c.shape)} and {list(a.shape)}"
         )
+    if k != min(c.shape[-2 if left else -1], a.shape[-1]):
+        raise RuntimeError(
+            f"ormqr: tau.shape[-1] must be equal to min(other.shape[{-2 if left else -1}], input.shape[-1]), but got "
+            f"{list(t.shape)}, {list(c.shape)} and {list(a.shape)}"
+        )
     for what, x in (("tau", t), ("other", c)):
         if x.dtype is not a.dtype:
             raise RuntimeError(

@@ -51,9 +51,11 @@ def ldl_factor(A: Tensor, *, hermitian: bool = False) -> LDLFactor:
 def ldl_solve(LD: Tensor, pivots: Tensor, B: Tensor, *, hermitian: bool = False) -> Tensor:
     """The X [*, n, k] with A X = B, given A's ldl_factor_ex. Gradients flow to B.
 
-    Raises RuntimeError for shapes or dtypes that do not fit.
+    Raises RuntimeError for shapes or dtypes that do not fit, IndexError for a B that is no matrix.
     """
     op = "linalg.ldl_solve"
+    if isinstance(B, Tensor) and B.ndim < 2:
+        raise IndexError(f"{op}: B must have at least 2 dimensions, but has shape {list(B.shape)}")
     f, b = matrices(LD, op, "LD", square=True), matrices(B, op, "B")
     same_dtype(f, b, op)
     if pivots.dtype not in dtypes.INTS:

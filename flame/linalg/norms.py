@@ -41,15 +41,6 @@ def vector_norm(x: Tensor, ord: Any = 2, dim: Any = None, keepdim: bool = False,
     if p is None:
         raise TypeError(f"linalg_vector_norm(): argument 'ord' must be Number, not {type(ord).__name__}")
     dims = wrap_dims(dim, t.ndim, "linalg.vector_norm")
-    if (p < 0 or p == math.inf) and any(t.shape[d] == 0 for d in dims):
-        if dim is None or len(dims) == t.ndim:
-            raise RuntimeError(
-                f"linalg.vector_norm cannot compute the {p} norm on an empty tensor because the operation does not have an identity"
-            )
-        raise RuntimeError(
-            f"linalg.vector_norm cannot compute the {p} norm on the dimension {next(d for d in dims if t.shape[d] == 0)} because "
-            "this dimension is empty and the operation does not have an identity"
-        )
     return PUBLIC["norm"](t, p, None if dim is None else dims, keepdim)
 
 

@@ -349,6 +349,11 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 @composite
 @typed
 def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if input1.ndim != input2.ndim:
+        raise RuntimeError(f"bilinear(): input dimensions do not match: got {input1.ndim} and {input2.ndim}")
+    if weight.ndim != 3:
+        error = IndexError if weight.ndim < 3 else RuntimeError
+        raise error(f"bilinear(): weight must have 3 dimensions (out, in1, in2), but has shape {list(weight.shape)}")
     y = PUBLIC["einsum"]("...i,oij,...j->...o", input1, weight, input2)
     return y if bias is None else y + bias
 

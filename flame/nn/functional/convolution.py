@@ -42,6 +42,15 @@ def _padding(padding: Any, kernel: tuple[int, ...], stride: tuple[int, ...], dil
     return tuple((p, p) for p in tuples(padding, len(kernel), op, "padding"))
 
 
+def _with_bias(y: Tensor, bias: Tensor, op: str) -> Tensor:
+    """A number added to each channel. Raises RuntimeError unless there are as many."""
+    if tuple(bias.shape) != (y.shape[1],):
+        raise RuntimeError(
+            f"{op}: expected bias to be 1-dimensional with {y.shape[1]} elements, but got bias of size {list(bias.shape)} instead"
+        )
+    return y + bias.reshape(-1, *[1] * (y.ndim - 2))  # type: ignore[attr-defined]
+
+
 def _conv(n: int) -> Any:
     name = f"conv{n}d"
 
@@ -75,7 +84,7 @@ def _conv(n: int) -> Any:
         s, d = tuples(stride, n, name, "stride"), tuples(dilation, n, name, "dilation")
         y = CONV(x, w, stride=s, padding=_padding(padding, tuple(w.shape[2:]), s, d, name), dilation=d, groups=int(groups))
         if bias is not None:
-            y = y + bias.reshape(-1, *[1] * n)  # type: ignore[attr-defined]
+            y = _with_bias(y, bias, name)
         return y.squeeze(0) if single else y  # type: ignore[attr-defined]
 
     conv.__name__ = conv.__qualname__ = name
@@ -96,7 +105,7 @@ def _with_wide_ends(f: Any, x: Tensor, w: Tensor, bias: Tensor | None, stride: A
     for p, e in zip(reversed(padding), reversed(extra), strict=True):
         edges += [-p, e - p]
     y = constant_pad(y, edges)
-    return y if bias is None else y + bias.reshape(-1, *[1] * len(stride))  # type: ignore[attr-defined]
+    return y if bias is None else _with_bias(y, bias, f.__name__)
 
 
 def _conv_transpose(n: int) -> Any:
@@ -138,7 +147,7 @@ def _conv_transpose(n: int) -> Any:
             dilation=d, groups=int(groups),
         )  # fmt: skip
         if bias is not None:
-            y = y + bias.reshape(-1, *[1] * n)  # type: ignore[attr-defined]
+            y = _with_bias(y, bias, name)
         return y.squeeze(0) if single else y  # type: ignore[attr-defined]
 
     conv_transpose.__name__ = conv_transpose.__qualname__ = name
@@ -160,6 +169,14 @@ def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float 
         return constant_pad(input, pad, v if input.dtype.kind == "f" else int(v))
     if value is not None and value != 0:
         raise ValueError(f'Padding mode "{mode}" doesn\'t take in value argument')
+    pairs, odd = divmod(len(pad), 2)
+    if odd or pairs > input.ndim:
+        raise RuntimeError(f"pad(): expected a pair for at most each of {input.ndim} dimensions, but got {len(pad)} numbers")
+    if pairs not in (1, 2, 3) or input.ndim not in (pairs + 1, pairs + 2):
+        raise NotImplementedError(
+            f"Padding size {len(pad)} is not supported for {input.ndim}D input tensor: with mode={mode!r} 1, 2 or 3 pairs pad the "
+            "last dimensions of a tensor that has one or two more"
+        )
     return (_repeated_pad if mode == "circular" else _reflected_pad)(input, pad, mode)
 
 
@@ -260,9 +277,8 @@ def _planes(input: Tensor, ranks: tuple[int, int], op: str) -> tuple[Tensor, boo
     """The input with a batch dimension, and whether it had none."""
     x = tensor_operand(input, op)
     if x.ndim not in ranks:
-        raise RuntimeError(
-            f"{op}: Expected {ranks[0]}D or {ranks[1]}D (batch mode) tensor, but got input of size {list(x.shape)}"
-        )
+        error = IndexError if x.ndim < 3 == ranks[0] else RuntimeError
+        raise error(f"{op}: Expected {ranks[0]}D or {ranks[1]}D (batch mode) tensor, but got input of size {list(x.shape)}")
     return (x.unsqueeze(0), True) if x.ndim == ranks[0] else (x, False)  # type: ignore[attr-defined]
 
 

@@ -259,6 +259,11 @@ def linear_cross_entropy(
         raise RuntimeError(
             f"linear_cross_entropy: expected input [N, F] and linear_weight [C, .., F], but got {list(x.shape)} and {list(w.shape)}"
         )
+    if w.ndim > 2 and x.ndim == 1:
+        raise RuntimeError(
+            f"linear_cross_entropy: K-dimensional loss defined by linear_weight shape {list(w.shape)} requires batched input, "
+            f"[N, {w.shape[-1]}], got unbatched input with shape {list(x.shape)}"
+        )
     if options is not None:
         t = tensor_operand(target, "linear_cross_entropy", "target")
         if w.ndim == 2 and not label_smoothing and t.dtype is dtypes.int64 and t.ndim == x.ndim - 1:
@@ -418,7 +423,13 @@ def soft_margin_loss(
 ) -> Tensor:
     """log(1 + exp(-target input))."""
     x, t = _operands(input, target, "soft_margin_loss")
-    return reduced(softplus(-t * x), legacy(size_average, reduce, reduction))
+    z = t * x
+    if z.shape != x.shape:
+        raise RuntimeError(
+            f"soft_margin_loss: output with shape {list(x.shape)} doesn't match the broadcast shape "
+            f"{list(z.shape)} of input and target"
+        )
+    return reduced(softplus(-z), legacy(size_average, reduce, reduction))
 
 
 @composite

@@ -69,8 +69,12 @@ def _check_windows(x: Tensor, kernel: tuple, stride: tuple, padding: tuple, dila
         raise RuntimeError(f"{op}: Expected 2D or more dimensions of positive size beside the batch, but got {list(x.shape)}")
 
 
-def _batched(input: Tensor, n: int, op: str) -> tuple[Tensor, bool]:
+def _batched(input: Tensor, n: int, op: str, least: int = 0) -> tuple[Tensor, bool]:
+    """With a batch, and whether there was none. Raises IndexError for fewer than `least` dimensions, RuntimeError for other
+    numbers than n + 1 and n + 2."""
     x = tensor_operand(input, op)
+    if x.ndim < least:
+        raise IndexError(f"{op}: Expected {n + 1}D or {n + 2}D (batch mode) tensor, but got input of size {list(x.shape)}")
     if x.ndim not in (n + 1, n + 2):
         raise RuntimeError(f"{op}: Expected {n + 1}D or {n + 2}D (batch mode) tensor, but got input of size {list(x.shape)}")
     return (x.unsqueeze(0), True) if x.ndim == n + 1 else (x, False)  # type: ignore[attr-defined]
@@ -139,7 +143,7 @@ def _avg_pool(n: int) -> Any:
         input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
         count_include_pad: bool = True, divisor_override: int | None = None,
     ) -> Tensor:  # fmt: skip
-        x, single = _batched(input, n, name)
+        x, single = _batched(input, n, name, 3 if n == 2 else 0)
         k = tuples(kernel_size, n, name, "kernel_size")
         s = k if stride is None or not isinstance(stride, int) and not len(stride) else tuples(stride, n, name, "stride")
         p, one = tuples(padding, n, name, "padding"), (1,) * n
@@ -302,7 +306,7 @@ def _fractional(n: int) -> Any:
     ) -> Any:  # fmt: skip
         if output_size is None and output_ratio is None:
             raise ValueError(f"{name} requires specifying either an output_size or an output_ratio")
-        x, single = _batched(input, n, name)
+        x, single = _batched(input, n, name, n + 1)
         k, size = tuples(kernel_size, n, name, "kernel_size"), tuple(x.shape[2:])
         if output_size is None:
             r = (output_ratio,) * n if isinstance(output_ratio, int | float) else tuple(output_ratio)
@@ -366,6 +370,21 @@ fractional_max_pool2d_with_indices, fractional_max_pool3d_with_indices = map(
 )
 
 
+def _unpooled(output_size: Any, usual: list[int], s: tuple[int, ...]) -> list[int]:
+    """The spatial part of an `output_size`, which is within a stride of the usual one."""
+    n, size = len(usual), [int(v) for v in output_size]
+    if len(size) == n + 2:
+        size = size[2:]
+    if len(size) != n:
+        raise ValueError(
+            f"output_size should be a sequence containing {n} or {n + 2} elements, but it has a length of {len(size)}"
+        )
+    for m, u, si in zip(size, usual, s, strict=True):
+        if not u - si < m < u + si:
+            raise ValueError(f"invalid output_size {size} (each must be within the stride {s} of {usual})")
+    return size
+
+
 def _max_unpool(n: int) -> Any:
     name = f"max_unpool{n}d"
 
@@ -374,6 +393,13 @@ def _max_unpool(n: int) -> Any:
     def unpool(
         input: Tensor, indices: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, output_size: Any = None
     ) -> Tensor:
+        k = tuples(kernel_size, n, name, "kernel_size")
+        s = k if stride is None else tuples(stride, n, name, "stride")
+        p = tuples(padding, n, name, "padding")
+        if input.ndim < n:
+            raise IndexError(f"{name}: input of size {list(input.shape)} has not {n} dimensions")
+        usual = [(m - 1) * si + ki - 2 * pi for m, si, ki, pi in zip(input.shape[input.ndim - n :], s, k, p, strict=True)]
+        size = usual if output_size is None else _unpooled(output_size, usual, s)
         x, single = _batched(input, n, name)
         if indices.dtype is not dtypes.int64:
             raise RuntimeError(f"{name}: elements in indices should be of type int64 but got {indices.dtype!r}")
@@ -382,20 +408,6 @@ def _max_unpool(n: int) -> Any:
                 f"{name}: expected shape of indices to be the same as that of the input ({list(input.shape)}), but got "
                 f"{list(indices.shape)}"
             )
-        k = tuples(kernel_size, n, name, "kernel_size")
-        s = k if stride is None else tuples(stride, n, name, "stride")
-        p = tuples(padding, n, name, "padding")
-        usual = [(m - 1) * si + ki - 2 * pi for m, si, ki, pi in zip(x.shape[2:], s, k, p, strict=True)]
-        size = usual if output_size is None else [int(v) for v in output_size]
-        if len(size) == n + 2:
-            size = size[2:]
-        if len(size) != n:
-            raise ValueError(
-                f"output_size should be a sequence containing {n} or {n + 2} elements, but it has a length of {len(size)}"
-            )
-        for m, u, si in zip(size, usual, s, strict=True):
-            if output_size is not None and not u - si < m < u + si:
-                raise ValueError(f"invalid output_size {size} (each must be within the stride {s} of {usual})")
         flat = (*x.shape[:2], math.prod(x.shape[2:]))
         zeros = PUBLIC["zeros"](*x.shape[:2], math.prod(size), dtype=x.dtype)
         y = SCATTER(zeros, RESHAPE(indices, shape=flat), RESHAPE(x, shape=flat), dim=2)
