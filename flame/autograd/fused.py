@@ -37,6 +37,18 @@ _MOST: Final = 512
 _UNKNOWN: Final[Any] = object()
 CAST = registered("cast")
 
+#: numbers that were operands, as arrays beside operands of a dtype
+_NUMBERS: Final[dict[tuple, np.ndarray]] = {}
+
+
+def _number(d: np.dtype, n: Any) -> np.ndarray:
+    """A number as an operand beside arrays of dtype `d`."""
+    made = np.array(n, _BY_NUMPY[d].accumulator.numpy)
+    made.flags.writeable = False
+    if n:  # (0.0 equals -0.0)
+        keep(_NUMBERS, (d, n), made, _MOST)
+    return made
+
 
 def fixed(x: Any) -> Any:
     """A value that no derivative flows through, in what `fused` functions are written of."""
@@ -89,7 +101,8 @@ class Fused:
             elif o is None:
                 kinds.append(None)
             else:
-                arrays.append(np.array(o, _BY_NUMPY[arrays[0].dtype].accumulator.numpy))
+                number = _NUMBERS.get((arrays[0].dtype, o))
+                arrays.append(_number(arrays[0].dtype, o) if number is None else number)
                 kinds.append(0)
         key = (*kinds, wrt, *static.values())
         ready = self.bound.get(key, _UNKNOWN)

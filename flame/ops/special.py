@@ -70,15 +70,14 @@ def lgamma(x: np.ndarray) -> np.ndarray:
     return _library(machine.lgamma, x)
 
 
-#: 1 and -1 as arrays: ufuncs take these at a third of what a Python number costs them
-_ONES = {np.dtype(t): (np.array(1, t), np.array(-1, t)) for t in (np.float16, np.float32, np.float64)}
+#: 1, -1 and 0 as arrays: ufuncs take these at a third of what a Python number costs them
+_UNITS = {np.dtype(t): (np.array(1, t), np.array(-1, t), np.array(0, t)) for t in (np.float16, np.float32, np.float64)}
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
-    """exp(-|x|) never overflows: e / (1 + e) below 0, 1 / (1 + e) above."""
-    one, minus = _ONES[x.dtype]
-    e = np.exp(np.copysign(x, minus))
-    return np.where(np.signbit(x), e, one) / (e + one)
+    """exp(min(x, 0)) / (1 + exp(-|x|)): neither overflows, and below 0 they are the same."""
+    one, minus, zero = _UNITS[x.dtype]
+    return np.exp(np.minimum(x, zero)) / (np.exp(np.copysign(x, minus)) + one)
 
 
 #: B(2k) of the asymptotic series, and how far arguments are shifted up before it is used

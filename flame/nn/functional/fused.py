@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from flame.autograd.fused import fused, fused_where, with_number
 from flame.dtypes import int64
 from flame.functions.fused import exponentials, narrowed, wide
@@ -187,12 +189,16 @@ def logistic(x: Any, t: Any, factor: float, *, reduction: str) -> Any:
     return _reduced(ADD(SUB(RELU(x), MUL(x, t)), LOG1P(EXP(NEG(ABS(x))))), factor, reduction)
 
 
+_UNSIGNED = {n: np.dtype(f"u{n}") for n in (1, 2, 4, 8)}
+_most: Any = np.maximum.reduce
+
+
 def _classes_exist(x: Any, target: Any, *_: Any, dim: int, ignore: int, **__: Any) -> bool:
     """Whether every target that counts is a class (what is not is reported by the operation that looks it up)."""
     if not target.size:
         return True
     classes = x.shape[dim]
-    if 0 <= target.min() and target.max() < classes:
+    if _most(target.reshape(-1).view(_UNSIGNED[target.dtype.itemsize])) < classes:  # (what is negative is then the largest)
         return True
     counts = target[target != ignore]
     return not counts.size or bool(0 <= counts.min() and counts.max() < classes)

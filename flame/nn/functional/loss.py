@@ -133,7 +133,8 @@ def cross_entropy(
         raise RuntimeError("cross_entropy: Expected input of at least one dimension")
     d = _class_dim(x)
     hard = t.shape != x.shape and t.dtype.kind in "iu"
-    if hard and weight is None and x.dtype.kind == "f" and tuple(t.shape) == (*x.shape[:d], *x.shape[d + 1 :]):
+    sizes = tuple(x.shape)
+    if hard and weight is None and x.dtype.kind == "f" and tuple(t.shape) == sizes[:d] + sizes[d + 1 :]:
         _check_reduction(reduction)
         share = label_smoothing / x.shape[d] if label_smoothing else 0.0
         return fused.class_entropy(
