@@ -84,11 +84,13 @@ class Tally:
         self.right: Counter[tuple[str, str]] = Counter()
         self.calls: Counter[tuple[str, str]] = Counter()
         self.told: list[str] = []
+        self.differ: Counter[tuple[str, str, str]] = Counter()
 
     def count(self, part: str, kind: str, name: str, told: str) -> None:
         self.calls[part, kind] += 1
         self.right[part, kind] += not told
         if told:
+            self.differ[part, kind, name] += 1
             self.told.append(f"{part} {kind} {name}: {told}"[:240].replace("\n", " "))
 
 
@@ -225,18 +227,53 @@ shape, and whether memory is shared); calls that PyTorch's tests expect to raise
 PyTorch raises (right: an exception of that type); and `gradcheck` and `gradgradcheck` of samples, in one random direction.
 
 """
+#: what differs on purpose or is refused: (part, or its kind, or everywhere; a part of names) -> why
+REASONS = {
+    ("values", "sort kthvalue topk"): "places of equal elements, which may be any of them",
+    ("values", "eig"): "vectors are free up to a factor",
+    (
+        "values",
+        "pixel_ sum_to_size histogram to",
+    ): "what is given is what comes out: not copied, or not as often",
+    ("values", "as_strided"): "of a view: strides are counted in memory of its own",
+    ("values", "chalf"): "no complex numbers of half precision",
+    ("values", "avg_pool local_response_norm"): "means of integers are fractions here",
+    ("values", "logaddexp logcumsumexp sigmoid silu normal uniform"): "complex numbers are refused",
+    ("wrong", "lu_factor"): "a singular matrix is told of by what solves with it",
+    ("wrong", "sparse.mm"): "there is no third argument, a reduction",
+    ("wrong shape", "index_put"): "the values' shape is told of before the index",
+    ("wrong dtype", "round"): "integers with `decimals=0`, which PyTorch takes without it",
+    ("wrong type", "max_unpool interpolate loss"): "a TypeError names the argument before another mistake is told",
+    ("wrong type", "trapz trapezoid roll stft histogram to ctc_loss adaptive_max_pool"): "what Python takes as it finds it",
+    ("errors", "take cat"): "memory that operands share, which the copies that are compared have not",
+}
+
+
+def reasons(figures: dict) -> str:
+    """What differs, one by one: operators by part, each with the reason that the table above has for it."""
+    lines = []
+    named: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for part, kind, name, n in figures["differ"]:
+        why = next(
+            (
+                w
+                for (where, names), w in REASONS.items()
+                if where in (part, kind) and any(k in name for k in names.split() or [""])
+            ),
+            "another type of exception, or of a value" if part != "values" else "",
+        )
+        named.setdefault((part, kind), {}).setdefault(why, []).append(f"`{name}`" + (f" ({n})" if n > 1 else ""))
+    for (part, kind), by_reason in named.items():
+        told = "; ".join(f"{', '.join(sorted(names))}" + (f": {why}" if why else "") for why, names in by_reason.items())
+        lines.append(f"- {part}, {kind}: {told}.")
+    return "\n".join(lines) + "\n"
+
+
 FOOT = """
-Of draws of random numbers and memory of any content, values count shape and dtype. Where the two differ:
-views where PyTorch copies, and copies where it has views; vectors of eigenvalues, which are free up to a factor, and gradients
-through them; derivatives of casts
-to narrower floats, through which steps of 1e-6 cannot be seen, and of `max_unpool` at places that repeat; `chalf`; `logaddexp`,
-`logcumsumexp` and `sigmoid` of complex numbers, which are refused. Of wrong calls these
-differ. Dtypes: `round` of integers with `decimals=0`, which PyTorch refuses and without it takes. Types: `max_unpool`'s output_size
-and a number for `interpolate`'s mode or a loss's `reduction`, where a TypeError names the argument before ValueError or
-NotImplementedError would; an old path's flags (`stft`, `histogram`, `to`), numbers for `roll`'s shifts, None for the spacing of
-`trapezoid`, which Python takes as it finds them. Shapes: which of two mistakes is told first, mostly IndexError for RuntimeError or
-the reverse (`index_reduce`, `max_unpool`, `permute`, `pad`, `narrow_copy`, pools of vectors), and `soft_margin_loss`, `conv3d`'s
-bias and `bilinear`, where shapes broadcast. Errors of its tests: `out=` that overlaps or has another dtype, layouts of windows.
+Of draws of random numbers and memory of any content, values count shape and dtype. Gradients (whose calls are not named here)
+differ through vectors of eigenvalues, free up to a factor, through casts to narrower floats, in which steps of 1e-6 cannot be seen, and in
+`max_unpool` at places that repeat. Where else the two differ, operators by name, with how many calls where more than one:
+
 """
 
 
@@ -244,7 +281,7 @@ def page(figures: dict) -> str:
     rows = [f"| {part} | {kind} | {n} | {right} |" for part, kind, n, right in figures["rows"]]
     table = "| what | of which kind | calls | agree |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
     absent = ", ".join(f"`{n}`" for n in figures["absent"])
-    return HEAD.format(**figures) + table + FOOT + f"\nNot there: {absent}.\n"
+    return HEAD.format(**figures) + table + FOOT + reasons(figures) + f"\nNot there: {absent}.\n"
 
 
 def main() -> None:
@@ -281,10 +318,13 @@ def main() -> None:
         print(*row)
     if given.only:
         return
-    old = json.loads(FIGURES.read_text())["rows"] if FIGURES.exists() else []
+    old = json.loads(FIGURES.read_text()) if FIGURES.exists() else {"rows": [], "differ": []}
     done = {r[0] for r in rows}
-    rows = sorted([*rows, *(r for r in old if r[0] not in done)], key=lambda r: PARTS.index(r[0]))
-    figures = {"version": torch.__version__, "all": len(table), "there": len(found), "rows": rows, "absent": absent}
+    rows = sorted([*rows, *(r for r in old["rows"] if r[0] not in done)], key=lambda r: PARTS.index(r[0]))
+    differ = [[*key, n] for key, n in tally.differ.items()] + [r for r in old.get("differ", []) if r[0] not in done]
+    differ = [r for r in sorted(differ, key=lambda r: (PARTS.index(r[0]), *r[1:])) if r[0] != "gradients"]
+    figures = {"version": torch.__version__, "all": len(table), "there": len(found), "rows": rows}
+    figures |= {"differ": differ, "absent": absent}
     FIGURES.write_text(json.dumps(figures, indent=1) + "\n")
     PAGE.write_text(page(figures))
 
