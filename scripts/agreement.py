@@ -230,6 +230,8 @@ PyTorch raises (right: an exception of that type); and `gradcheck` and `gradgrad
 #: what differs on purpose or is refused: (part, or its kind, or everywhere; a part of names) -> why
 REASONS = {
     ("values", "sort kthvalue topk"): "places of equal elements, which may be any of them",
+    ("values", "to_sparse"): "a class of its own, which holds no dense tensor",
+    ("bool", "sum_to_size"): "booleans where nothing is summed, not integers",
     ("values", "eig"): "vectors are free up to a factor",
     (
         "values",
@@ -271,8 +273,9 @@ def reasons(figures: dict) -> str:
 
 FOOT = """
 Of draws of random numbers and memory of any content, values count shape and dtype. Gradients (whose calls are not named here)
-differ through vectors of eigenvalues, free up to a factor, through casts to narrower floats, in which steps of 1e-6 cannot be seen, and in
-`max_unpool` at places that repeat. Where else the two differ, operators by name, with how many calls where more than one:
+differ through vectors of eigenvalues, free up to a factor, through casts to narrower floats, in which steps of 1e-6 cannot be
+seen, and in `max_unpool` at places that repeat. Where else the two differ, operators by name, with how many calls where more than
+one:
 
 """
 
