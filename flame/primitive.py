@@ -315,6 +315,37 @@ def _tell(f: Callable[..., Any], args: tuple, kwargs: dict, failure: Exception) 
         raise told from failure
 
 
+#: NumPy's words for parameters, which PyTorch takes in place of its own
+_SYNONYMS = {"axis": "dim", "keepdims": "keepdim"}
+
+
+def renamed(f: Callable[..., Any], kwargs: dict) -> dict | None:
+    """The arguments by name of a call that failed, with PyTorch's words in place of NumPy's; None where that changes nothing."""
+    if kwargs.keys().isdisjoint(_SYNONYMS):
+        return None
+    taken = inspect.signature(f).parameters
+    found = {_SYNONYMS[k] if k in _SYNONYMS and k not in taken and _SYNONYMS[k] in taken else k: v for k, v in kwargs.items()}
+    return found if len(found) == len(kwargs) and found.keys() != kwargs.keys() else None
+
+
+def synonymous(f: Callable[..., Any]) -> Callable[..., Any]:
+    """`f`, called with `axis` for `dim` and `keepdims` for `keepdim` too: as composites are, which need no further function."""
+    if hasattr(f, "composite") or "dim" not in inspect.signature(f).parameters:
+        return f
+
+    @functools.wraps(f)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return f(*args, **kwargs)
+        except TypeError:
+            words = renamed(f, kwargs)
+            if words is None:
+                raise
+        return f(*args, **words)
+
+    return call
+
+
 def _known_by_capture(f: Callable[..., Any], name: str) -> Callable[..., Any]:
     @functools.wraps(f)
     def known(*args: Any, **kwargs: Any) -> Any:
@@ -328,6 +359,11 @@ def _known_by_capture(f: Callable[..., Any], name: str) -> Callable[..., Any]:
         except FAILURES as e:
             _tell(f, args, kwargs, e)
             raise
+        except TypeError:
+            words = renamed(f, kwargs)
+            if words is None:
+                raise
+        return known(*args, **words)
 
     policy = f.__name__
     if not has_policy(policy):
@@ -346,6 +382,11 @@ def _known_by_capture(f: Callable[..., Any], name: str) -> Callable[..., Any]:
         except FAILURES as e:
             _tell(f, args, kwargs, e)
             raise
+        except TypeError:
+            words = renamed(f, kwargs)
+            if words is None:
+                raise
+        return with_policy(*args, **words)
 
     with_policy.policy = policy  # type: ignore[attr-defined]
     with_policy.composite = with_policy, f, name  # type: ignore[attr-defined]

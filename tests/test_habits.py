@@ -154,8 +154,12 @@ REDUCTIONS = "sum mean prod amax amin any all argmax argmin logsumexp var std ma
 
 @pytest.mark.oracle
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("name", ["sum", "mean"])
-def test_sums_and_means_take_axis_and_keepdims(torch: Any, name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    "sum mean prod amax amin argmax argmin logsumexp var std max min median nanmedian nansum nanmean mode any all softmax "
+    "log_softmax cumsum cumprod cummax logcumsumexp sort argsort count_nonzero aminmax diff unbind squeeze".split(),
+)
+def test_reductions_take_axis_and_keepdims_where_pytorch_does(torch: Any, name: str) -> None:
     a = np.random.default_rng(0).standard_normal((3, 4))
 
     def outcome(t: Any, **words: Any) -> Any:
@@ -163,11 +167,38 @@ def test_sums_and_means_take_axis_and_keepdims(torch: Any, name: str) -> None:
             got = getattr(t, name)(t.tensor(a), **words)
         except (TypeError, RuntimeError) as e:
             return type(e)
-        got = got if isinstance(got, tuple) else (got,)
-        return [np.round(g.numpy().astype(float), 10).tolist() for g in got], getattr(got, "_fields", None)
+        got = got if isinstance(got, tuple | list) else (got,)
+        return [np.round(g.numpy().astype(float), 10).tolist() for g in got]
 
     for words in ({"axis": 1}, {"axis": -2, "keepdims": True}, {"dim": 0, "keepdim": True}, {"dim": 0, "keepdims": True}):
         assert outcome(flame, **words) == outcome(torch, **words), words
+
+
+WORDS: dict[str, tuple] = {
+    "sum": (), "prod": (), "amax": (), "argmin": (), "logsumexp": (), "var": (), "max": (), "median": (), "softmax": (), "sort": (),
+    "any": (), "cumsum": (), "cummax": (), "quantile": (0.5,), "topk": (2,), "unbind": (), "unsqueeze": (), "chunk": (2,),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_axis_is_dim(name: str) -> None:
+    """As a function, as a method, and in what is compiled."""
+    x = flame.tensor(np.random.default_rng(0).standard_normal((3, 4)))
+    calls = [
+        lambda **words: getattr(flame, name)(x, *WORDS[name], **words),
+        lambda **words: getattr(x, name)(*WORDS[name], **words),
+    ]
+    calls += [flame.compile(f, backend="eager") for f in calls]
+    for f in calls:
+        for _ in range(2):
+            got, want = (y if isinstance(y, tuple | list) else (y,) for y in (f(axis=1), f(dim=1)))
+            assert len(got) == len(want)
+            for a, b in zip(got, want, strict=True):
+                np.testing.assert_array_equal(a.numpy(), b.numpy())
+        with pytest.raises(TypeError):
+            f(axis=1, dim=1)
+        with pytest.raises(TypeError):
+            f(axes=1)
 
 
 NAMED: dict[str, Any] = {

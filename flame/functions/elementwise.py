@@ -30,7 +30,7 @@ from flame.functions.promotion import (
     without_booleans,
 )
 from flame.precision import precise
-from flame.primitive import REGISTRY, Primitive, Spec, followed, force, registered
+from flame.primitive import REGISTRY, Primitive, Spec, followed, force, registered, synonymous
 from flame.tensor import Tensor
 
 ADD, SUB, MUL, DIV, NEG, POW, WHERE = map(registered, ("add", "sub", "mul", "div", "neg", "pow", "where"))
@@ -45,7 +45,7 @@ def public(*names: str) -> Callable:
     """Enter a function in flame's namespace, and hang it on Tensor under the same names."""
 
     def enter(f: Callable) -> Callable:
-        f = precise(f)
+        f = synonymous(precise(f))
         for n in names or (f.__name__,):
             PUBLIC[n] = f
             setattr(Tensor, n, f)

@@ -15,7 +15,7 @@ from flame.autograd.tape import assign
 from flame.functions.elementwise import PUBLIC
 from flame.functions.promotion import cast, deliver
 from flame.precision import precise
-from flame.primitive import force, registered
+from flame.primitive import force, registered, synonymous
 from flame.tensor import Tensor
 
 COPY = registered("copy")
@@ -69,7 +69,7 @@ def formed(*names: str, method: bool = True, inplace: bool = False) -> Callable:
     """Enter a function under its name, or those given: in flame's namespace with `out=`, as a method, and in place."""
 
     def enter(f: Callable) -> Callable:
-        f = precise(f)
+        f = synonymous(precise(f))
         for n in names or (f.__name__,):
             PUBLIC[n] = with_out(f, n)
             if method:

@@ -33,6 +33,8 @@ def _reduce(p: Any, x: Tensor, dims: tuple[int, ...], keepdim: bool) -> Tensor:
 
 
 def _axis(dim: Any, axis: Any) -> Any:
+    if dim is not None and axis is not None:
+        raise TypeError("got multiple values for argument 'dim': it was given as 'axis' too")
     return axis if dim is None else dim
 
 

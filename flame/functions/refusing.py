@@ -119,7 +119,7 @@ GUARDED: dict[str, str] = {
         resize_as_ roll rot90 scatter scatter_add scatter_reduce select split split_with_sizes squeeze t take
         take_along_dim tensor_split tile trace transpose unbind unfold_copy unflatten unique unravel_index
         unsafe_chunk unsafe_split unsqueeze vsplit tensordot detach ger get_device gru_cell is_same_size moveaxis
-        numel rnn_relu_cell rnn_tanh_cell sum_to_size swapaxes swapdims
+        feature_dropout norm_except_dim numel rnn_relu_cell rnn_tanh_cell sum_to_size swapaxes swapdims
         unsafe_split_with_sizes vander where
     """,
     "nn.functional": """
