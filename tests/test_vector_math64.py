@@ -11,7 +11,7 @@ import pytest
 
 import flame
 from flame.ops.machine import NumpyMachine, lgamma
-from flame.ops.vector_math import WIDE
+from flame.ops.vector_library import WIDE
 from scripts.every_float import ORACLE
 
 pytestmark = pytest.mark.skipif(np.finfo(np.longdouble).nmant < 60, reason="needs a long double of more than 64 bits as oracle")

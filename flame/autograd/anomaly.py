@@ -56,7 +56,7 @@ def applied(node: Any, call: Callable[[], Any]) -> Any:
         for i, g in enumerate(got if anomaly.nan else ()):
             if isinstance(g, Tensor) and g.dtype.is_differentiable and np.isnan(g._read()).any():
                 raise RuntimeError(f"Function '{node.name()}' returned nan values in its {i}th output.")
-    except BaseException:
+    except Exception:
         lines = node.metadata.get(_CALLED)
         told = f" Traceback of forward call that caused the error:\n{lines}" if lines else (
             " No forward pass information available. Enable detect anomaly during forward pass for more information."

@@ -164,23 +164,14 @@ def along(self: Tensor, given: tuple, primitive: Any, reduce: Any, otherwise: Ca
 
 def mean(self: Tensor, given: tuple, otherwise: Callable) -> Any:
     """x.mean(dim) of floats: a sum and a quotient."""
-    if force.interpreter is None and placement.direct and not casting.threads:
-        a = self._array
-        s = self._storage
-        if a is not None and (s is None or s.pending is None):
-            d = a.dtype
-            if d.kind == "f" and d.itemsize > 2 and a.size < LEAST and a.size > 0:
-                params = _dimension(a.ndim, given)
-                if params is not None:
-                    got = quiet.run(_add, a, params["dim"], None, None, params["keepdim"])
-                    t = _new(Tensor)
-                    t._array = got if type(got) is _ndarray and got.flags.c_contiguous else _asarray(got, order="C")
-                    if (self._node is not None or self._requires_grad or self._view is not None) and force.grad:
-                        e = edge_of(self)
-                        if e is not None:
-                            t._node = (Node(SUM, (self,), params, (e,), (t,)), 0)
-                    return eager.two(_QUOTIENT, t, float(a.shape[params["dim"][0]]))
-    return otherwise(self, *given)
+    t = along(self, given, SUM, _add, nothing)
+    if t is None:
+        return otherwise(self, *given)
+    return eager.two(_QUOTIENT, t, float(self._array.shape[given[0]]))
+
+
+def nothing(*_: Any) -> None:
+    """In the place of a slower way, for who has one of their own."""
 
 
 def place(self: Tensor, given: tuple, primitive: Any, name: str, otherwise: Callable) -> Any:

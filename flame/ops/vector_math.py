@@ -2,7 +2,8 @@
 
     float32   argument reduction and polynomials of our own, within 2 units in the last place (ULP) of the exact result, tan
               within 4. Subnormals, infinities, NaN and signed zeros are right.
-    float64   the platform's library (`m.libm`) or `WIDE`; the library in float32 too where it is as good (`m.native`)
+    float64   the platform's library (`m.libm`) or what is written out (`vector_library.py`); the library in float32 too where
+              it is as good (`m.native`)
 
 The polynomials are minimax fits made for this file: weighted least squares on Chebyshev nodes, reweighted (Lawson) until the
 error levels, in extended precision; coefficients are rounded to float32 one after the other, refitting the rest. Constants
@@ -10,41 +11,26 @@ that are split into a sum have so few bits in their first part that its products
 fused `fma`; one that rounds once only makes it more accurate.
 
 A definition is a function of the machine and its values; `special.py` runs them on NumPy, the renderers on everything else.
+Those of angles are in `vector_angles.py`, and are found here as well.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
-from flame.dtypes import float32, float64, int32, int64, uint32
-from flame.ops.machine import LIBM, Machine
-from flame.ops.vector_angles64 import ANGLES
-from flame.ops.vector_bits import SHIFTER, copysign, is_negative, leading_bits, signed_power, times_power_of_2, whole
-from flame.ops.vector_math64 import FUNCTIONS, polynomial
-from flame.ops.vector_powers64 import POWERS
-
-Define = Callable[..., Any]
-#: float64 functions that are written out, for machines whose library takes lanes one by one
-WIDE: dict[str, Define] = {**FUNCTIONS, **ANGLES, **POWERS}
-
-
-def _library_in_float64(define: Define) -> Define:
-    """The definition for float32, the platform's function of the same name for float64 and where float32 has one."""
-    name = define.__name__
-    assert name in LIBM, name
-
-    @functools.wraps(define)
-    def either(m: Machine, *x: Any) -> Any:
-        wide = m.dtype(x[0]) is float64
-        if wide and name in WIDE and (m.vectors or name in m.written):
-            return WIDE[name](m, *x)
-        return m.libm(name, *x) if wide or name in m.native else define(m, *x)
-
-    return either
-
+from flame.dtypes import float32, float64, int32
+from flame.ops.machine import Machine
+from flame.ops.vector_angles import acos as acos
+from flame.ops.vector_angles import asin as asin
+from flame.ops.vector_angles import atan as atan
+from flame.ops.vector_angles import atan2 as atan2
+from flame.ops.vector_angles import cos as cos
+from flame.ops.vector_angles import sin as sin
+from flame.ops.vector_angles import tan as tan
+from flame.ops.vector_bits import SHIFTER, copysign, leading_bits, signed_power, times_power_of_2, whole
+from flame.ops.vector_library import WIDE, library_in_float64
+from flame.ops.vector_math64 import polynomial
 
 # ------------------------------------------------------------------------------------------------------------ exponentials
 
@@ -108,7 +94,7 @@ def _with_exponent(m: Machine, y: Any, t: Any) -> Any:
     return m.mul(y, m.bitcast(m.add(m.shift_left(m.bitcast(t, int32), 23), 127 << 23), float32))
 
 
-@_library_in_float64
+@library_in_float64
 def exp(m: Machine, x: Any) -> Any:
     return _exp(m, x)
 
@@ -118,7 +104,7 @@ def exp_of_negative(m: Machine, x: Any) -> Any:
     return exp(m, x) if m.dtype(x) is float64 or "exp" in m.native else _exp_of_negative(m, x)
 
 
-@_library_in_float64
+@library_in_float64
 def exp2(m: Machine, x: Any) -> Any:
     return _exp2(m, x)
 
@@ -130,7 +116,7 @@ def _exp2(m: Machine, x: Any) -> Any:
     return times_power_of_2(m, m.fma(r, polynomial(m, r, _EXP2), 1.0), i)
 
 
-@_library_in_float64
+@library_in_float64
 def expm1(m: Machine, x: Any) -> Any:
     limited = m.maximum(m.minimum(x, 89.0), -18.0)
     i, r, high, low = _reduced(m, limited)
@@ -153,7 +139,7 @@ _SINH = (0.1666666716337204, 0.008333311416208744, 0.00019842635083477944, 2.783
 _TANH = (-0.33333298563957214, 0.13331939280033112, -0.05378512293100357, 0.020800316706299782, -0.005900179035961628)
 
 
-@_library_in_float64
+@library_in_float64
 def sinh(m: Machine, x: Any) -> Any:
     a, z = m.abs(x), m.mul(x, x)
     small = m.fma(m.mul(x, z), polynomial(m, z, _SINH), x)
@@ -161,13 +147,13 @@ def sinh(m: Machine, x: Any) -> Any:
     return m.where(m.lt(a, 1.0), small, copysign(m, m.sub(half, m.div(m.const(0.25, float32), half)), x))
 
 
-@_library_in_float64
+@library_in_float64
 def cosh(m: Machine, x: Any) -> Any:
     half = _exp(m, m.abs(x), halvings=1)
     return m.add(half, m.div(m.const(0.25, float32), half))
 
 
-@_library_in_float64
+@library_in_float64
 def tanh(m: Machine, x: Any) -> Any:
     a, z = m.abs(x), m.mul(x, x)
     small = m.fma(m.mul(x, z), polynomial(m, z, _TANH), x)
@@ -207,7 +193,7 @@ def _at_the_ends(m: Machine, x: Any, y: Any) -> Any:
     return m.where(m.gt(x, 0.0), y, m.where(m.eq(x, 0.0), m.const(-math.inf, float32), m.const(math.nan, float32)))
 
 
-@_library_in_float64
+@library_in_float64
 def log(m: Machine, x: Any) -> Any:
     e, f = _split(m, x)
     low = m.fma(e, _LN2_LOW, _log_tail(m, f))
@@ -223,18 +209,18 @@ def _log_in_base(m: Machine, x: Any, factor: tuple[float, float], of_2: tuple[fl
     return _at_the_ends(m, x, m.add(y, m.fma(e, of_2[1], low) if of_2[1] else low))
 
 
-@_library_in_float64
+@library_in_float64
 def log2(m: Machine, x: Any) -> Any:
     return _log_in_base(m, x, (5908 / 4096, _LOG2_E - 5908 / 4096), (1.0, 0.0))
 
 
-@_library_in_float64
+@library_in_float64
 def log10(m: Machine, x: Any) -> Any:
     of_e, of_2 = math.log10(math.e), math.log10(2)
     return _log_in_base(m, x, (3557 / 8192, of_e - 3557 / 8192), (9864 / 32768, of_2 - 9864 / 32768))
 
 
-@_library_in_float64
+@library_in_float64
 def log1p(m: Machine, x: Any) -> Any:
     """Through u = 1 + x, with what rounding took from u put back: it is c, and log(u + c) = log(u) + c / u."""
     u = m.add(x, 1.0)
@@ -268,195 +254,6 @@ def atanh(m: Machine, x: Any) -> Any:
     return copysign(m, m.mul(log1p(m, m.div(m.mul(a, 2.0), m.sub(1.0, a))), 0.5), x)
 
 
-# ------------------------------------------------------------------------------------------------------------ trigonometry
-
-#: the bits of 2 / pi, 26 zeros in front
-_TWO_OVER_PI = (0x28, 0xBE60DB93, 0x91054A7F, 0x09D5F47D, 0x4D377036, 0xD8A5664F, 0x10E4107F, 0x9458EAF7)
-#: (sin(r) - r) / r^3 and (cos(r) - 1 + r^2 / 2) / r^4 in z = r^2 for |r| <= pi / 4, 2e-10 and 1e-10
-_SIN = (-0.1666666716337204, 0.008333380334079266, -0.0001985349808819592, 2.8372471660986776e-06)
-_COS = (0.04166664555668831, -0.00138873013202101, 2.443066841806285e-05)
-_HALF_PI = math.pi / 2
-_HALF_PI_HIGH = 3217 / 2048  # 12 bits
-_HALF_PI_LOW = _HALF_PI - _HALF_PI_HIGH
-
-
-def _quadrant(m: Machine, a: Any) -> tuple[Any, Any]:
-    """a = q pi / 2 + r for float32 a >= 0 of any size: q modulo 4 (int32), and r in [-pi/4, pi/4] to full precision.
-
-    Payne and Hanek's reduction ("Radian reduction for trigonometric functions", 1983): of 2 / pi only the 96 bits are
-    multiplied that decide the quadrant and the fraction. Arithmetic is on 32-bit words.
-    """
-    bits = m.bitcast(a, uint32)
-    small = m.lt(a, math.pi / 4)
-    exponent = m.shift_right(bits, 23)
-    start = m.where(small, m.const(0, uint32), m.sub(exponent, 126))  # of the 96 bits, from the front
-    by_words, shift = m.shift_right(start, 5), m.bitwise_and(start, 31)
-
-    def bit(k: int) -> Any:
-        return m.ne(m.bitwise_and(by_words, 1 << k), 0)
-
-    words = [m.const(w, uint32) for w in _TWO_OVER_PI]
-    words = [m.where(bit(2), words[i + 4], words[i]) for i in range(4)] + words[4:7]
-    words = [m.where(bit(1), words[i + 2], words[i]) for i in range(5)]
-    words = [m.where(bit(0), words[i + 1], words[i]) for i in range(4)]
-    back = m.sub(31, shift)
-    w0, w1, w2 = (
-        m.bitwise_or(m.shift_left(words[i], shift), m.shift_right(m.shift_right(words[i + 1], 1), back)) for i in range(3)
-    )
-    # mantissa * (w0 w1 w2), the upper 64 of the low 96 bits: 2 bits of quadrant, 62 of fraction
-    mantissa = m.bitwise_or(m.bitwise_and(bits, 0x7FFFFF), 0x800000)
-    carry_in = m.mul_high(mantissa, w2)
-    middle = m.add(m.mul(mantissa, w1), carry_in)
-    carry = m.where(m.lt(middle, carry_in), m.const(1, uint32), m.const(0, uint32))
-    high = m.add(m.add(m.mul(mantissa, w0), m.mul_high(mantissa, w1)), carry)
-    q = m.shift_right(m.add(high, 1 << 29), 30)
-    rest = m.bitcast(m.sub(high, m.shift_left(q, 30)), int32)  # in [-2^29, 2^29], unit 2^-30
-    # the 62 bits as three float32 of 24, 24 and 14 bits, then times pi / 2
-    first = m.cast(m.shift_right(rest, 6), float32)
-    taken = m.bitwise_or(m.shift_left(m.bitwise_and(m.bitcast(rest, uint32), 63), 18), m.shift_right(middle, 14))
-    second = m.cast(m.bitcast(taken, int32), float32)
-    third = m.cast(m.bitcast(m.bitwise_and(middle, 0x3FFF), int32), float32)
-    lead = leading_bits(m, first)
-    tail = m.fma(second, 2.0**-24, m.add(m.sub(first, lead), m.mul(third, 2.0**-38)))
-    r = m.fma(lead, _HALF_PI_HIGH * 2.0**-24, m.fma(tail, _HALF_PI * 2.0**-24, m.mul(lead, _HALF_PI_LOW * 2.0**-24)))
-    return m.where(small, m.const(0, int32), m.bitcast(q, int32)), m.where(small, a, r)
-
-
-def _sin_cos(m: Machine, r: Any) -> tuple[Any, Any]:
-    z = m.mul(r, r)
-    sine = m.fma(m.mul(r, z), polynomial(m, z, _SIN), r)
-    cosine = m.add(m.fma(m.mul(z, z), polynomial(m, z, _COS), m.mul(z, -0.5)), 1.0)
-    return sine, cosine
-
-
-_HALF_PI_REST = 6.123233995736766e-17
-_TO_WHOLE = 1.5 * 2.0**52
-
-
-def _near_quadrant(m: Machine, x: Any) -> tuple[Any, Any]:
-    """As `_quadrant`, by float64, for |x| < 2^30 of either sign: float32 comes no nearer to multiples of pi / 2 than 2^-30."""
-    wide = m.cast(x, float64)
-    t = m.fma(wide, 2 / math.pi, _TO_WHOLE)
-    q = m.sub(t, _TO_WHOLE)
-    r = m.fma(q, -_HALF_PI_REST, m.fma(q, -_HALF_PI, wide))
-    return m.cast(m.bitcast(t, int64), int32), m.cast(r, float32)
-
-
-def _turned(m: Machine, x: Any, name: str, f: Callable[[Any, Any], Any]) -> Any:
-    """f(q, r) of the quarter turns in x on machines of wide vectors, where few arguments are large: those are the library's."""
-    return m.rarely(name, m.logical_not(m.lt(m.abs(x), 2.0**30)), f(*_near_quadrant(m, x)), x)
-
-
-def _quarter(m: Machine, q: Any, r: Any) -> Any:
-    """sin(q pi / 2 + r)."""
-    sine, cosine = _sin_cos(m, r)
-    y = m.where(m.ne(m.bitwise_and(q, 1), 0), cosine, sine)
-    return m.where(m.ne(m.bitwise_and(q, 2), 0), m.neg(y), y)
-
-
-def _sine_at(m: Machine, x: Any, q: Any, r: Any) -> Any:
-    """sin(q pi / 2 + r); NaN where x is not finite."""
-    y = _quarter(m, q, r)
-    return m.where(m.lt(m.abs(x), math.inf), y, m.const(math.nan, float32))
-
-
-@_library_in_float64
-def sin(m: Machine, x: Any) -> Any:
-    if m.vectors:
-        return _turned(m, x, "sin", lambda q, r: m.where(m.eq(x, 0.0), x, _quarter(m, q, r)))
-    q, r = _quadrant(m, m.abs(x))
-    y = _sine_at(m, x, q, r)
-    return m.where(is_negative(m, x), m.neg(y), y)
-
-
-@_library_in_float64
-def cos(m: Machine, x: Any) -> Any:
-    if m.vectors:
-        return _turned(m, x, "cos", lambda q, r: _quarter(m, m.add(q, 1), r))
-    q, r = _quadrant(m, m.abs(x))
-    return _sine_at(m, x, m.add(q, 1), r)
-
-
-@_library_in_float64
-def tan(m: Machine, x: Any) -> Any:
-    q, r = _quadrant(m, m.abs(x))
-    sine, cosine = _sin_cos(m, r)
-    odd = m.ne(m.bitwise_and(q, 1), 0)
-    y = m.div(m.where(odd, m.neg(cosine), sine), m.where(odd, sine, cosine))
-    y = m.where(is_negative(m, x), m.neg(y), y)
-    return m.where(m.lt(m.abs(x), math.inf), y, m.const(math.nan, float32))
-
-
-#: (atan(x) - x) / x^3 in z = x^2 <= 1, 2e-9; (asin(x) - x) / x^3 in z = x^2 <= 1/4, 3e-10
-_ATAN = (
-    -0.33333301544189453, 0.1999862790107727, -0.1426512598991394, 0.10956933349370956, -0.08417543023824692,
-    0.05820125713944435, -0.03142214193940163, 0.011046255007386208, -0.0018231159774586558,
-)  # fmt: skip
-_ASIN = (
-    0.16666659712791443, 0.0750051960349083, 0.044514212757349014,
-    0.03182906657457352, 0.014362824149429798, 0.03761693835258484,
-)  # fmt: skip
-
-
-def _odd(m: Machine, x: Any, z: Any, coefficients: tuple[float, ...]) -> Any:
-    return m.fma(m.mul(x, z), polynomial(m, z, coefficients), x)
-
-
-def _from(m: Machine, high: float, low: float, y: Any) -> Any:
-    """(high + low) - y."""
-    return m.sub(high, m.sub(y, low))
-
-
-_PI = (3.1415927410125732, -8.742277657347586e-08)  # float32(pi), and what is missing
-_RIGHT = (_PI[0] / 2, _PI[1] / 2)
-
-
-@_library_in_float64
-def atan(m: Machine, x: Any) -> Any:
-    a = m.abs(x)
-    large = m.gt(a, 1.0)
-    t = m.where(large, m.div(m.const(1.0, float32), a), a)
-    y = _odd(m, t, m.mul(t, t), _ATAN)
-    return copysign(m, m.where(large, _from(m, *_RIGHT, y), y), x)
-
-
-@_library_in_float64
-def atan2(m: Machine, y: Any, x: Any) -> Any:
-    a, b = m.abs(y), m.abs(x)
-    long, short = m.maximum(a, b), m.minimum(a, b)
-    t = m.where(m.eq(long, short), m.const(1.0, float32), m.div(short, long))  # also where both are infinite
-    t = m.where(m.eq(long, 0.0), m.const(0.0, float32), t)
-    angle = _odd(m, t, m.mul(t, t), _ATAN)
-    angle = m.where(m.gt(a, b), _from(m, *_RIGHT, angle), angle)
-    return copysign(m, m.where(is_negative(m, x), _from(m, *_PI, angle), angle), y)
-
-
-def _half_angle(m: Machine, x: Any) -> tuple[Any, Any, Any]:
-    """Whether |x| > 1/2; s, which is |x| where not and sqrt((1 - |x|) / 2) where so; and asin(s) - s."""
-    a = m.abs(x)
-    large = m.gt(a, 0.5)
-    z = m.where(large, m.mul(m.sub(1.0, a), 0.5), m.mul(a, a))
-    s = m.where(large, m.sqrt(z), a)
-    return large, s, m.mul(m.mul(s, z), polynomial(m, z, _ASIN))
-
-
-@_library_in_float64
-def asin(m: Machine, x: Any) -> Any:
-    large, s, rest = _half_angle(m, x)
-    lead = leading_bits(m, s)  # pi / 2 - 2 lead is exact, or much larger than its rounding
-    tail = m.add(m.sub(s, lead), rest)
-    far = m.sub(m.sub(_RIGHT[0], m.add(lead, lead)), m.sub(m.add(tail, tail), _RIGHT[1]))
-    return copysign(m, m.where(large, far, m.add(s, rest)), x)
-
-
-@_library_in_float64
-def acos(m: Machine, x: Any) -> Any:
-    large, s, rest = _half_angle(m, x)
-    p = m.add(s, rest)
-    near = m.where(m.lt(x, 0.0), _from(m, *_PI, m.add(p, p)), m.add(p, p))
-    return m.where(large, near, _from(m, *_RIGHT, copysign(m, p, x)))
-
-
 # ------------------------------------------------------------------------------------------------------------ error function
 
 #: erf(x) / x - 1 in z = x^2 for |x| < 0.95, 9e-10
@@ -476,7 +273,7 @@ _ERFC = (
 )  # fmt: skip
 
 
-@_library_in_float64
+@library_in_float64
 def erf(m: Machine, x: Any) -> Any:
     a = m.abs(x)
     z = m.mul(x, x)
@@ -488,7 +285,7 @@ def erf(m: Machine, x: Any) -> Any:
     return m.where(m.lt(a, 0.92), small, copysign(m, large, x))
 
 
-@_library_in_float64
+@library_in_float64
 def erfc(m: Machine, x: Any) -> Any:
     """1 - erf(x) near 0, else e^(-a^2) times a polynomial, both with float64 on the inside: the square alone needs it."""
     small = m.sub(1.0, m.fma(x, polynomial(m, m.mul(x, x), _ERF), x))
@@ -575,7 +372,7 @@ def _log_sum(m: Machine, x: Any) -> Any:
     return m.add(_log_wide(m, near), m.fma(m.mul(d, d), -0.5, d))
 
 
-@_library_in_float64
+@library_in_float64
 def lgamma(m: Machine, x: Any) -> Any:
     """log |gamma(x)|: arguments below 8 are shifted up by 8, then Stirling's series; reflected below 0."""
     reflected = m.lt(x, 0.0)
