@@ -215,6 +215,11 @@ class CompiledFunction:
                 return self._fn(*args, **kwargs)
             self._trial = trial.before
             return self(*args, **kwargs)
+        if trial.conclude():
+            self._tell_verdict(trial)
+        if trial.done:
+            self._trial = None
+            return self(*args, **kwargs)
         turn = trial.turn()
         if not turn:
             return self._fn(*args, **kwargs) if trial.eager else self._compiled(args, kwargs)
@@ -225,13 +230,17 @@ class CompiledFunction:
 
         result, changed = measured(trial, run, kind_of((args, kwargs)), lambda: (s.recorded, s.compiled, c.given_up))
         if changed:
-            text = (SLOWER if trial.eager else FASTER_AGAIN).text(trial.ratio)
-            s.count(s.fallbacks, "", text)
-            if knobs.log:
-                say("capture", f"{c.name}: {text}")
+            self._tell_verdict(trial)
         if trial.done:
             self._trial = None
         return result
+
+    def _tell_verdict(self, trial: Trial) -> None:
+        s = self._capture.stats
+        text = (SLOWER if trial.eager else FASTER_AGAIN).text(trial.ratio)
+        s.count(s.fallbacks, "", text)
+        if knobs.log:
+            say("capture", f"{self._capture.name}: {text}")
 
     @contextmanager
     def _alone(self) -> Iterator[bool]:

@@ -8,8 +8,10 @@ depth-first walk over edges, as in Autograd by Maclaurin et al. 2015). With `cre
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
+from weakref import WeakSet
 
 from flame.autograd.anomaly import applied
 from flame.autograd.saving import anomaly
@@ -19,6 +21,15 @@ from flame.primitive import force, registered
 from flame.tensor import Tensor
 
 add, copy = registered("add"), registered("copy")
+
+
+class Clock(Protocol):
+    """Who measures what passes through the tape take: each that the user begins runs inside of `passing()`."""
+
+    def passing(self) -> AbstractContextManager[None]: ...
+
+
+clocks: WeakSet[Clock] = WeakSet()
 
 
 def topological(roots: Sequence[Edge], barrier: Collection[Edge] = ()) -> list:
@@ -335,6 +346,14 @@ def start(outputs: Sequence[Tensor], given: Sequence[Any] | None, op: str) -> tu
     return edges, gs
 
 
+def _timed(f: Callable, *arguments: Any) -> Any:
+    """A pass that the user began, under the eyes of all clocks."""
+    with ExitStack() as stack:
+        for clock in list(clocks):
+            stack.enter_context(clock.passing())
+        return f(*arguments)
+
+
 def _tensors(x: Any) -> list:
     return [x] if isinstance(x, Tensor) or x is None else list(x)
 
@@ -360,6 +379,8 @@ def backward(
     run = force.interpreter
     if run is not None:
         run.backward(ts, given, retain, create_graph, leaves)
+    elif clocks:
+        _timed(eager_backward, ts, given, retain, create_graph, leaves)
     else:
         eager_backward(ts, given, retain, create_graph, leaves)
 
@@ -418,6 +439,8 @@ def grad(
     run = force.interpreter
     if run is not None:
         got = run.grad(ys, xs, given, retain, create_graph)
+    elif clocks:
+        got = _timed(eager_grad, ys, xs, given, retain, create_graph)
     else:
         got = eager_grad(ys, xs, given, retain, create_graph)
     out = []
