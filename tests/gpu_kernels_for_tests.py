@@ -32,6 +32,7 @@ from flame.compiler.target import Target, gpu
 from flame.compiler.to_triton import TritonSource, to_triton
 from flame.dtypes import from_numpy_dtype
 from flame.nn.attention.flex_attention import create_block_mask, flex_attention
+from flame.nn.attention.varlen import varlen_attn
 from flame.primitive import REGISTRY, Primitive, Spec
 
 Named = Iterator[tuple[str, TritonSource]]
@@ -207,6 +208,13 @@ def _attention(length: int, width: int, dtype: Any, **how: Any) -> tuple[Callabl
     return _backward(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, enable_gqa=True, **how)), given
 
 
+def _in_one_tensor(length: int, width: int, dtype: Any) -> tuple[Callable, tuple]:
+    given = tuple(_given(length, h, width, dtype=dtype) for h in (4, 2, 2))
+    starts = flame.arange(0, length + 1, length // 8, dtype=flame.int32)
+    how: dict[str, Any] = {"window_size": (-1, 0), "enable_gqa": True}
+    return _backward(lambda q, k, v, cu: varlen_attn(q, k, v, cu, cu, length, length, **how)), (*given, starts)
+
+
 def _convolution(dtype: Any, channels: int, side: int, groups: int = 1, **how: Any) -> tuple[Callable, tuple]:
     x, w = _given(4, channels, side, side, dtype=dtype), _given(channels, channels // groups, 3, 3, dtype=dtype)
     return _backward(lambda x, w: F.conv2d(x, w, padding=1, groups=groups, **how).square()), (x, w)
@@ -222,6 +230,7 @@ TILES: dict[str, Callable[[], tuple[Callable, tuple]]] = {
     ),
     "flex of several lengths bfloat16 1024x64": lambda: _attended(None, _documents(1024), flame.bfloat16, 1024, 64),
     "flex relative float32 512x64": lambda: _attended(lambda s, b, h, i, j: s + 0.01 * (j - i), None, flame.float32, 512, 64),
+    "sequences in one tensor bfloat16 1024x128": lambda: _in_one_tensor(1024, 128, flame.bfloat16),
     "convolution bfloat16 64 at 56": lambda: _convolution(flame.bfloat16, 64, 56),
     "convolution of groups bfloat16 64 at 28": lambda: _convolution(flame.bfloat16, 64, 28, 4),
     "convolution of stride 2 float16 128 at 28": lambda: _convolution(flame.float16, 128, 28, stride=2),

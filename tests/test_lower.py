@@ -191,3 +191,17 @@ def test_an_index_that_nobody_checked_stays_inside(d: Any) -> None:
     got = run(lower([y], lambda v: v.node is None), {table: x, index: i})[y]
     at = i.astype(np.int64)
     np.testing.assert_array_equal(got, x[np.clip(np.where(at < 0, at + 5, at), 0, 4)])
+
+
+def test_a_part_of_what_is_looked_up_is_read_where_the_index_meets_it() -> None:
+    """Of `cat(a, b)[i]`, a is read nowhere behind its end."""
+    builder = Builder()
+    a, b = (builder.input(Spec((n,), dtypes.float32)) for n in (3, 2))
+    index = builder.input(Spec((5,), dtypes.int64))
+    with builder:
+        y = op("index_select", op("cat", op("neg", a), b, dim=0), index, dim=0)
+    lowered = lower([y], lambda v: v.node is None)
+    x = np.arange(1, 6, dtype=np.float32)
+    i = np.array([4, 0, 3, -1, 2])
+    got = run(lowered, {a: x[:3], b: x[3:], index: i})[y]
+    np.testing.assert_array_equal(got, np.where(np.arange(5) < 3, -x, x)[i])

@@ -135,18 +135,30 @@ def _softmax(kernel: Kernel, reductions: list[Reduce], walked: frozenset[str]) -
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """`visible` are expressions: a score is minus infinity where one of them is negative. `decided` are the selections that
-    say so, each with the value that it gives where none is."""
+class Looked:
+    """A bound that is looked up for each row: `position`, one of walked axes, lies below `value + plus` (`upper`), or from there
+    on."""
 
-    visible: tuple[E, ...]
+    position: E
+    upper: bool
+    value: str
+    plus: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """`visible` are expressions: a score is minus infinity where one of them is negative; and bounds that rows look up, beyond
+    which it is, too. `decided` are the selections that say so, each with the value that it gives where none is."""
+
+    visible: tuple[E | Looked, ...]
     decided: dict[str, str]
 
 
 def limits(kernel: Kernel, found: Chain) -> Limits:
     """What the selections among the scores say of positions: the bounds of a causal mask, of a window, of a length."""
-    visible: list[E] = []
+    visible: list[E | Looked] = []
     decided: dict[str, str] = {}
+    certain: set[str] = set()  #: conditions that hold where nothing is hidden
     if found.softmax is not None:
         pending = [found.softmax.scores]
     else:  # the one exponential that is made of scores
@@ -161,15 +173,19 @@ def limits(kernel: Kernel, found: Chain) -> Limits:
             continue
         seen.add(v)
         if s.op == "where" and _is_least(kernel, s.operands[2]):
-            conditions, whole = _conditions(kernel, s.operands[0])
+            conditions, whole = _conditions(kernel, s.operands[0], frozenset(found.walked))
             visible += conditions
             if whole:
                 decided[v] = s.operands[1]
+                certain.add(s.operands[0])
             pending.append(s.operands[1])
         elif s.op == "mul" and isinstance(n := kernel.definitions[s.operands[1]], Const) and n.value > 0:
             pending.append(s.operands[0])
         elif s.op in ("sub", "add"):  # what is added to minus infinity changes nothing, or is no number
             pending.append(s.operands[0])
+    for d in kernel.definitions.values():  # cotangents are chosen by the same conditions
+        if isinstance(d, Op) and d.op == "where" and d.operands[0] in certain:
+            decided[d.name] = d.operands[1]
     return Limits(tuple(dict.fromkeys(visible)), decided)
 
 
@@ -178,20 +194,30 @@ def _is_least(kernel: Kernel, v: str) -> bool:
     return isinstance(s, Const) and s.value == float("-inf")
 
 
-def _conditions(kernel: Kernel, v: str) -> tuple[list[E], bool]:
-    """Expressions that are all non-negative wherever the bool `v` is true; and whether it is true wherever they are."""
+def _conditions(kernel: Kernel, v: str, walked: frozenset[str]) -> tuple[list[E | Looked], bool]:
+    """Expressions that are all non-negative, and bounds that all hold, wherever the bool `v` is true; and whether it is true
+    wherever they are."""
     s = kernel.definitions[v]
     if not isinstance(s, Op):
         return [], False
     if s.op in ("logical_and", "bitwise_and"):
-        (one, all_of_one), (two, all_of_two) = (_conditions(kernel, x) for x in s.operands)
+        (one, all_of_one), (two, all_of_two) = (_conditions(kernel, x, walked) for x in s.operands)
         return one + two, all_of_one and all_of_two
-    if s.op not in ("le", "lt", "ge", "gt"):
+    if s.op not in _TURNED:
         return [], False
-    a, b = (_position(kernel, x) for x in s.operands)
-    if a is None or b is None:
+    op, (a, b) = s.op, s.operands
+    left, right = _position(kernel, a), _position(kernel, b)
+    if left is not None and right is not None:
+        return [{"le": right - left, "lt": right - left - 1, "ge": left - right, "gt": left - right - 1}[op]], True
+    if right is not None:
+        op, a, b, left = _TURNED[op], b, a, right
+    if left is None or kernel.definitions[b].dtype.kind not in "iu" or kernel.domains[b] & walked or stage(kernel)[b]:
         return [], False
-    return [{"le": b - a, "lt": b - a - 1, "ge": a - b, "gt": a - b - 1}[s.op]], True
+    return [Looked(left, op in ("lt", "le"), b, int(op in ("le", "gt")))], True
+
+
+#: comparisons, and what they are with their sides exchanged
+_TURNED = {"le": "ge", "lt": "gt", "ge": "le", "gt": "lt"}
 
 
 def _position(kernel: Kernel, v: str) -> E | None:

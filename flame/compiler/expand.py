@@ -23,7 +23,10 @@ def _why(n: Node, target: Target) -> str:
         taken = not target.is_gpu and phases.has_phases(*n.operands, **n.params)
         return "a strided gradient would multiply holes" if taken else ""
     if n.primitive.name in flex.composed:
-        return refusal(n) if target.is_gpu else "the routine of a CPU takes no function of scores"
+        if target.is_gpu:
+            return refusal(n)
+        bounded = n.params["modification"].bounds is not None  # where NumPy leaves out what smaller primitives would compute
+        return "" if bounded else "the routine of a CPU takes no function of scores"
     if n.primitive.name not in attention.composed:
         return "a GPU has no routine for it" if target.is_gpu else ""
     if target.is_gpu:

@@ -269,7 +269,7 @@ class Lowering(Writer):
 
     def _load(self, v: Value, index: Index, guard: Guard, fill: Number | None = None) -> str:
         """An element of memory. With `fill`, the value outside the guard; without, nobody asks for it there."""
-        inside = self.inside(v.shape, index, NO_GUARD)
+        inside = self.inside(v.shape, index, NO_GUARD, trusting=not guard)
         if not inside and not (guard and self.inside(v.shape, index, guard)):
             raise Refused(f"{describe(v)} is read at {_show(index)}, which is not proved to lie in {list(v.shape)}")
         b = self._inputs.get(v)

@@ -11,7 +11,7 @@ score is are walked by a loop that does not ask: causal attention costs half of 
 
 from __future__ import annotations
 
-from flame.compiler.chain import Chain, chain, coefficient, limits
+from flame.compiler.chain import Chain, Looked, chain, coefficient, limits
 from flame.compiler.index_math import E, names, subst, var
 from flame.compiler.kernel import Contract, Kernel, Load, Reduce, domain, reads, stage
 from flame.compiler.schedule import GpuSchedule
@@ -130,7 +130,9 @@ class Chained:
             body.line(f"{tile} = {tile} % {tiles}")
             body.place(Lanes(z, self.batch))
         if len(self.rows) == 1 and any(
-            coefficient(e, self.lane) == -1 and (coefficient(e, self.rows[0]) or 0) > 0 for e in self.limits.visible
+            coefficient(e, self.lane) == -1 and (coefficient(e, self.rows[0]) or 0) > 0
+            for e in self.limits.visible
+            if isinstance(e, E)
         ):
             body.line(f"{first} = ({tiles} - 1 - {tile}) * M_BLOCK", "the longest rows first")
         else:
@@ -206,7 +208,7 @@ class Chained:
         even = count.const is not None and count.const % block == 0
         ends, whole_ends, starts, whole_starts, sure = [size], [size], [], [], True
         for e in self.limits.visible:
-            sides = self._extremes(e, first, last)
+            sides = self._looked(e) if isinstance(e, Looked) else self._extremes(e, first, last)
             if sides is None:
                 sure = False
                 continue
@@ -239,6 +241,11 @@ class Chained:
             return out
 
         end = name("end", nested("min", ends)) if len(ends) > 1 else size
+        if any(isinstance(e, Looked) for e in self.limits.visible):
+            # one loop that asks everywhere: a second one for tiles that hide nothing costs registers, and most tiles hide something
+            start = name("start", f"{nested('max', ['0', *starts])} // N_BLOCK * N_BLOCK") if starts else "0"
+            self._loop(start, end, False)
+            return
         whole_end = name("whole_end", f"{nested('min', whole_ends)} // N_BLOCK * N_BLOCK")
         if starts:
             start = name("start", f"{nested('max', ['0', *starts])} // N_BLOCK * N_BLOCK")
@@ -274,6 +281,28 @@ class Chained:
             return f"({body.spell_index(value + 1 if a < 0 else -value, env)})"
 
         return a < 0, at(False), at(True)
+
+    def _looked(self, bound: Looked) -> tuple[bool, str, str] | None:
+        """The same for a bound that every row looks up: the extremes over the tile's rows. (Rows that hang over add what can only
+        make more be walked.)"""
+        body = self.body
+        rest = bound.position - var(self.lane)
+        if rest.const is None:
+            return None
+        body.compute([bound.value])
+        value, dims = body.lookup(bound.value)
+        size = body.size(self.kernel.axes[self.lane])
+        held = body.names.fresh("until" if bound.upper else "since")
+        text = f"tl.minimum(tl.maximum({value.alone}, {-1 if bound.plus else 0}), {size})"  # (so that no sum overflows)
+        body.line(f"{held} = {text}.to(tl.int{64 if body.wide else 32})")
+        shift = bound.plus - rest.const
+        more = f" + {shift}" if shift > 0 else f" - {-shift}" if shift else ""
+        least, most = ("min", "max") if bound.upper else ("max", "min")
+
+        def extreme(which: str) -> str:
+            return f"(tl.{which}({held}){more})" if dims else f"({held}{more})"
+
+        return bound.upper, extreme(least), extreme(most)
 
     def _loop(self, start: str, end: str, whole: bool, sure: bool = True) -> None:
         """Tiles from `start` to `end`; `whole`: none hangs over, nor (if that is `sure`) has a score that positions hide."""

@@ -128,10 +128,11 @@ class Writer:
             del left[lowest]
         return frozenset(strides) if step == ex(math.prod(shape)) else None
 
-    def inside(self, shape: Sequence[int], index: Index, given: Guard) -> bool:
-        """Is the index proved to lie in the shape? Values of index arrays are trusted: they were checked when made."""
+    def inside(self, shape: Sequence[int], index: Index, given: Guard, trusting: bool = True) -> bool:
+        """Is the index proved to lie in the shape? `trusting`: values of index arrays are, as they were checked when made (against
+        the array that was looked up, of which this one may be a part)."""
         for e, d in zip(index, shape, strict=True):
-            if any(n[0] == "%" for n in names(e)):
+            if trusting and any(n[0] == "%" for n in names(e)):
                 continue
             for proof in (e, d - 1 - e):
                 if not (implied(proof, given, self.bounds) if given else nonneg(proof, self.bounds)):

@@ -13,7 +13,9 @@ A MODIFICATION is data, so that it can be a parameter: steps over single numbers
     modification ::= step* for e, then step* for ds      values are numbered: s, b, h, i, j, tables, steps; the cotangent, steps
     step         ::= elementwise primitive of numbers | index_nd of a table at an int for each of its dimensions
 
-Tables are tensors of any shape that steps look up, or single numbers; they have no gradient here.
+Tables are tensors of any shape that steps look up, or single numbers; they have no gradient here. Two of them, int [T], may be
+`bounds`: a promise that e is minus infinity wherever not first[i] <= j < last[i], so that a CPU leaves such scores out. (Kernels
+of a GPU see it in the steps: `flame.compiler.chain.limits`.)
 """
 
 from __future__ import annotations
@@ -79,6 +81,7 @@ class Modification:
     result: V
     backward: tuple[Step, ...]
     slope: V | None  #: None: e does not vary with s
+    bounds: tuple[int, int] | None = None  #: which tables say the first key that a query sees, and the one after the last
 
     def modified(self, values: list[Any], run: Callable[..., Any]) -> Any:
         """e of [s, b, h, i, j, *tables]; `values` grows by the steps' results. `run(primitive, *operands, **params)` does one."""
@@ -131,10 +134,34 @@ def _eager_run(p: Primitive, *operands: Any, **params: Any) -> Any:
     return p.eager(*operands, **params)
 
 
-def _arrays(q: np.ndarray, k: np.ndarray, scale: float, tables: tuple) -> list[Any]:
-    """s, its place, the tables."""
-    s = product(q * q.dtype.type(scale), np.swapaxes(k, -1, -2))
-    at = [np.arange(n, dtype=np.int32).reshape([-1 if d == x else 1 for x in range(4)]) for d, n in enumerate(s.shape)]
+_ROWS = 128  #: queries at a time where bounds say which keys they see
+
+Stretch = tuple[slice, slice]
+
+
+def _stretches(modification: Modification, q: np.ndarray, k: np.ndarray, tables: tuple) -> Iterator[Stretch]:
+    """Queries, and the keys that any of them sees."""
+    t, s = q.shape[-2], k.shape[-2]
+    if modification.bounds is None:
+        yield slice(0, t), slice(0, s)
+        return
+    first, last = (tables[n] for n in modification.bounds)
+    for begin in range(0, t, _ROWS):
+        rows = slice(begin, min(begin + _ROWS, t))
+        seen = first[rows] < last[rows]
+        low = int(first[rows].min(initial=s, where=seen))
+        yield rows, slice(max(low, 0), min(int(last[rows].max(initial=low, where=seen)), s))
+
+
+def _arrays(q: np.ndarray, k: np.ndarray, scale: float, tables: tuple, where: Stretch) -> list[Any]:
+    """s of a stretch of queries and keys, its place, the tables."""
+    rows, keys = where
+    s = product(q[..., rows, :] * q.dtype.type(scale), np.swapaxes(k[..., keys, :], -1, -2))
+    begins = (0, 0, rows.start, keys.start)
+    at = [
+        np.arange(o, o + n, dtype=np.int32).reshape([-1 if d == x else 1 for x in range(4)])
+        for d, (n, o) in enumerate(zip(s.shape, begins, strict=True))
+    ]
     return [s, *at, *tables]
 
 
@@ -145,18 +172,21 @@ def _eager(
     k, v, _ = _grouped(q, k, v)
     if is_narrow(d):
         q, k, v = map(widened, (q, k, v))
-    values = _arrays(q, k, scale, tables)
-    e = np.broadcast_to(modification.modified(values, _eager_run), values[0].shape)
+    y, lse = np.empty((*q.shape[:-1], v.shape[-1]), d), np.empty(q.shape[:-1], _wide(_BY_NUMPY[d]).numpy)
+    for rows, keys in _stretches(modification, q, k, tables):
+        values = _arrays(q, k, scale, tables, (rows, keys))
+        e = np.broadcast_to(modification.modified(values, _eager_run), values[0].shape)
 
-    def run() -> tuple[np.ndarray, np.ndarray]:
-        top = e.max(-1, keepdims=True, initial=-math.inf)
-        top = np.where(top == -math.inf, top.dtype.type(0), top)
-        p = np.exp(e - top)
-        total = p.sum(-1, keepdims=True)
-        return (product(p, v) / np.where(total == 0, total.dtype.type(1), total)).astype(d), (top + np.log(total))[..., 0]
+        def run(e: np.ndarray, rows: slice, keys: slice) -> None:
+            top = e.max(-1, keepdims=True, initial=-math.inf)
+            top = np.where(top == -math.inf, top.dtype.type(0), top)
+            p = np.exp(e - top)
+            total = p.sum(-1, keepdims=True)
+            y[..., rows, :] = product(p, v[..., keys, :]) / np.where(total == 0, total.dtype.type(1), total)
+            lse[..., rows] = (top + np.log(total))[..., 0]
 
-    y, lse = quiet.run(run)
-    return np.asarray(y, order="C"), np.asarray(lse, _wide(_BY_NUMPY[d]).numpy, order="C")
+        quiet.run(run, e, rows, keys)
+    return y, lse
 
 
 def _grad_eager(
@@ -174,27 +204,35 @@ def _grad_eager(
     k, v, heads = _grouped(q, k, v)
     if is_narrow(d):
         q, k, v, g = map(widened, (q, k, v, g))
-    values = _arrays(q, k, scale, tables)
-    shape = values[0].shape
-    e = modification.modified(values, _eager_run)
+    dq, dk, dv = (np.zeros(x.shape, q.dtype) for x in (q, k, v))
+    factor = q.dtype.type(scale)
 
     def shared(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         return x if heads == 1 else x.reshape(*shape[:-2], heads, *shape[-2:]).sum(-3)
 
-    def slopes() -> tuple[np.ndarray, np.ndarray]:
-        p = np.exp(e - np.where(lse == -math.inf, lse.dtype.type(0), lse)[..., None])
-        return np.broadcast_to(p, shape), p * (product(g, np.swapaxes(v, -1, -2)) - delta[..., None])
+    for rows, keys in _stretches(modification, q, k, tables):
+        values = _arrays(q, k, scale, tables, (rows, keys))
+        e = np.broadcast_to(modification.modified(values, _eager_run), values[0].shape)
+        some_q, some_k, some_v, some_g = q[..., rows, :], k[..., keys, :], v[..., keys, :], g[..., rows, :]
+        top, mean = _column_of(lse, rows), _column_of(delta, rows)
 
-    p, ds = quiet.run(slopes)
-    ds = modification.pulled(values, ds, _eager_run)
-    ds = np.zeros(shape, q.dtype) if ds is None else np.broadcast_to(ds, shape)
+        def slopes(e: Any = e, g: Any = some_g, v: Any = some_v, top: Any = top, mean: Any = mean) -> tuple:
+            p = np.exp(e - np.where(top == -math.inf, top.dtype.type(0), top))
+            return p, p * (product(g, np.swapaxes(v, -1, -2)) - mean)
 
-    def run() -> list[np.ndarray]:
-        t = q.dtype.type(scale)
-        dk, dv = product(np.swapaxes(ds, -1, -2), q) * t, product(np.swapaxes(p, -1, -2), g)
-        return [x.astype(d) for x in (product(ds, k) * t, shared(dk, of_k), shared(dv, of_v))]
+        p, ds = quiet.run(slopes)
+        ds = modification.pulled(values, ds, _eager_run)
+        ds = np.zeros(e.shape, q.dtype) if ds is None else np.broadcast_to(ds, e.shape)
+        dq[..., rows, :] = quiet.run(product, ds, some_k)
+        dk[..., keys, :] += quiet.run(product, np.swapaxes(ds, -1, -2), some_q)
+        dv[..., keys, :] += quiet.run(product, np.swapaxes(p, -1, -2), some_g)
+    found = (dq * factor, shared(dk, of_k) * factor, shared(dv, of_v))
+    return tuple(np.asarray(quiet.run(x.astype, d), order="C") for x in found)
 
-    return tuple(np.asarray(x, order="C") for x in quiet.run(run))
+
+def _column_of(x: np.ndarray, rows: slice) -> np.ndarray:
+    """Some of the rows' statistics as [.., n, 1]."""
+    return x[..., rows, None]
 
 
 # ---- in smaller primitives

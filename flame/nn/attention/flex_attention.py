@@ -203,7 +203,7 @@ def flex_attention(
     steps, result = tracing.forward(changed)
     tables = tuple(tracing.tables)
     specs = tuple(Spec(tuple(0 for _ in t.shape), t.dtype) for t in tables)
-    modification = _with_slope(steps, result, specs, score)
+    modification = with_slope(steps, result, specs, score)
     if force.grad and any(t.requires_grad for t in tables):
         y, lse = flex.composed["flex_attention"](q, k, v, *tables, modification=modification, scale=factor)
     else:
@@ -221,7 +221,7 @@ def _fits(mask: BlockMask, q: Tensor, k: Tensor) -> None:
 
 
 @lru_cache(maxsize=256)
-def _with_slope(steps: tuple[Step, ...], result: V, tables: tuple[Spec, ...], score: Spec) -> Modification:
+def with_slope(steps: tuple[Step, ...], result: V, tables: tuple[Spec, ...], score: Spec) -> Modification:
     """The steps with those of the score's cotangent."""
     builder = Builder(Graph())
     inputs: list[Any] = [builder.input(score), *(builder.input(_PLACE) for _ in range(4)), *(map(builder.input, tables))]
