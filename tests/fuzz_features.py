@@ -414,6 +414,20 @@ def new_data(s: Scene, t: Any, b: float, c: float) -> Any:
 
 
 @inside
+def other_data(s: Scene, t: Any, b: float, c: float) -> Any:
+    """Of another dtype, while losses of the old data wait for their backward pass."""
+    w = s.world.weights[2]
+    s.world.losses.append((t.detach() * w).sum())
+    w.data = w.detach().double() * 0.5 if c < 0.7 else w.detach().half()
+    loss = (t.detach() * w).sum()
+    if b < 0.6:
+        (loss + s.world.losses[-1]).backward(retain_graph=True)
+    w.data = w.detach().float()
+    w.grad = None
+    return t * w
+
+
+@inside
 def replaced_weight(s: Scene, t: Any, b: float, c: float) -> Any:
     s.world.weights[2] = (s.world.weights[2].detach() + 0.1).requires_grad_()
     return t * s.world.weights[2]

@@ -197,6 +197,10 @@ PAST: list[tuple[str, Program]] = [
             ("shape_zeros", 0.161, 0.789, 0.526),
         ],
     ),
+    (
+        "an out= without elements",
+        [("batches", 0.641, 0.918, 0.152), ("transformed", 0.015, 0.213, 0.588), ("out_of", 0.855, 0.645, 0.426)],
+    ),
 ]  # fmt: skip
 
 #: Programs that differed in kernels, by the rounding of 16-bit numbers that kernels do not store.

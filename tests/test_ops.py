@@ -368,6 +368,7 @@ def test_special_values() -> None:
         return REGISTRY[name].eager(*[np.asarray(x) if isinstance(x, list) else x for x in xs], **params).tolist()
 
     assert run("relu", [-1.0, 2.0, nan])[:2] == [0.0, 2.0] and math.isnan(run("relu", [nan])[0])
+    assert [math.copysign(1, x) for x in run("relu", [-0.0, 0.0, -1.0])] == [-1, 1, 1]  # -0.0 stays
     assert run("sign", [nan, -0.0, -inf]) == [0.0, 0.0, -1.0]
     assert all(map(math.isnan, run("maximum", [nan, 1.0], [1.0, nan])))
     assert run("fmax", [nan, 1.0, 2.0], [1.0, nan, 3.0]) == [1.0, 1.0, 3.0]

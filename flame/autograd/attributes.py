@@ -6,7 +6,7 @@ Under an interpreter each asks it first; where capture can't follow, it ends the
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from flame.autograd.engine import backward
@@ -61,9 +61,17 @@ def register_hook(self: Tensor, hook: Callable) -> RemovableHandle:
     changes.note()
 
     def remove() -> None:
-        node.hooks = [h for h in node.hooks or () if h is not entry] or None
+        for n in _ends(node):
+            n.hooks = [h for h in n.hooks or () if h is not entry] or None
 
     return RemovableHandle(remove)
+
+
+def _ends(node: Any) -> Iterator[Any]:
+    """A node, and those that took its place as the end of a leaf that was given data of another kind."""
+    while node is not None:
+        yield node
+        node = getattr(node, "later", None)
 
 
 def register_post_accumulate_grad_hook(self: Tensor, hook: Callable) -> RemovableHandle:
@@ -81,7 +89,8 @@ def register_post_accumulate_grad_hook(self: Tensor, hook: Callable) -> Removabl
     changes.note()
 
     def remove() -> None:
-        node.post_hooks = {k: v for k, v in (node.post_hooks or {}).items() if k is not key} or None
+        for n in _ends(node):
+            n.post_hooks = {k: v for k, v in (n.post_hooks or {}).items() if k is not key} or None
 
     return RemovableHandle(remove)
 
@@ -213,12 +222,41 @@ def _set_data(self: Tensor, value: Tensor) -> None:
     run = force.interpreter
     if run is not None:
         run.leave(DATA_ASSIGNED)
+    wants = requires_grad(self)
+    if wants and not value.dtype.is_differentiable:
+        raise RuntimeError(
+            f"data set to a tensor that requires gradients must be floating point or complex dtype, but got {value.dtype!r}"
+        )
+    if wants and (value.dtype is not self.dtype or value.shape != self.shape):
+        _part_with_history(self, value)
     self._array = value._data()
     self._known = None
     self._storage = value.storage_of()
     self._view = None
     self._reassigned += 1
     changes.note()
+
+
+def _part_with_history(t: Tensor, value: Tensor) -> None:
+    """Gradients of what was computed before `t` got data of another dtype or shape have the old kind: they end in a node of their
+    own, and go into `.grad` by themselves. Into the history of a result they go with the old dtype."""
+    if t._node is None:
+        old = None if t._accumulator is None else t._accumulator()
+        if old is not None:
+            t._accumulator = None
+            found = edge(t)
+            assert found is not None
+            new = found[0]
+            new.hooks, new.post_hooks, old.later = old.hooks, old.post_hooks, new
+            if t._hooks is old:
+                t._hooks = new
+    elif value.dtype is not t.dtype:
+        before = force.grad, force.interpreter
+        force.grad, force.interpreter = True, None
+        try:
+            t._node = registered("cast")(t, dtype=value.dtype)._node
+        finally:
+            force.grad, force.interpreter = before
 
 
 def _get_requires(self: Tensor) -> bool:

@@ -304,10 +304,19 @@ def accumulate(t: Tensor, g: Tensor, create_graph: bool) -> None:
     have = t._grad
     if have is None:
         t._grad = g if create_graph else copy(g)
+    elif have.shape != g.shape:
+        _refuse_shape(t, have, g)
     elif create_graph:
         t._grad = add(have, g)
     else:
         have.add_(g)  # type: ignore[attr-defined]
+
+
+def _refuse_shape(t: Tensor, have: Tensor, g: Tensor) -> None:
+    raise RuntimeError(
+        f"a gradient of shape {list(g.shape)} can't be added to .grad of shape {list(have.shape)}: the tensor, of shape "
+        f"{list(t.shape)} now, was given data of another shape meanwhile. Set .grad to None, and differentiate before that"
+    )
 
 
 def start(outputs: Sequence[Tensor], given: Sequence[Any] | None, op: str) -> tuple[list[Edge], list[Any]]:

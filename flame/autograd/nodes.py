@@ -225,7 +225,7 @@ if TYPE_CHECKING:
         post_hooks: dict | None
         segment: Any
 else:
-    _SinkSlots = with_slots(("tensor",), ("hooks", "post_hooks", "segment"))
+    _SinkSlots = with_slots(("tensor",), ("hooks", "post_hooks", "segment", "later"))
 
 
 class AccumulateGrad(_SinkSlots):

@@ -178,11 +178,8 @@ def deliver(result: Tensor, out: Tensor | None, op: str) -> Tensor:
     if out.shape != result.shape:
         raise RuntimeError(f"{op}: out has shape {list(out.shape)}, the result {list(result.shape)}; give an out of that shape")
     _check_out(result, out, op)
-    if (
-        (a := out._array) is not None
-        and 0 in a.strides
-        and any(s == 0 and n > 1 for s, n in zip(a.strides, a.shape, strict=True))
-    ):
+    a = out._array
+    if a is not None and 0 in a.strides and a.size and any(s == 0 and n > 1 for s, n in zip(a.strides, a.shape, strict=True)):
         raise RuntimeError(SHARED_ELEMENTS)
     return assign(out, copy(to_dtype(result, out.dtype)))
 

@@ -351,7 +351,7 @@ relu: Primitive = elementwise(
     NUMBER,
     lambda x: np.maximum(x.dtype.type(0), x),  # (of two zeros the second is the answer: -0.0 stays what it is, as in kernels)
     vjp=(lambda g, y, _x: where(gt(y, 0.0), g, 0.0),),
-    scalar=lambda m, x: m.maximum(x, 0),
+    scalar=lambda m, x: m.maximum(0, x),
     samples=_some,
 )
 
