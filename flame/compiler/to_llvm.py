@@ -17,6 +17,7 @@ from flame.compiler.llvm_axes import lanes_for, vector_axis
 from flame.compiler.llvm_columns import ColumnWriter, column_sums
 from flame.compiler.llvm_contract import ContractWriter
 from flame.compiler.llvm_dot import DotWriter, dot_tile
+from flame.compiler.llvm_planes import PlaneWriter, planes_of
 from flame.compiler.llvm_rows import PARTS, RowWriter, begin
 from flame.compiler.llvm_slide import SlidingWriter, sliding
 from flame.compiler.llvm_text import Function, module
@@ -55,6 +56,14 @@ def to_llvm(kernel: Kernel, schedule: CpuSchedule, cpu: CpuTarget) -> LlvmSource
             notes.append(f"{entry_name}: {tiles.describe()}")
             continue
         entry = begin(entry_name, part, places, cpu, len(kernel.buffers))
+        planes = planes_of(part, nest, cpu) if tile is None else None
+        if planes is not None:
+            over_planes = PlaneWriter(part, nest, planes, schedule, cpu, entry)
+            phases.append(over_planes.write(entry_name))
+            functions.append(entry.function)
+            constants += over_planes.point.globals()
+            notes.append(f"{entry_name}: {over_planes.describe()}")
+            continue
         lane = schedule.vector_axis or vector_axis(part, nest, lanes_for(part, nest, cpu))
         turned = lane in nest.outer and turned_loads(part, nest, lane)[1]
         writer: RowWriter
