@@ -8,7 +8,9 @@ Several processes (`benchmarks/gpu_rows.py`) make rows ready at once, most of wh
 others are stopped. Rows come in the order of what they tell; what tries many kernels comes last, one process at a time. What
 fails or takes longer than --patience is left empty and told below; when --seconds are over, the rest is left out and named.
 Results of frameworks are compared by their sums: what differs by more than 5% is marked. `--out` writes gpu-DATE.json and .md
-after every figure. `--small --fake` tries this program itself where there is no GPU: its figures mean nothing.
+after every figure, and so does being told to end. Where there is no GPU `--small --fake` tries this program itself with kernels
+that are interpreted, and `--fake` alone at full size: kernels are compiled, launches checked and not run. Figures then mean
+nothing.
 """
 
 from __future__ import annotations
@@ -253,11 +255,12 @@ def main() -> None:
     parser.add_argument("--processes", type=int, help="of each framework; by default as many as there are processors for")
     parser.add_argument("--out", type=Path, help="a folder for the results")
     parser.add_argument("--small", action="store_true", help="sizes that an interpreter can run")
-    parser.add_argument("--fake", action="store_true", help="run flame on a driver that interprets kernels, and no peer")
+    parser.add_argument("--fake", action="store_true", help="run flame on a driver without a GPU, and no peer")
     given = parser.parse_args()
     flags = [f for f in ("small", "fake") if getattr(given, f)]
     frameworks = [f for f in ("torch", "flame") if f == "flame" or (find_spec("torch") and not given.fake)]
     processes = given.processes or max(1, min(PROCESSES, (os.cpu_count() or 1) // 4))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # (workers that are stopped while another is timed have to end too)
     with tempfile.TemporaryDirectory(prefix="flame-benchmark-", ignore_cleanup_errors=True) as cache:
         course = Course(frameworks, flags, cache, given, processes)
 

@@ -4,19 +4,22 @@ This process prints its version and its rows as JSON, then answers lines on stdi
 
     {"prepare": row, "variant": eager | compiled | tuned}   made, compiled and warmed up: the first call's seconds, the bytes that
                                                             must move and the operations that must be done (0 where that says
-                                                            nothing), and the first result's sum, by which frameworks are compared
+                                                            nothing), the first result's sum, by which frameworks are compared,
+                                                            and the most bytes of the device that were taken at once
     {"time": true}                                          the median seconds of a call of it
 
 What fails gives its error.
 
 flame and PyTorch run the same lines. Seconds are the device's, between two events, with its caches flushed before every call; rows
 of `wall` are the clock's over calls that are not waited for. "small" has sizes that an interpreter can run; "fake" runs flame on a
-driver that does so.
+driver that does so, or at full size on one that has kernels compiled, checks launches and runs none: what it finds wrong is an
+error.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import statistics
 import sys
@@ -302,7 +305,8 @@ class Worker:
 
     def prepare(self, name: str, variant: str) -> dict[str, Any]:
         self.row = self.call = None
-        self.torch.cuda.empty_cache()
+        self._tidy()
+        self.torch.cuda.reset_peak_memory_stats()
         self.torch.manual_seed(1)
         row = self.rows.of[name]()
         call = row.make(self.variants[variant])
@@ -316,11 +320,21 @@ class Worker:
             call()
         self.torch.cuda.synchronize()
         self.row, self.call = row, call
-        return {"first": first, "bytes": row.bytes, "operations": row.operations, "sum": total}
+        peak = self.torch.cuda.max_memory_reserved()
+        self._tidy()  # (a first call takes more than later ones)
+        return {"first": first, "bytes": row.bytes, "operations": row.operations, "sum": total, "peak": peak}
 
     def time(self) -> dict[str, Any]:
         assert self.row is not None and self.call is not None
-        return {"seconds": self._wall(self.call) if self.row.wall else self._device(self.call)}
+        found = {"seconds": self._wall(self.call) if self.row.wall else self._device(self.call)}
+        self.row = self.call = None
+        self._tidy()
+        return found
+
+    def _tidy(self) -> None:
+        """Hand back what is not in use: other processes are on the same device."""
+        gc.collect()
+        self.torch.cuda.empty_cache()
 
     def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -359,14 +373,19 @@ class Worker:
         return statistics.median(times)
 
 
-def serve(torch: Any, whole: bool, small: bool) -> None:
+def serve(torch: Any, whole: bool, small: bool, wrong: list[str]) -> None:
+    """Until stdin ends; `wrong` is where a fake driver says what was."""
     worker = Worker(torch, whole, small)
     say = lambda what: print(json.dumps(what), flush=True)
     rows = worker.rows
     about = {"version": f"{torch.__version__} (Triton {version('triton')})", "device": torch.cuda.get_device_name()}
     say(about | {"rows": sorted(rows.of, key=rows.rank), "tuned": sorted(rows.tuned, key=rows.rank)})
     for line in sys.stdin:
-        say(worker.answer(json.loads(line)))
+        made = worker.answer(json.loads(line))
+        if wrong:
+            made = {"error": "; ".join(wrong)[:300]}
+            wrong.clear()
+        say(made)
 
 
 def main() -> None:
@@ -374,17 +393,20 @@ def main() -> None:
     if framework == "torch":
         import torch
 
-        serve(torch, False, "small" in flags)
+        serve(torch, False, "small" in flags, [])
         return
     import flame
 
     with contextlib.ExitStack() as stack:
+        wrong: list[str] = []
         if "fake" in flags:
             sys.path.insert(0, "tests")
-            from fake_cuda import gpu_for_tests
+            from fake_cuda import FakeLibrary, gpu_for_tests
+            from fake_cuda_launches import LaunchesOnly
 
-            stack.enter_context(gpu_for_tests())
-        serve(flame, True, "small" in flags)
+            library = FakeLibrary() if "small" in flags else LaunchesOnly()
+            wrong = stack.enter_context(gpu_for_tests(library=library)).violations
+        serve(flame, True, "small" in flags, wrong)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ hypothesis.settings.load_profile("flame")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite golden files instead of comparing with them")
     parser.addoption("--fake-gpu", action="store_true", help="try the GPU suite on a driver that interprets kernels")
+    parser.addoption("--whole", action="store_true", help="with --fake-gpu: every case, without limits of time")
     parser.addoption(
         "--one-process", type=int, help="run the GPU suite in this process, and tell of it on a file descriptor (or 0)"
     )

@@ -55,18 +55,49 @@ from flame.runtime.triton_tools import run_interpreted
 class FakeDriver(CudaDriver):
     """`CudaDriver` over a FakeLibrary, which learns here what a binary was compiled from."""
 
-    def __init__(self, **kwargs: Any):
-        self.fake = FakeLibrary(**kwargs)
+    def __init__(self, library: FakeLibrary | None = None):
+        self.fake = FakeLibrary() if library is None else library
         super().__init__(self.fake)
 
     def load_module(self, code: bytes, source: object = None) -> int:
         assert isinstance(source, TritonSource)
         self.fake.loading = (code, source)
+        self.fake.announced(code, source)
         return super().load_module(code, source)
 
 
 class FakeLibrary(Device):
     """libcuda, as far as flame calls it."""
+
+    # ---- what bytes are: a subclass has launches alone
+
+    def _room(self, nbytes: int) -> np.ndarray:
+        """Bytes for an allocation and what is around it."""
+        raw = np.empty(nbytes, np.uint8)
+        raw[: min(nbytes, 1 << 16)] = FRESH
+        return raw
+
+    def _move(self, to: int, start: int, nbytes: int) -> None:
+        ctypes.memmove(to, start, nbytes)
+
+    def _aside(self, host: int, nbytes: int) -> Any:
+        """A copy of bytes of the host, and where it is."""
+        return ctypes.create_string_buffer(ctypes.string_at(host, nbytes), nbytes)
+
+    def _set(self, to: int, nbytes: int, value: bytes) -> None:
+        ctypes.memmove(to, value * (nbytes // len(value)), nbytes)
+
+    def _run(self, source: TritonSource, buffers: dict[str, tuple[int, Any]], symbols: dict[str, int]) -> None:
+        """A kernel, on buffers of (address, dtype)."""
+        arrays = {}
+        for buffer, (address, dtype) in buffers.items():
+            m = self._find(address, 0, f"{source.entry}: {buffer}")
+            count = (m.address + m.size - address) // dtype.itemsize
+            whole = (ctypes.c_char * (count * dtype.itemsize)).from_address(address)
+            arrays[buffer] = np.frombuffer(whole, np.uint8).view(dtype.numpy)
+        run_interpreted(source, arrays, symbols)
+
+    # ---- calls
 
     def _cuInit(self, flags: int) -> None:
         self.started = True
@@ -196,11 +227,10 @@ class FakeLibrary(Device):
             raise self._refuse("an allocation of 0 bytes")
         if not pinned and self.allocated() + nbytes > self.capacity:
             raise Failure(OUT_OF_MEMORY)
-        raw = np.empty(nbytes + 3 * GUARD, np.uint8)
+        raw = self._room(nbytes + 3 * GUARD)
         start = -(raw.ctypes.data + GUARD) % 512
         held = raw[start : start + nbytes + 2 * GUARD]
         held[:GUARD] = held[GUARD + nbytes :] = CANARY
-        held[GUARD : GUARD + min(nbytes, 1 << 16)] = FRESH
         m = Memory(held.ctypes.data + GUARD, nbytes, held, self.context, pinned)
         self.memory[m.address] = m
         self.freed = {a: n for a, n in self.freed.items() if a + n <= m.address or m.address + m.size <= a}
@@ -242,16 +272,16 @@ class FakeLibrary(Device):
                 pinned.pending -= 1
             for address in checked:
                 self._find(address, nbytes, "a copy")
-            ctypes.memmove(to, start, nbytes)
+            self._move(to, start, nbytes)
 
         self._submit(stream, work)
 
     def _cuMemcpyHtoDAsync(self, to: int, host: int, nbytes: int, stream: int) -> None:
         pinned = self._pinned(host, nbytes)
         if pinned is None:  # the driver copies it aside before it returns
-            aside = ctypes.create_string_buffer(ctypes.string_at(host, nbytes), nbytes)
+            aside = self._aside(host, nbytes)
             self._find(to, nbytes, "a copy")
-            self._submit(stream, lambda: ctypes.memmove(to, aside, nbytes))
+            self._submit(stream, lambda: self._move(to, ctypes.addressof(aside), nbytes))
             return
         self._transfer(to, host, nbytes, stream, pinned, [to])
 
@@ -277,7 +307,7 @@ class FakeLibrary(Device):
 
         def work() -> None:
             self._find(to, nbytes, "a fill")
-            ctypes.memmove(to, value * (nbytes // len(value)), nbytes)
+            self._set(to, nbytes, value)
 
         self._submit(stream, work)
 
@@ -295,14 +325,14 @@ class FakeLibrary(Device):
         if ctypes.string_at(image, len(code)) != code:
             raise self._refuse("a module's image is not the binary that was announced")
         handle = self._handle()
-        self.modules[handle] = source
+        self.modules[handle], self.images[handle] = source, code
         self._put(out, handle)
 
     def _cuModuleUnload(self, handle: int) -> None:
         if handle not in self.modules:
             raise self._refuse("a module that does not live is unloaded", INVALID_HANDLE)
         self._drain_all()
-        del self.modules[handle]
+        del self.modules[handle], self.images[handle]
 
     def _cuModuleGetFunction(self, out: int, module: int, name: int) -> None:
         if module not in self.modules:
@@ -310,7 +340,7 @@ class FakeLibrary(Device):
         if ctypes.string_at(name).decode() != self.modules[module].entry:
             raise Failure(NOT_FOUND)
         handle = self._handle()
-        self.functions[handle] = FakeFunction(self.modules[module], module)
+        self.functions[handle] = FakeFunction(self.modules[module], module, self.images[module])
         self._put(out, handle)
 
     def _cuFuncSetAttribute(self, function: int, which: int, value: int) -> None:
@@ -345,11 +375,12 @@ class FakeLibrary(Device):
         name = source.entry
         if extra or not kernel:
             raise self._refuse(f"{name}: parameters are passed as pointers")
-        if block != (source.warps * 32, 1, 1):
-            raise self._refuse(f"{name}: launched with {block} threads, compiled for {source.warps * 32}")
+        binary = self.compiled.get(f.code)
+        threads = source.warps * 32 if binary is None else binary.threads
+        if block != (threads, 1, 1):
+            raise self._refuse(f"{name}: launched with {block} threads, compiled for {threads}")
         if shared > f.dynamic:
             raise self._refuse(f"{name}: {shared} bytes of shared memory without leave")
-        binary = next((b for b in self.compiled.values() if b.entry == name and source.digest.encode() in b.code), None)
         if binary is not None and binary.shared != shared:
             raise self._refuse(f"{name}: launched with {shared} bytes of shared memory, compiled for {binary.shared}")
         pointers = (ctypes.c_uint64 * (len(source.parameters) + 2)).from_address(kernel)
@@ -380,13 +411,7 @@ class FakeLibrary(Device):
             if name in self._failing:
                 self.broken = self._failing[name]
                 raise Failure(self.broken)
-            arrays = {}
-            for buffer, (address, dtype) in buffers.items():
-                m = self._find(address, 0, f"{name}: {buffer}")
-                count = (m.address + m.size - address) // dtype.itemsize
-                whole = (ctypes.c_char * (count * dtype.itemsize)).from_address(address)
-                arrays[buffer] = np.frombuffer(whole, np.uint8).view(dtype.numpy)
-            run_interpreted(source, arrays, symbols)
+            self._run(source, buffers, symbols)
             self._clock += self.cost(source)
             self.launches.append(name)
 
@@ -439,11 +464,11 @@ class FakeLibrary(Device):
 
 
 @contextmanager
-def gpu_for_tests(check: bool = True, **kwargs: Any) -> Iterator[FakeLibrary]:
+def gpu_for_tests(check: bool = True, library: FakeLibrary | None = None, **kwargs: Any) -> Iterator[FakeLibrary]:
     """flame runs on a fake device (see FakeLibrary for what can be said of it); at the end all must be well."""
-    driver = FakeDriver(**kwargs)
+    driver = FakeDriver(FakeLibrary(**kwargs) if library is None else library)
     try:
-        with cuda.use_driver(driver, driver.fake.compile, lambda: driver.fake.products()):
+        with cuda.use_driver(driver, driver.fake.compiler(), lambda: driver.fake.products()):
             yield driver.fake
     finally:
         placement.gpu = False

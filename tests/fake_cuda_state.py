@@ -18,6 +18,7 @@ import numpy as np
 from flame.compiler.to_triton import TritonSource
 from flame.errors import MissingTargetError
 from flame.runtime.cuda_driver import Attribute, signatures, symbol
+from flame.runtime.cuda_gpu import Compiler
 from flame.runtime.triton_tools import Binary
 
 ERRORS = {
@@ -106,6 +107,7 @@ class FakeEvent:
 class FakeFunction:
     source: TritonSource
     module: int
+    code: bytes
     dynamic: int = 48 << 10
 
 
@@ -140,6 +142,7 @@ class Device:
         self.streams: dict[int, FakeStream] = {}
         self.events: dict[int, FakeEvent] = {}
         self.modules: dict[int, TritonSource] = {}
+        self.images: dict[int, bytes] = {}  #: modules' binaries
         self.functions: dict[int, FakeFunction] = {}
         self.graphs: dict[int, dict[int, Any]] = {}  #: node -> its work
         self.executables: dict[int, dict[int, Any]] = {}
@@ -154,6 +157,13 @@ class Device:
             setattr(self, symbol(name), ctypes.CFUNCTYPE(ctypes.c_int, *types)(self._entry(name)))
 
     # ---- for tests
+
+    def compiler(self) -> Compiler:
+        """What sources are compiled by for this device."""
+        return self.compile
+
+    def announced(self, code: bytes, source: TritonSource) -> None:
+        """A binary that is about to be loaded."""
 
     def compile(self, source: TritonSource, arch: str) -> Binary:
         """Instead of Triton's compiler: a binary that only this driver can load."""

@@ -6,14 +6,17 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import fake_cuda
 import pytest
+from fake_cuda_launches import LaunchesOnly
 
 import flame
 from benchmarks.gpu_rows import Worker
-from flame.runtime import cuda, gpu_checks
+from flame.errors import CudaError, OutOfMemoryError
+from flame.runtime import cuda
 
 pytest.importorskip("triton", reason="Triton is installed on Linux only")
 
@@ -70,6 +73,8 @@ def test_what_breaks_one_process_of_the_suite_is_told_and_the_rest_goes_on(tmp_p
     assert ran.returncode == 1, ran.stdout + ran.stderr
     assert "| others | 3 | 3 | 1 |" in ran.stdout, ran.stdout + ran.stderr
     lines = [json.loads(line) for line in (tmp_path / "suite.jsonl").read_text(encoding="utf-8").splitlines()]
+    # pytest's own summary of what was skipped comes before it
+    assert "INTERNALERROR" not in ran.stdout and ran.stdout.rstrip().splitlines()[-1].startswith("| others |"), ran.stdout
     told = {about["test"].split("::")[1]: about.get("why", "") for about in lines}
     assert len(lines) == len(told) == 7
     assert "its process ended with SIGABRT" in told["test_2_crashes"] and "test_2_crashes" in told["test_2_crashes"]
@@ -95,14 +100,42 @@ def test_the_benchmark_runs_on_the_fake_driver(tmp_path: Path) -> None:
     assert all(f["seconds"] > 0 and not f.get("differs") for f in figures.values())
 
 
-@pytest.mark.parametrize("row", ["GPT-2 training", "Llama 1B, 1024 tokens"])
-def test_rows_of_models_can_be_made(row: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Launches are checked and not run, so positions are whatever memory holds: that they are out of range is no matter here."""
-    monkeypatch.setattr(fake_cuda, "run_interpreted", lambda *_: None)
-    monkeypatch.setattr(gpu_checks._Batch, "raise_if_wrong", lambda self: None)
-    with fake_cuda.gpu_for_tests():
-        worker = Worker(flame, True, True)
-        for variant in ("eager", "compiled"):
-            made = worker.answer({"prepare": row, "variant": variant})
-            assert "error" not in made, made
+def launched(rows: Sequence[str], small: bool) -> LaunchesOnly:
+    """Rows of the benchmark, eager and compiled, made ready where launches are checked and not run."""
+    device = LaunchesOnly(compiling=False)
+    with fake_cuda.gpu_for_tests(library=device):
+        worker = Worker(flame, True, small)
+        for row in rows:
+            for variant in ("eager", "compiled"):
+                made = worker.answer({"prepare": row, "variant": variant})
+                assert "error" not in made and not device.violations, (row, variant, made, device.violations)
         del worker
+    return device
+
+
+def test_rows_of_models_can_be_made() -> None:
+    launched(["GPT-2 training", "Llama 1B, 1024 tokens"], small=True)
+
+
+def test_rows_can_be_made_at_their_full_sizes() -> None:
+    """One of each kind; arrays of gigabytes are address space here."""
+    device = launched(
+        ["layer norm 262144 back", "cross entropy 8192x131072", "matmul 8192x8192x8192", "attention 16384 back",
+         "conv 3x3 64 at 56 back"], small=False,
+    )  # fmt: skip
+    assert device.used and 3 << 30 < device.largest < 64 << 30
+
+
+def test_a_device_without_work_checks_launches_all_the_same() -> None:
+    device = LaunchesOnly(memory=1 << 30, compiling=False)
+    with fake_cuda.gpu_for_tests(check=False, library=device):
+        x = flame.ones(4, device="cuda")
+        assert float((x + x).sum()) == 0 and not device.violations
+        gpu = cuda.gpu()
+        [function] = [f for f in gpu._functions.values() if "add" in f.name]
+        with pytest.raises(CudaError, match="ILLEGAL_ADDRESS"):
+            function.launch((1, 1, 1), [4096] * len(function.parameters))
+        assert "lie in no memory" in device.violations[0]
+        with pytest.raises(OutOfMemoryError):
+            flame.empty(1 << 28, 2, device="cuda")
+        del function

@@ -1,5 +1,6 @@
 """The GPU suite: what must hold on hardware. `python -m pytest -m gpu [--out=FOLDER]` from a plain checkout; nothing here runs
-without a GPU, but for `--fake-gpu`, which tries the suite itself on a driver that runs kernels in Triton's interpreter.
+without a GPU, but for `--fake-gpu`, which tries the suite itself on a driver that runs kernels in Triton's interpreter: a few
+cases of each kind, or with `--whole` every one, whose results are then compared as on a GPU (half an hour and more).
 
 It has nine minutes, in parts that are processes of their own (`parts.py`).
 """
@@ -21,6 +22,12 @@ from flame.runtime import cuda
 def dry(request: pytest.FixtureRequest) -> bool:
     """Whether this is a try without a GPU: sizes are to be small, and times mean nothing."""
     return bool(request.config.getoption("--fake-gpu"))
+
+
+@pytest.fixture(scope="session")
+def brief(dry: bool, request: pytest.FixtureRequest) -> bool:
+    """Whether a few of many cases will do: a try without a GPU that is not asked for all of them."""
+    return dry and not request.config.getoption("--whole")
 
 
 @pytest.fixture(autouse=True)

@@ -20,11 +20,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import pytest
 
@@ -35,6 +35,8 @@ from flame.runtime import cuda
 SECONDS = 500.0
 #: seconds in which a process comes to its first test
 START = 90.0
+#: in which every case of every part is over in Triton's interpreter, and each case of it
+UNLIMITED, SLOW = 24 * 3600.0, 900.0
 #: processes that one part may take, before what is left of it is given up
 MOST = 6
 
@@ -71,6 +73,11 @@ PARTS = (
 
 def part_of(test: str) -> Part:
     return next(p for p in PARTS if re.search(p.tests, test))
+
+
+def ended(number: int, frame: object) -> NoReturn:
+    """The end of a suite that is told to end: its processes end with it, and its table is shown."""
+    pytest.exit(f"ended by {signal.Signals(number).name}", returncode=128 + number)
 
 
 class OneProcess:
@@ -113,7 +120,7 @@ class Running:
         self.left = {i.nodeid: i for i in left}
         self.processes = 0
 
-    def start(self, fake: bool, root: Path) -> None:
+    def start(self, flags: Sequence[str], root: Path) -> None:
         """A process for what is left; `root` is where tests' names begin."""
         self.pipe, theirs = os.pipe()
         os.set_blocking(self.pipe, False)
@@ -122,7 +129,7 @@ class Running:
         self.ids.flush()
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", f"--one-process={theirs}"]
         self.process = subprocess.Popen(
-            [*command, *(["--fake-gpu"] if fake else []), f"@{self.ids.name}"], cwd=root, pass_fds=[theirs],
+            [*command, *flags, f"@{self.ids.name}"], cwd=root, pass_fds=[theirs],
             stdin=subprocess.DEVNULL, stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         os.close(theirs)
@@ -169,8 +176,11 @@ class InParts:
     def __init__(self, config: pytest.Config):
         self.config = config
         self.begun = time.monotonic()
-        self.fake = bool(config.getoption("--fake-gpu"))
-        self.at_once = 1 if self.fake else max(1, min(4, (os.cpu_count() or 1) // 4))
+        fake, whole = (bool(config.getoption(flag)) for flag in ("--fake-gpu", "--whole"))
+        self.flags = [*(["--fake-gpu"] if fake else []), *(["--whole"] if whole else [])]
+        self.at_once = 1 if fake else max(1, min(4, (os.cpu_count() or 1) // 4))
+        self.seconds = UNLIMITED if whole else SECONDS
+        self.parts = [replace(p, seconds=UNLIMITED, patience=SLOW) for p in PARTS] if whole else [*PARTS]
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
         if session.config.option.collectonly or session.testsfailed:
@@ -178,14 +188,15 @@ class InParts:
         of: dict[str, list[pytest.Item]] = {p.name: [] for p in PARTS}
         for item in session.items:
             of[part_of(item.nodeid).name].append(item)
-        waiting = [p for p in PARTS if of[p.name]]
+        waiting = [p for p in self.parts if of[p.name]]
         running: list[Running] = []
+        before = signal.signal(signal.SIGTERM, ended)
         try:
             while (waiting or running) and not (session.shouldfail or session.shouldstop):
                 while waiting and self._room(waiting[0], running):
                     p = waiting.pop(0)
                     now = time.monotonic()
-                    r = Running(p, of[p.name], min(now + p.seconds, self.begun + SECONDS))
+                    r = Running(p, of[p.name], min(now + p.seconds, self.begun + self.seconds))
                     if self._started(r):
                         running.append(r)
                 select.select([r.pipe for r in running], [], [], 0.5)
@@ -196,6 +207,7 @@ class InParts:
                     if over and not self._goes_on(r, r.close()):
                         running.remove(r)
         finally:
+            signal.signal(signal.SIGTERM, before)
             for r in running:
                 with suppress(ProcessLookupError):
                     os.killpg(r.process.pid, signal.SIGKILL)
@@ -214,7 +226,7 @@ class InParts:
         if time.monotonic() > r.until - 3.0:
             self._skip(r)
             return False
-        r.start(self.fake, self.config.rootpath)
+        r.start(self.flags, self.config.rootpath)
         return True
 
     def _hear(self, r: Running) -> None:
@@ -225,7 +237,10 @@ class InParts:
                     r.current = test
                     hook.pytest_runtest_logstart(nodeid=test, location=r.left[test].location)
                 case {"report": data}:
-                    hook.pytest_runtest_logreport(report=hook.pytest_report_from_serializable(config=self.config, data=data))
+                    report = hook.pytest_report_from_serializable(config=self.config, data=data)
+                    if isinstance(report.longrepr, list):  # what JSON makes of a skipped test's (file, line, reason)
+                        report.longrepr = tuple(report.longrepr)
+                    hook.pytest_runtest_logreport(report=report)
                 case {"ends": test}:
                     r.current = ""
                     hook.pytest_runtest_logfinish(nodeid=test, location=r.left.pop(test).location)
@@ -245,7 +260,7 @@ class InParts:
         return bool(r.left) and self._started(r)
 
     def _skip(self, r: Running, why: str = "") -> None:
-        told = why or f"time is over: {r.part.name} has {r.part.seconds:.0f} s, the whole suite {SECONDS:.0f} s"
+        told = why or f"time is over: {r.part.name} has {r.part.seconds:.0f} s, the whole suite {self.seconds:.0f} s"
         for item in r.left.values():
             self._tell(item, "skipped", told)
         r.left.clear()

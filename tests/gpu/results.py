@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,10 @@ class Results:
             lines.append(f"| {part} | {' | '.join(str(found[o]) for o in OUTCOMES)} | {self.seconds[part]:.0f} |")
         return "\n".join(lines)
 
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        if self.parts:
-            terminalreporter.write_line(self.table())
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> Iterator[None]:
+        """After all that pytest has to say."""
+        yield
+        terminal: pytest.TerminalReporter | None = session.config.pluginmanager.get_plugin("terminalreporter")
+        if self.parts and terminal is not None:
+            terminal.write_line(self.table())

@@ -26,8 +26,8 @@ TRIED = {f"{p.values[0].module}.{p.values[0].name}" for p in PROGRAMS[::50]}
 
 
 @pytest.mark.parametrize("case", PROGRAMS)
-def test_programs_agree(case: Case, dry: bool) -> None:
-    if dry and f"{case.module}.{case.name}" not in TRIED:
+def test_programs_agree(case: Case, brief: bool) -> None:
+    if brief and f"{case.module}.{case.name}" not in TRIED:
         pytest.skip("takes long in an interpreter")
     flame.set_default_device("cuda")
     try:

@@ -40,9 +40,9 @@ def gradients(p: Primitive, operands: Any, params: Any, device: str) -> list[np.
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-def test_gradients_of_operations_are_the_hosts(part: int, dry: bool) -> None:
+def test_gradients_of_operations_are_the_hosts(part: int, brief: bool) -> None:
     checked = 0
-    for name in NAMES[part::PARTS][: 3 if dry else None]:
+    for name in NAMES[part::PARTS][: 3 if brief else None]:
         p = REGISTRY[name]
         operands, params = next(iter(p.samples()))
         if any(isinstance(o, np.ndarray) and o.dtype.kind == "c" for o in operands):
@@ -63,13 +63,13 @@ def test_gradients_of_operations_are_the_hosts(part: int, dry: bool) -> None:
                 a.astype(np.float64), b.astype(np.float64), rtol=tolerance, atol=tolerance * size / 10, err_msg=name
             )
         checked += 1
-    assert checked or dry
+    assert checked or brief
 
 
 @pytest.mark.parametrize("name", sorted(corpus.PROGRAMS))
 @pytest.mark.parametrize("mode", ["eager", "default", "reduce-overhead"])
-def test_programs_of_the_corpus_run_as_on_the_host(name: str, mode: str, dry: bool) -> None:
-    if dry and (name not in ("mlp", "metrics") or mode == "default"):
+def test_programs_of_the_corpus_run_as_on_the_host(name: str, mode: str, brief: bool) -> None:
+    if brief and (name not in ("mlp", "metrics") or mode == "default"):
         pytest.skip("takes long in an interpreter")
 
     def values(made: Any) -> list[np.ndarray]:

@@ -33,8 +33,8 @@ def run(name: str, args: tuple, kwargs: dict, inputs: tuple, device: str) -> lis
 
 
 @pytest.mark.parametrize("name", sorted(LAYERS))
-def test_layers_are_the_hosts(name: str, dry: bool) -> None:
-    if dry and name not in TRIED:
+def test_layers_are_the_hosts(name: str, brief: bool) -> None:
+    if brief and name not in TRIED:
         pytest.skip("takes long in an interpreter")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)

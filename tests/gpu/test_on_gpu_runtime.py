@@ -28,8 +28,8 @@ KERNELS = [n for n in test_cuda_runtime.CASES if n != "attention"]
 
 
 @pytest.mark.parametrize("name", KERNELS[::2])
-def test_a_kernel_is_what_it_means(name: str, dry: bool) -> None:
-    if dry and KERNELS.index(name) % 20:
+def test_a_kernel_is_what_it_means(name: str, brief: bool) -> None:
+    if brief and KERNELS.index(name) % 20:
         pytest.skip("CI runs these kernels elsewhere")
     test_cuda_runtime.test_a_kernel_launched_is_the_kernel_interpreted(name, None)  # type: ignore[arg-type]
 
