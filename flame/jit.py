@@ -43,10 +43,10 @@ BACKENDS = ("auto", "triton", "llvm", "interpret", "eager")
 class _Region:
     """Regions run one at a time: a second thread that calls a compiled function meanwhile runs it eagerly."""
 
-    __slots__ = ("capture", "lock", "thread")
+    __slots__ = ("capture", "keys", "thread")
 
     def __init__(self) -> None:
-        self.lock: Any = threading.Lock()
+        self.keys: list[None] = [None]  #: there is one, and who took it is in the region (taking it is one step, as of a lock)
         self.thread = 0  #: whose it is, or was last
         self.capture: Capture | None = None  #: of whom
 
@@ -57,8 +57,8 @@ _region = _Region()
 def _open_in_child() -> None:
     """A forked child has one thread; a region of another thread of its parent's would never end there. What that one had
     pending is lost, and tensors from outside are as they were before it."""
-    if _region.lock.locked() and _region.thread != threading.get_ident():
-        _region.lock = threading.Lock()
+    if not _region.keys and _region.thread != threading.get_ident():
+        _region.keys.append(None)
         if _region.capture is not None and _region.capture.run is not None:
             _region.capture.run.close()
 
@@ -103,7 +103,9 @@ class CompiledFunction:
                 self._give_up()
             return self._fn(*args, **kwargs)
         region = _region
-        if not region.lock.acquire(False):
+        try:
+            region.keys.pop()
+        except IndexError:
             if region.thread != get_ident():
                 self._note_other_thread()
             return self._fn(*args, **kwargs)
@@ -149,7 +151,7 @@ class CompiledFunction:
             return result
         finally:
             force.interpreter = region.capture = None
-            region.lock.release()
+            region.keys.append(None)
 
     def _give_up(self) -> None:
         c = self._capture
@@ -245,8 +247,9 @@ class CompiledFunction:
     @contextmanager
     def _alone(self) -> Iterator[bool]:
         """Whether this thread may open a region here; it has it meanwhile."""
-        lock = _region.lock
-        if not lock.acquire(blocking=False):
+        try:
+            _region.keys.pop()
+        except IndexError:
             yield False
             return
         try:
@@ -254,7 +257,7 @@ class CompiledFunction:
             yield True
         finally:
             _region.capture = None
-            lock.release()
+            _region.keys.append(None)
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)

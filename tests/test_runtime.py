@@ -590,6 +590,36 @@ def test_references_are_neither_lost_nor_kept(code: llvm_jit.Linked) -> None:
     assert all(abs(x - y) < 50 for x, y in zip(before, after)), (before, after)
 
 
+def test_results_are_made_where_the_plan_runs(code: llvm_jit.Linked) -> None:
+    """`answer` checks what it is given as `enter` does, makes the rest, and loses no reference."""
+    answer = entry.entry().answer
+    assert answer is not None
+    plan = Plan(
+        [spec(1), spec(2, 3), spec(), spec(0, 4)], [NativeStep(code["count"], (1,), 3), NativeStep(code["count"], (2,), 1)]
+    )
+    x, bad = np.array([5]), np.array([5.0])
+    before = [sys.getrefcount(o) for o in (x, bad, I64.numpy)]
+    for _ in range(500):
+        made = answer(plan.address, 0, [x])
+        assert isinstance(made, list) and [a.shape for a in made] == [(2, 3), (), (0, 4)]
+        assert answer(plan.address, 0, [bad]) == 0 and answer(plan.address, 0, [x, x]) == 1
+        assert answer(plan.address, 0, [x, np.zeros((2, 3), np.int64), np.array(0), np.zeros((0, 4), np.int64), x]) == 4
+        with pytest.raises(SystemError):
+            answer(plan.address, 0, (x,))  # type: ignore[arg-type]
+    assert isinstance(made, list) and all(a.dtype is I64.numpy and a.flags.carray and a.flags.owndata for a in made)
+    del made
+    after = [sys.getrefcount(o) for o in (x, bad, I64.numpy)]
+    assert all(abs(m - n) < 50 for m, n in zip(before, after)), (before, after)
+
+
+def test_results_that_find_no_memory_are_told(code: llvm_jit.Linked) -> None:
+    answer = entry.entry().answer
+    assert answer is not None
+    plan = Plan([spec(1), spec(1 << 50)], [NativeStep(code["count"], (0,), 1)])
+    x = np.array([5])
+    assert answer(plan.address, 0, [x]) == -1 and x[0] == 5
+
+
 def test_python_runs_while_a_long_plan_does(code: llvm_jit.Linked) -> None:
     """A plan that another thread runs does not hold the interpreter lock, unless it says that it is short."""
     slow = Plan([spec(1 << 20, dtype=dtypes.int32)], [NativeStep(code["count"], (0,), 1 << 20)] * 30)

@@ -57,6 +57,8 @@ class Compiled:
     that `more` finds: it `serves` no others.
     """
 
+    __slots__ = ("executable", "symbols", "__dict__")  #: (those that every call asks for)
+
     def __init__(
         self,
         capture: Any,
@@ -150,9 +152,10 @@ class Compiled:
 
     def __call__(self, arrays: list[np.ndarray], sizes: Mapping[str, int] = NO_SIZES) -> list[np.ndarray]:
         """Run it, for these values of the graph's symbols."""
-        if not self.symbols:
-            return self.executable(arrays) if self.executable is not None else interpret_graph(self.graph, arrays, self._gpu)
-        return self.at(sizes)(arrays)
+        run: Executable | None = self.executable
+        if self.symbols:
+            return self.at(sizes)(arrays)
+        return interpret_graph(self.graph, arrays, self._gpu) if run is None else run(arrays)
 
     def take(self, sizes: Mapping[str, int], executable: Executable) -> None:
         """What was found on disk for these values of the symbols."""

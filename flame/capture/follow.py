@@ -150,8 +150,6 @@ class Follower(RunState):
                 w.current = ref.value
                 if w.mutations:
                     w.mutations = w.version = 0
-                if known.wants:
-                    self.edges[ref.edge] = t  # type: ignore[index]
                 t._ref = ref
                 t._trace = known.trace
                 self.externals.append((t, ref, w))

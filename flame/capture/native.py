@@ -42,7 +42,7 @@ from flame.primitive import Spec, force, placement, registered
 from flame.runtime.executable import Executable
 from flame.runtime.gpu_program import GpuExecutable
 from flame.runtime.locks import Lock
-from flame.runtime.memory import Allocator
+from flame.runtime.memory import Allocator, Block
 from flame.tensor import Storage, Tensor
 
 #: (class, methods)
@@ -59,7 +59,7 @@ _METHODS: Final[list[tuple[type, str]]] = [
     (Capture, "ref"),
     (segment.Plan, "inputs fits"),
     (Compiled, "__call__"),
-    (Executable, "__call__"),
+    (Executable, "__call__ _ordered"),
     (GpuExecutable, "__call__"),
     *native_eager.OF_GPUS,
     (Allocator, "take_arena give_arena"),
@@ -74,7 +74,8 @@ _OFTEN: Final = frozenset(
     "Calls.known Calls._follow_call Calls._result Follower.enter Follower.follow Follower.pair Follower.plain Follower.process "
     "Effects.follow_inplace Effects._is_whole_write Effects._writes_freely Effects._follow_write Effects._rebind Capture.ref "
     "Trace.__init__ Run.close RunState.live Plan.inputs Chain.follow Chain.arguments Straight.follow Straight.arguments "
-    "Module.__call__".split()
+    "Module.__call__ CompiledFunction.__call__ Run.rest Run._returned_as_known RunState.begin Executable.__call__ flush _signature "
+    "Calls.composite".split()
 )
 #: methods that are functions which capture knows
 _FOLLOWED: Final = (
@@ -101,7 +102,9 @@ _SLOTTED: Final[list[type]] = [
     segment.Plan,
     Capture,
     Statistics,
+    Compiled,
     Executable,
+    Block,
     InputKey,
     Spec,
     type(casting),
@@ -120,6 +123,7 @@ _ATTRIBUTES: Final[dict[tuple[type, str], type]] = {
     (Capture, "root"): Step,
     (Step, "plan"): segment.Plan,
     (segment.Plan, "forward"): Compiled,
+    (Compiled, "executable"): Executable,
     (Step, "key"): InputKey,
     (InputKey, "spec"): Spec,
     (Step, "parent"): Step,
@@ -186,7 +190,8 @@ def _made() -> Native:
     ]
     bound = {followed: 2, written: 2}
     units += [
-        Unit(f.__name__, f, None, (), {"run": Run, "leaf": Step, "plan": segment.Plan}, bound.get(f, 0)) for f in _FUNCTIONS
+        Unit(f.__name__, f, None, (), {"run": Run, "leaf": Step, "plan": segment.Plan}, bound.get(f, 0), f.__name__ in _OFTEN)
+        for f in _FUNCTIONS
     ]
     operator, known = native_eager.operators()
     units.append(Unit("operator", operator, None, operator.__code__.co_freevars, {"run": Run, "self": Tensor, "other": Tensor}))

@@ -216,7 +216,9 @@ class Run(Follower, Calls, Updates, Recorder, Effects, Staged):
         self.survivors = self.observer = None
         self.unlinked = False
         self.linked = 0
-        self.externals, self.tracked, self.edges = [], [], {}
+        self.externals, self.tracked = [], []
+        if self.edged:
+            self.leads, self.edged = {}, 0
         if self.bindings:
             self.bindings = []
         if self.written:

@@ -29,8 +29,8 @@ class RunState:
     """One segment of one call."""
 
     __slots__ = (
-        "alive", "at", "bindings", "capture", "cause", "edges", "externals", "following", "gradient_source", "guards",
-        "inner", "linked", "midway", "next", "observer", "originals", "reads", "replaces", "root", "shadow", "sizing",
+        "alive", "at", "bindings", "capture", "cause", "edged", "externals", "following", "gradient_source", "guards",
+        "inner", "leads", "linked", "midway", "next", "observer", "originals", "reads", "replaces", "root", "shadow", "sizing",
         "snapshots", "stages", "survivors", "symbols", "thread", "token", "tracked", "unlinked", "written",
     )  # fmt: skip
 
@@ -59,7 +59,8 @@ class RunState:
         self.tracked: list[weakref.ref] = []
         #: one for each input step: tensor (or snapshot), ref, window
         self.externals: list[tuple[Tensor, Ref, Window | None]] = []
-        self.edges: dict[int, Any] = {}  #: edge id -> tape edge of an outside tensor, or a leaf (see `edge_of`)
+        self.leads: dict[int, Any] = {}  #: `edges`, as far as they were asked for
+        self.edged = 0  #: of that many externals
         self.bindings: list = []
         self.survivors: list[Tensor] | None = None  #: at the end of a segment: those that are alive
         self.snapshots: dict[Ref, Tensor] = {}
@@ -96,18 +97,31 @@ class RunState:
         self.token = object()  #: marks tape nodes made while this segment was recorded
         self.alive = True
 
+    @property
+    def edges(self) -> dict[int, Any]:
+        """Edge id -> tape edge of an outside tensor, or a leaf (see `edge_of`)."""
+        leads, externals = self.leads, self.externals
+        if self.edged < len(externals):
+            for t, ref, _ in externals[self.edged :]:
+                if ref.edge is not None and ref.edge not in leads:
+                    leads[ref.edge] = t
+            self.edged = len(externals)
+        return leads
+
     def edge_of(self, e: int) -> Any:
         """The tape edge of an outside tensor. That of a leaf is made when it is first asked for."""
-        got = self.edges[e]
+        leads = self.edges
+        got = leads[e]
         if got.__class__ is not tuple:
-            got = self.edges[e] = edge(got)
+            got = leads[e] = edge(got)
         return got
 
     def outside_edges(self) -> dict[int, Any]:
         """Edge id -> tape edge, of every outside tensor that has one."""
-        for e in self.edges:
+        leads = self.edges
+        for e in leads:
             self.edge_of(e)
-        return self.edges
+        return leads
 
     def leads_to(self, t: Tensor) -> list:
         """The tape edges that gradient of a followed tensor flows to: those of tensors from outside and of leaves made here."""

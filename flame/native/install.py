@@ -59,7 +59,13 @@ class Native:
         for number, found in enumerate(hints.locals.values()):
             found["cell"] = f"@cell{number}"
             module.cells.append(f"cell{number}")
-        numbers = {"type": layout.TYPE, "size": layout.SIZE, "list_items": layout.LIST_ITEMS, "tuple_items": layout.TUPLE_ITEMS}
+        numbers = {
+            "type": layout.TYPE,
+            "size": layout.SIZE,
+            "list_items": layout.LIST_ITEMS,
+            "list_room": layout.LIST_ROOM,
+            "tuple_items": layout.TUPLE_ITEMS,
+        }
         basics: dict[str, Any] = {
             "True": True,
             "False": False,

@@ -24,6 +24,7 @@ TYPE: Final = HEAD - 8
 SIZE: Final = HEAD
 TUPLE_ITEMS: Final = tuple.__basicsize__
 LIST_ITEMS: Final = HEAD + 8
+LIST_ROOM: Final = HEAD + 16
 _MEMBER: Final = HEAD + 24  # PyMemberDescrObject: head, d_type, d_name, d_qualname, d_member
 _OFFSET: Final = 16  # PyMemberDef: name, type, offset
 
@@ -52,6 +53,13 @@ def usable() -> str:
     inside = word(id(items) + LIST_ITEMS)
     if word(id(items) + SIZE) != 3 or [word(inside + 8 * i) for i in range(3)] != [id(mark), id(more), id(mark)]:
         return "lists lie in another way"
+    grown = [mark]
+    for n in range(2, 40):  # (room for how many there is: never for fewer than there are, and more at times)
+        grown.append(mark)
+        if not n <= word(id(grown) + LIST_ROOM) <= 2 * n + 8:
+            return "lists grow in another way"
+    if word(id(grown) + LIST_ROOM) * 8 + list.__basicsize__ != grown.__sizeof__():
+        return "lists grow in another way"
     return ""
 
 

@@ -400,7 +400,23 @@ yes:
   ret i32 1
 }
 
-define internal i32 @flame_append(ptr %list, ptr %x) noinline {
+define internal i32 @flame_append(ptr %list, ptr %x) alwaysinline {
+  %size.p = getelementptr i8, ptr %list, i64 $size
+  %size = load i64, ptr %size.p
+  %room.p = getelementptr i8, ptr %list, i64 $list_room
+  %room = load i64, ptr %room.p
+  %fits = icmp slt i64 %size, %room
+  br i1 %fits, label %put, label %grow
+put:
+  call void @flame_incref(ptr %x)
+  %items.p = getelementptr i8, ptr %list, i64 $list_items
+  %items = load ptr, ptr %items.p
+  %at = getelementptr ptr, ptr %items, i64 %size
+  store ptr %x, ptr %at
+  %more = add i64 %size, 1
+  store i64 %more, ptr %size.p
+  ret i32 0
+grow:
   %got = call i32 @PyList_Append(ptr %list, ptr %x)
   ret i32 %got
 }

@@ -9,12 +9,15 @@
     flame_run(plan, arena, pointers)               runs the steps; `pointers` are the arrays' addresses
     flame_enter(plan, arena, array...)             a Python builtin: checks the arrays and runs the steps, without the
                                                    interpreter lock if `release` is not 0
+    flame_answer(plan, arena, arrays)              the same for a list of the first arrays: the others are made, and a list of
+                                                   them is the answer
 
 A plan is never written after it was made, so any number of threads may run it. `flame_enter` reads NumPy arrays where they
-lie; it answers None, or the number of the first array that is not exactly what the plan expects (and has then run nothing).
-The offsets it reads at are NumPy's binary interface, unchanged since 1.0 and compiled into every extension module; they are
-tried on real arrays before first use, and where they do not hold (another interpreter than CPython), the same checks and calls
-are made by Python. One call costs 0.2 us natively, several by Python.
+lie; it answers None, or the number of the first array that is not exactly what the plan expects (and has then run nothing), as
+does `flame_answer` (-1: there is no memory for the others). The offsets they read at and the function that makes an array are
+NumPy's binary interface, unchanged since 1.0 and compiled into every extension module; they are tried on real arrays before first
+use, and where they do not hold (another interpreter than CPython), the same checks and calls are made by Python. One call costs
+0.2 us natively, several by Python.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from flame import dtypes
 from flame.primitive import Spec
 from flame.runtime import llvm_jit, threads
 from flame.runtime.locks import Lock
@@ -132,23 +136,23 @@ declare void @Py_IncRef(ptr)
 declare ptr @PyLong_AsVoidPtr(ptr)
 declare ptr @PyLong_FromLongLong(i64)
 
-define ptr @flame_enter(ptr %self, ptr %args, i64 %count) {
+declare void @Py_DecRef(ptr)
+declare void @PyErr_Clear()
+declare i64 @PyList_Size(ptr)
+declare ptr @PyList_GetItem(ptr, i64)
+declare ptr @PyList_New(i64)
+declare i32 @PyList_SetItem(ptr, i64, ptr)
+
+; the first of n objects that is not what is expected, or -1: then their addresses are known, and `at` is behind what was expected
+define internal i64 @flame_fit(ptr %plan, ptr %objects, i64 %n, ptr %pointers, ptr %at) {
 entry:
-  %plan.o = load ptr, ptr %args
-  %plan = call ptr @PyLong_AsVoidPtr(ptr %plan.o)
-  %arena.p = getelementptr ptr, ptr %args, i64 1
-  %arena.o = load ptr, ptr %arena.p
-  %arena = call ptr @PyLong_AsVoidPtr(ptr %arena.o)
-  %objects = getelementptr ptr, ptr %args, i64 2
-  %n = load i64, ptr %plan
-  %pointers = alloca ptr, i64 %n
   %expected0 = getelementptr i64, ptr %plan, i64 5
   br label %next
 next:
   %i = phi i64 [0, %entry], [%i1, %good]
   %expected = phi ptr [%expected0, %entry], [%after, %good]
   %more = icmp slt i64 %i, %n
-  br i1 %more, label %type, label %run
+  br i1 %more, label %type, label %fit
 type:
   %object.p = getelementptr ptr, ptr %objects, i64 %i
   %object = load ptr, ptr %object.p
@@ -200,28 +204,148 @@ good:
   %i1 = add i64 %i, 1
   br label %next
 bad:
-  %answer = call ptr @PyLong_FromLongLong(i64 %i)
-  ret ptr %answer
-run:
+  ret i64 %i
+fit:
+  store ptr %expected, ptr %at
+  ret i64 -1
+}
+
+define internal void @flame_go(ptr %plan, ptr %arena, ptr %pointers) {
   %release.p = getelementptr i64, ptr %plan, i64 4
   %release = load i64, ptr %release.p
   %short = icmp eq i64 %release, 0
   br i1 %short, label %keep, label %free
 keep:
   call void @flame_run(ptr %plan, ptr %arena, ptr %pointers)
-  br label %done
+  ret void
 free:
   %state = call ptr @PyEval_SaveThread()
   call void @flame_run(ptr %plan, ptr %arena, ptr %pointers)
   call void @PyEval_RestoreThread(ptr %state)
-  br label %done
-done:
+  ret void
+}
+
+define ptr @flame_enter(ptr %self, ptr %args, i64 %count) {
+  %plan.o = load ptr, ptr %args
+  %plan = call ptr @PyLong_AsVoidPtr(ptr %plan.o)
+  %arena.p = getelementptr ptr, ptr %args, i64 1
+  %arena.o = load ptr, ptr %arena.p
+  %arena = call ptr @PyLong_AsVoidPtr(ptr %arena.o)
+  %objects = getelementptr ptr, ptr %args, i64 2
+  %n = load i64, ptr %plan
+  %pointers = alloca ptr, i64 %n
+  %at = alloca ptr
+  %wrong = call i64 @flame_fit(ptr %plan, ptr %objects, i64 %n, ptr %pointers, ptr %at)
+  %fits = icmp eq i64 %wrong, -1
+  br i1 %fits, label %run, label %bad
+bad:
+  %answer = call ptr @PyLong_FromLongLong(i64 %wrong)
+  ret ptr %answer
+run:
+  call void @flame_go(ptr %plan, ptr %arena, ptr %pointers)
   call void @Py_IncRef(ptr @_Py_NoneStruct)
   ret ptr @_Py_NoneStruct
 }
 """
-_PYTHON: Final = ("PyEval_SaveThread", "PyEval_RestoreThread", "Py_IncRef", "PyLong_AsVoidPtr", "PyLong_FromLongLong")
+
+_ANSWER: Final = """
+declare ptr @PyArray_NewFromDescr(ptr, ptr, i32, ptr, ptr, ptr, i32, ptr)
+
+define ptr @flame_answer(ptr %self, ptr %args, i64 %count) {
+entry:
+  %plan.o = load ptr, ptr %args
+  %plan = call ptr @PyLong_AsVoidPtr(ptr %plan.o)
+  %arena.p = getelementptr ptr, ptr %args, i64 1
+  %arena.o = load ptr, ptr %arena.p
+  %arena = call ptr @PyLong_AsVoidPtr(ptr %arena.o)
+  %list.p = getelementptr ptr, ptr %args, i64 2
+  %list = load ptr, ptr %list.p
+  %n = load i64, ptr %plan
+  %given = call i64 @PyList_Size(ptr %list)
+  %list.ok = icmp sge i64 %given, 0
+  br i1 %list.ok, label %size, label %no.list.given
+size:
+  %few = icmp sle i64 %given, %n
+  br i1 %few, label %begin, label %bad
+begin:
+  %pointers = alloca ptr, i64 %n
+  %objects = alloca ptr, i64 %n
+  %at = alloca ptr
+  br label %next
+next:
+  %i = phi i64 [0, %begin], [%i1, %take]
+  %more = icmp slt i64 %i, %given
+  br i1 %more, label %take, label %look
+take:
+  %object = call ptr @PyList_GetItem(ptr %list, i64 %i)
+  %object.p = getelementptr ptr, ptr %objects, i64 %i
+  store ptr %object, ptr %object.p
+  %i1 = add i64 %i, 1
+  br label %next
+look:
+  %wrong = call i64 @flame_fit(ptr %plan, ptr %objects, i64 %given, ptr %pointers, ptr %at)
+  %fits = icmp eq i64 %wrong, -1
+  br i1 %fits, label %room, label %bad
+bad:
+  %told = phi i64 [%n, %size], [%wrong, %look], [-1, %no.memory]
+  %answer = call ptr @PyLong_FromLongLong(i64 %told)
+  ret ptr %answer
+room:
+  %fresh = sub i64 %n, %given
+  %made = call ptr @PyList_New(i64 %fresh)
+  %none = icmp eq ptr %made, null
+  br i1 %none, label %no.list, label %fill
+fill:
+  %expected0 = load ptr, ptr %at
+  br label %another
+another:
+  %k = phi i64 [%given, %fill], [%k1, %put]
+  %expected = phi ptr [%expected0, %fill], [%after, %put]
+  %wanted = icmp slt i64 %k, %n
+  br i1 %wanted, label %make, label %run
+make:
+  %descr = load ptr, ptr %expected
+  %nd.p = getelementptr i64, ptr %expected, i64 1
+  %nd = load i64, ptr %nd.p
+  %nd32 = trunc i64 %nd to i32
+  %dims = getelementptr i64, ptr %expected, i64 2
+  %after = getelementptr i64, ptr %dims, i64 %nd
+  call void @Py_IncRef(ptr %descr)
+  %array = call ptr @PyArray_NewFromDescr(
+    ptr @PyArray_Type, ptr %descr, i32 %nd32, ptr %dims, ptr null, ptr null, i32 0, ptr null)
+  %absent = icmp eq ptr %array, null
+  br i1 %absent, label %drop, label %put
+put:
+  %data.p = getelementptr i8, ptr %array, i64 $data
+  %data = load ptr, ptr %data.p
+  %pointer = getelementptr ptr, ptr %pointers, i64 %k
+  store ptr %data, ptr %pointer
+  %place = sub i64 %k, %given
+  %done = call i32 @PyList_SetItem(ptr %made, i64 %place, ptr %array)
+  %k1 = add i64 %k, 1
+  br label %another
+run:
+  call void @flame_go(ptr %plan, ptr %arena, ptr %pointers)
+  ret ptr %made
+drop:
+  call void @Py_DecRef(ptr %made)
+  br label %no.memory
+no.list:
+  br label %no.memory
+no.memory:
+  call void @PyErr_Clear()
+  br label %bad
+no.list.given:
+  ret ptr null
+}
+"""
+_PYTHON: Final = (
+    "PyEval_SaveThread", "PyEval_RestoreThread", "Py_IncRef", "Py_DecRef", "PyErr_Clear", "PyLong_AsVoidPtr",
+    "PyLong_FromLongLong", "PyList_Size", "PyList_GetItem", "PyList_New", "PyList_SetItem",
+)  # fmt: skip
 _FASTCALL: Final = 0x0080
+# of NumPy's table of functions: PyArray_Type, and PyArray_NewFromDescr(type, dtype, nd, extents, strides, data, flags, object)
+_ARRAY_TYPE, _NEW_FROM_DESCR = 2, 94
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,10 +392,11 @@ class _MethodDef(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """`enter` as said above, and `run(plan address, arena address, address of the pointers)`, which checks nothing."""
+    """`enter` and `answer` as said above, and `run(plan address, arena address, address of pointers)`, which checks nothing."""
 
     enter: Callable[..., int | None] | None
     run: Callable[[int, int, int], None]
+    answer: Callable[[int, int, list], list[np.ndarray] | int] | None
 
 
 _entry: Entry | None = None
@@ -279,7 +404,8 @@ _lock: Final = Lock()
 
 
 def entry() -> Entry:
-    """The two functions, compiled when first asked for. `enter` is None where arrays cannot be read natively."""
+    """The functions, compiled when first asked for. `enter` is None where arrays can't be read natively, `answer` where they
+    can't be made so."""
     global _entry
     with _lock:
         if _entry is None:
@@ -291,8 +417,7 @@ def _link() -> Entry:
     imports = {"flame_pool": threads.shared.address, "flame_parallel_for": threads.shared.parallel_for}
     text, symbols = _RUN, ["flame_run"]
     if arrays_are_readable():
-        numbers = {**_FIELDS, "type": _HEAD - 8, "wanted": _C_CONTIGUOUS_ALIGNED}
-        text += re.sub(r"\$(\w+)", lambda m: str(numbers[m[1]]), _ENTER)
+        text += _ENTER
         symbols.append("flame_enter")
         for name in _PYTHON:
             address = ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value
@@ -300,10 +425,42 @@ def _link() -> Entry:
             imports[name] = address
         imports["_Py_NoneStruct"] = id(None)
         imports["PyArray_Type"] = id(np.ndarray)
+        new = _new_from_descr()
+        if new:
+            imports["PyArray_NewFromDescr"] = new
+            text += _ANSWER
+            symbols.append("flame_answer")
+    numbers = {**_FIELDS, "type": _HEAD - 8, "wanted": _C_CONTIGUOUS_ALIGNED}
+    text = re.sub(r"\$(\w+)", lambda m: str(numbers[m[1]]), text)
     obj = llvm_jit.cached_object(text, llvm_jit.baseline(), what="program entry")
     code = llvm_jit.link(obj, symbols, imports, what="program entry")
     run = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(code["flame_run"])
-    return Entry(builtin(b"enter", code["flame_enter"]) if "flame_enter" in symbols else None, run)
+    enter = builtin(b"enter", code["flame_enter"]) if "flame_enter" in symbols else None
+    answer = builtin(b"answer", code["flame_answer"]) if "flame_answer" in symbols else None
+    return Entry(enter, run, answer if answer is not None and _makes(answer) else None)
+
+
+def _new_from_descr() -> int:
+    """The address of the C function that makes arrays, in NumPy's table for extension modules; 0 where there is none."""
+    table = getattr(np._core._multiarray_umath, "_ARRAY_API", None)  # type: ignore[attr-defined]
+    if table is None:
+        return 0
+    take = ctypes.pythonapi.PyCapsule_GetPointer
+    take.restype, take.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    found = (ctypes.c_void_p * (_NEW_FROM_DESCR + 1)).from_address(take(table, None))
+    return (found[_NEW_FROM_DESCR] or 0) if found[_ARRAY_TYPE] == id(np.ndarray) else 0
+
+
+def _makes(answer: Callable[[int, int, list], Any]) -> bool:
+    """Whether arrays are made as they should be: of a plan that takes one, and does nothing."""
+    specs = (Spec((1,), dtypes.int64), Spec((2, 0, 3), dtypes.float32), Spec((), dtypes.bool_), Spec((3, 5), dtypes.float64))
+    got = answer(Plan(specs, ()).address, 0, [np.zeros(1, np.int64)])
+    if type(got) is not list or len(got) != 3:
+        return False
+    return all(
+        type(a) is np.ndarray and a.shape == s.shape and a.dtype is s.dtype.numpy and a.flags.carray and a.flags.owndata
+        for a, s in zip(got, specs[1:], strict=True)
+    )
 
 
 def builtin(name: bytes, address: int) -> Callable[..., Any]:
