@@ -18,24 +18,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from itertools import product as pairs_of
 
 from flame.compiler.contract_groups import BATCH, Groups, K, M, N, digits, over
 from flame.compiler.cpu_cost import cone
 from flame.compiler.index_math import E, ex, names, subst, var
 from flame.compiler.kernel import IndexOf, Kernel, Load, Store
-from flame.compiler.llvm_axes import inside, product, size, unit_axes
+from flame.compiler.llvm_axes import product, size, unit_axes
 from flame.compiler.llvm_contract import ContractWriter
+from flame.compiler.llvm_padded_copy import CHANNEL, LINE, OUTER, PLACE, Padded
 from flame.compiler.llvm_point import Linear, Point
 from flame.compiler.llvm_rows import begin
-from flame.compiler.llvm_text import Function, Int, existing_lanes, suffix, wide
+from flame.compiler.llvm_text import Function, Int, suffix, wide
 from flame.compiler.llvm_tiling import Tiling
 from flame.compiler.nests import Nest
 from flame.compiler.schedule_cpu import CpuSchedule
 from flame.compiler.target_cpu import CpuTarget, Phase
 
-CHANNEL, LINE, PLACE, OUTER = "slide_c", "slide_y", "slide_x", "slide_o"
 LEAST_TAPS, MOST_TAPS = 4, 81
 LEAST_DEPTH = 512  #: products summed, from which on stores that are no vectors cost nothing
 MOST_COLUMNS = 384  #: of the other factor: beyond, each packed element of the image is used often enough
@@ -130,7 +129,9 @@ class SlidingWriter(ContractWriter):
         self.row_panels, self.column_panels = -(-self.rows_in_all // t.rows), -(-self.columns_in_all // t.columns)
         self.panel = (depth + t.lanes) * t.columns
         self._cut_again(depth)
-        self.slid = over(kernel, self._axes_slid(kernel), self._at_taps(kernel))
+        slid = over(kernel, self._axes_slid(kernel), self._at_taps(kernel))
+        of_copy = self.window[1], self.pitch, self.piece
+        self.padded = Padded(slid, self.groups.left, self.dtype, t.lanes, *of_copy, self._value)
         self.other = self._other(kernel)
         self._lay_out(workspace_at)
 
@@ -284,7 +285,9 @@ class SlidingWriter(ContractWriter):
 
             def block(b: str, _: list[str]) -> list[str]:
                 outer, of_lines = f.div(b, self.blocks_of_lines), f.rem(b, self.blocks_of_lines)
-                self._pad(p, piece, outer, of_lines, first_channel, last_channel)
+                first_line = f.mul(of_lines, self.lines_a_block * self.line_step)
+                lines_read = f.least(f.sub(self.window[0], first_line), self.block_window)
+                self.padded.copy(p, piece, outer, first_line, lines_read, (first_channel, last_channel))
                 depth = self._depth_of(f, of_lines)[1]
                 lines = f.div(depth, self.width)
 
@@ -335,55 +338,6 @@ class SlidingWriter(ContractWriter):
             return []
 
         f.loop(first, last, 1, [], row)
-
-    def _pad(self, p: Point, piece: str, outer: Int, of_lines: Int, first_channel: Int, last_channel: Int) -> None:
-        """The part of the image that a block of lines reads, its channels one after the other, zero where it is masked."""
-        f, lanes = p.function, self.tiling.lanes
-        first_line = f.mul(of_lines, self.lines_a_block * self.line_step)
-        lines = f.least(f.sub(self.window[0], first_line), self.block_window)
-        whole = self.window[1] // lanes * lanes
-        free = inside(self.slid, PLACE, [Store("", (), self.groups.left)], lanes)  # no masks along a line but at its ends
-        edges = sorted({0, whole, *(min(x, whole) for x in free or ())})
-        parts = list(pairwise(edges))
-        q = p.fork()
-        q.kernel = self.slid
-        q.open()
-        q.bind(OUTER, Linear(outer))
-
-        def vector(to: str, x: Int) -> None:
-            q.bind(PLACE, Linear(x, 1, None, True))
-            value = self._value(q, self.groups.left)
-            f.store(wide(self.t, lanes), value.text, f.address(to, x, self.t), self.dtype.itemsize)
-
-        def channel(c: str, _: list[str]) -> list[str]:
-            q.bind(CHANNEL, Linear(c))
-            start = f.address(piece, f.mul(f.sub(c, first_channel), self.piece), self.t)
-
-            def line(y: str, _: list[str]) -> list[str]:
-                q.bind(LINE, Linear(f.add(first_line, y)))
-                to = f.address(start, f.mul(y, self.pitch), self.t)
-
-                def some(x: str, _: list[str]) -> list[str]:
-                    vector(to, x)
-                    return []
-
-                for first, last in parts:
-                    with q.scope():
-                        q.within = {PLACE: (first, last)}
-                        f.loop(first, last, lanes, [], some)
-                q.within = {}
-                if whole < self.window[1]:
-                    with q.scope():
-                        q.tail = existing_lanes(f, whole, self.window[1], lanes)
-                        vector(to, whole)
-                return []
-
-            with q.scope():
-                f.loop(0, lines, 1, [], line)
-            return []
-
-        with q.scope():
-            f.loop(first_channel, last_channel, 1, [], channel)
 
     def _tile_function(self) -> Function:
         """tile = (goes_on ? tile : 0) + rows of the padded part * right panel, over some lines."""

@@ -22,6 +22,7 @@ from flame.compiler.llvm_rows import PARTS, RowWriter, begin
 from flame.compiler.llvm_slide import SlidingWriter, sliding
 from flame.compiler.llvm_text import Function, module
 from flame.compiler.llvm_turn import TurnWriter, turned_loads
+from flame.compiler.llvm_winograd import WinogradWriter, winograd
 from flame.compiler.nests import PART, Nest, Sink, Sweep, in_stages, loads_of, needed, part_of, plan, points, sinks_of
 from flame.compiler.schedule_cpu import CpuSchedule
 from flame.compiler.target_cpu import CpuTarget, LlvmSource, Phase
@@ -42,12 +43,14 @@ def to_llvm(kernel: Kernel, schedule: CpuSchedule, cpu: CpuTarget) -> LlvmSource
         groups = groups_of(part, nest, cpu)
         tile = dot_tile(part, nest, cpu)
         if groups is not None and tile is None:
-            slide = sliding(part, groups, cpu)
-            tiles = (
-                ContractWriter(part, nest, groups, schedule, cpu, entry_name, workspace)
-                if slide is None
-                else SlidingWriter(part, nest, slide, schedule, cpu, entry_name, workspace)
-            )
+            slide, few = sliding(part, groups, cpu), winograd(part, groups, nest, cpu)
+            tiles: ContractWriter
+            if few is not None:
+                tiles = WinogradWriter(part, nest, groups, few, schedule, cpu, entry_name, workspace)
+            elif slide is not None:
+                tiles = SlidingWriter(part, nest, slide, schedule, cpu, entry_name, workspace)
+            else:
+                tiles = ContractWriter(part, nest, groups, schedule, cpu, entry_name, workspace)
             made, its_phases, its_constants = tiles.write(places, len(kernel.buffers))
             functions += made
             phases += its_phases
