@@ -140,7 +140,7 @@ def test_what_is_not_finite_stays_in_its_window(where: str, value: float) -> Non
     assert MARK in notes(graph)
     arrays[where == "weight"][1, 3, 2, 2] = value
     if value == 3e38:  # (a sum of two of them overflows, and the product with a small weight does not)
-        arrays[where == "weight"][1, 3, 2, 1] = value
+        arrays[where == "weight"][1, 3, 2, 0 if where == "weight" else 3] = value
         arrays[where == "image"] *= 1e-4
     with np.errstate(all="ignore"):
         want = eager(*(a.astype(np.float64) for a in arrays), **how()).astype(np.float32)
