@@ -25,6 +25,7 @@ from flame.compiler.pipeline import compile_graph
 from flame.compiler.program import Decision, Program
 from flame.compiler.spelling import Unspellable, lines, spelled
 from flame.compiler.target import Target
+from flame.compiler.target_cpu import LlvmSource
 from flame.errors import MissingTargetError
 from flame.knobs import knobs
 from flame.reasons import NOT_COMPILED
@@ -35,6 +36,7 @@ from flame.runtime.executable import Backend, Executable
 from flame.runtime.gpu_copy import duplicate
 from flame.runtime.gpu_eager import run as run_on_gpu
 from flame.runtime.gpu_program import GpuExecutable
+from flame.runtime.routines import routines_of
 
 #: modes in which a program's launches on a GPU become a graph of its driver
 GRAPH_MODES = frozenset({"reduce-overhead", "max-autotune"})
@@ -109,7 +111,8 @@ class Compiled:
                 raise _Unwanted("backend='triton' was asked for, and the tensors are on the CPU")
             if capture.options.backend == "eager":
                 raise _Unwanted("backend='eager' was asked for")
-            program = self._made
+            with cpu.ahead(self._routines()):
+                program = self._made
             if self.symbols:
                 assert self.space is not None
                 self._at[tuple(self.space.values[n] for n in self.symbols)] = self._bound(self.space.values)
@@ -133,6 +136,12 @@ class Compiled:
         if self._gpu is None:
             return Executable(program, backend=self._backend, tune=self._tune)
         return GpuExecutable(program, self._gpu, self._graphs, self._tune)
+
+    def _routines(self) -> list[tuple[str, LlvmSource]]:
+        """What can be compiled before the graph is."""
+        if self._gpu is not None or self._backend != "llvm" or self.space is not None:
+            return []
+        return routines_of(self.graph, self._target or cpu.target(), cpu.host())
 
     @functools.cached_property
     def graph(self) -> Graph:

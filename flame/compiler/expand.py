@@ -15,7 +15,7 @@ from flame.ops import attention, flex, phases, pool, recurrent
 _COMPOSED = {**attention.composed, **flex.composed, **phases.composed, **pool.composed, **recurrent.composed}
 
 
-def _why(n: Node, target: Target) -> str:
+def why_expanded(n: Node, target: Target) -> str:
     """Why a target has neither routine nor kernels for a node; "" where it has, or where nothing else could be meant."""
     if n.primitive.name not in _COMPOSED:
         return ""
@@ -43,7 +43,7 @@ def refusals(graph: Graph, target: Target) -> list[Decision]:
     """The nodes that `expand` makes smaller ones of, with the reason."""
     out = []
     for n in graph.nodes:
-        reason = _why(n, target)
+        reason = why_expanded(n, target)
         if reason:
             of = f"{n.note}'s " if n.note and n.note != n.primitive.name else ""
             out.append(Decision("expanded", f"{of}{n.primitive.name} %{n.output.name}", reason))
@@ -52,7 +52,7 @@ def refusals(graph: Graph, target: Target) -> list[Decision]:
 
 def expand(graph: Graph, target: Target) -> Graph:
     """The graph as a target without routines of its own for some primitives runs it."""
-    if not any(_why(n, target) for n in graph.nodes):
+    if not any(why_expanded(n, target) for n in graph.nodes):
         return graph
     made = Graph(list(graph.inputs), [], [], graph.name)
     builder = Builder(made)
@@ -61,7 +61,7 @@ def expand(graph: Graph, target: Target) -> Graph:
         for n in graph.nodes:
             builder.note, builder.source = n.note, n.source
             operands = tuple([place.get(x, x) if isinstance(x, Value) else x for x in n.operands])
-            if _why(n, target):
+            if why_expanded(n, target):
                 place.update(zip(n.outputs, _COMPOSED[n.primitive.name](*operands, **n.params), strict=True))
             else:
                 place.update(zip(n.outputs, builder.append(n.primitive, operands, n.params).outputs, strict=True))

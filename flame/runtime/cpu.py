@@ -4,6 +4,7 @@
     target()          Target, what fusion and scheduling look at
     load(kernel)      NativeKernel: compiled once in a process and, through the disk cache, once on a machine
     prepare(kernels)  compiles those of a whole program side by side, for `load` to find
+    ahead(routines)   compiles routines on a thread, while the program that they are for is being made
     recall(name)      what another process stored, by its name
 
 A kernel is known by its `digest`, so kernels that differ in names alone are one. On disk an entry is a line of JSON (phases and
@@ -20,8 +21,10 @@ import hashlib
 import json
 import os
 import platform
+import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -221,9 +224,31 @@ class _Made:
     obj: bytes
 
 
-def prepare(kernels: Iterable[Kernel], cpu: CpuTarget | None = None, routines: Iterable[tuple[str, LlvmSource]] = ()) -> None:
+@contextmanager
+def ahead(routines: Sequence[tuple[str, LlvmSource]]) -> Iterator[None]:
+    """Compile routines meanwhile, on a thread that has ended when this ends: LLVM is asked for nothing by whoever cuts a graph
+    into kernels, and a GPT's routines are a fifth of all its machine code. Without a second thread, nothing happens."""
+    helper = threading.Thread(target=prepare, args=((), host(), routines, 1), name="flame-ahead")
+    begun = False
+    if routines and threads.get_num_threads() > 1:
+        with suppress(RuntimeError):  # (the interpreter ends: there are no further threads)
+            helper.start()
+            begun = True
+    try:
+        yield
+    finally:
+        if begun:
+            helper.join()
+
+
+def prepare(
+    kernels: Iterable[Kernel],
+    cpu: CpuTarget | None = None,
+    routines: Iterable[tuple[str, LlvmSource]] = (),
+    workers: int | None = None,
+) -> None:
     """Compile side by side what is not compiled yet: `load` finds it then, and `load_routine` the `routines`, each with what it
-    is called. What fails is left to those two to report."""
+    is called. What fails is left to those two to report. `workers` are as many threads as kernels run on, unless it says."""
     cpu = cpu or host()
     wanted: dict[str, LlvmSource] = {}
     store = cache.shared()
@@ -250,7 +275,7 @@ def prepare(kernels: Iterable[Kernel], cpu: CpuTarget | None = None, routines: I
                 yield llvm_jit.Job(source.text, source.passes, source.codegen, f"kernel {kernel.name}")
 
     with _lock:
-        objects = llvm_jit.compile_objects(jobs(), cpu, threads.get_num_threads())
+        objects = llvm_jit.compile_objects(jobs(), cpu, workers or threads.get_num_threads())
         for (name, source), obj in zip(wanted.items(), objects, strict=True):
             if isinstance(obj, bytes):
                 made = _fresh[name] = _made(source, obj)
@@ -355,11 +380,41 @@ def _compiler_fingerprint() -> str:
 
 
 def source_fingerprint(*more: str) -> str:
-    """A hash of the compiler's own source files, and of `more` by their patterns; without such files, of nothing seen before."""
+    """A hash of the compiler's own source files, and of `more` by their patterns; without such files, of nothing seen before.
+
+    Reading them took a third of the time in which a small program is found on disk: what the hash was is kept there as well, under
+    what the file system says of every file, the time of its last change among it.
+    """
     root = Path(cache.__file__).parent.parent
-    files = sorted({f for p in ("dtypes.py", "primitive.py", "ops/*.py", "compiler/*.py", *more) for f in root.glob(p)})
-    h = hashlib.sha256(b"" if files else os.urandom(32))
-    for path in files:
+    files = sorted(f for p in ("dtypes.py", "primitive.py", "ops/*.py", "compiler/*.py", *more) for f in _matching(root, p))
+    if not files:
+        return hashlib.sha256(os.urandom(32)).hexdigest()
+    states = [os.stat(f) for f in files]
+    seen = [f"{f} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino}" for f, s in zip(files, states, strict=True)]
+    store, name = cache.shared(), cache.key("sources", *seen)
+    known = store.get(name)
+    if known is not None:
+        return known.decode("ascii", "replace")
+    h = hashlib.sha256()
+    for f in files:
+        path = Path(f)
         h.update(path.name.encode())
         h.update(path.read_bytes())
-    return h.hexdigest()
+    digest = h.hexdigest()
+    if max(s.st_ctime for s in states) < time.time() - _RESTING_SECONDS:
+        store.put(name, digest.encode())
+    return digest
+
+
+_RESTING_SECONDS: Final = 2.0  #: a file changed so lately may change again without its times telling
+
+
+def _matching(root: Path, pattern: str) -> list[str]:
+    """The files of a pattern: one file, or those of a folder with an ending."""
+    folder, _, name = pattern.rpartition("/")
+    at = os.path.join(root, folder)
+    if not name.startswith("*"):
+        return [f] if os.path.exists(f := os.path.join(at, name)) else []
+    with suppress(FileNotFoundError), os.scandir(at) as found:
+        return [e.path for e in found if e.name.endswith(name[1:])]
+    return []

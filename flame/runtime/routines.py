@@ -2,6 +2,7 @@
 
     found = routine(primitive, operands' specs, params, cpu)       None: the primitive's eager function runs it
     cpu.load_routine(found.source, found.called, cpu)              compiles it
+    routines_of(graph, target, cpu)                                those that a graph will want, before it is compiled
 
 A routine runs inside a plan, between kernels, as one more phase, and is kept on disk as they are.
 """
@@ -16,10 +17,13 @@ from typing import Any
 
 from flame.compiler import llvm_attention, llvm_recurrent, llvm_recurrent_grad, llvm_scatter, llvm_windows
 from flame.compiler.attention_plan import Attention, Routine
+from flame.compiler.expand import why_expanded
+from flame.compiler.graph import Graph, Value
 from flame.compiler.index_math import ex
 from flame.compiler.llvm_scatter import IndexAdd
 from flame.compiler.llvm_windows import WindowPut
 from flame.compiler.recurrent_plan import Recurrent, RecurrentRoutine
+from flame.compiler.target import Target
 from flame.compiler.target_cpu import CpuTarget, LlvmSource, Phase
 from flame.primitive import Primitive, Spec
 
@@ -44,6 +48,18 @@ def routine(
     if make is None or not all(s.numel for s in operands):
         return None
     return make(primitive.name, operands, params, target)
+
+
+def routines_of(graph: Graph, target: Target, cpu: CpuTarget) -> list[tuple[str, LlvmSource]]:
+    """The routines that the graph's calls will be run by, each once, with what it is called."""
+    found: dict[tuple[str, LlvmSource], None] = {}
+    for n in graph.nodes:
+        if n.primitive.name in _ROUTINES and not why_expanded(n, target):
+            specs = [x.spec for x in n.operands if isinstance(x, Value)]
+            made = routine(n.primitive, specs, n.params, cpu) if len(specs) == len(n.operands) else None
+            if made is not None:
+                found[made.called, made.source] = None
+    return list(found)
 
 
 def _attention(name: str, operands: Sequence[Spec], params: Mapping[str, Any], target: CpuTarget) -> NativeRoutine:
