@@ -108,3 +108,41 @@ def test_infinities_stay_where_they_are() -> None:
         ]
     (got,) = Executable(compile_graph(b.graph, cpu.target(), verify=True))([x, w])
     np.testing.assert_array_equal(got, registered("conv").eager(x, w, **how))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_gradients_of_the_weight(seed: int) -> None:
+    r = np.random.default_rng(200 + seed)
+    d = [dt.float32, dt.float64, dt.float32, dt.float16][seed % 4]
+    x, y, w, how = draw(r)
+    y, x = (3, *y[1:]), (3, *x[1:])
+    around = seed % 3 == 0
+    b = Builder()
+    with b:
+        image, cotangent = b.input(Spec(x, d), "x"), b.input(Spec(y, d), "g")
+        got = registered("conv_weight_grad")(registered("exp")(image) if around else image, cotangent, weight_shape=w, **how)
+        b.graph.outputs = [registered("mul")(got, 0.25) if around else got]
+    assert f"planes of {x[1]} channels" in notes(b.graph), (x, w, how)
+
+    def plain(x: np.ndarray, g: np.ndarray) -> np.ndarray:
+        out = registered("conv_weight_grad").eager(np.exp(x) if around else x, g, weight_shape=w, **how)
+        return out * out.dtype.type(0.25) if around else out
+
+    arrays = [r.standard_normal(s).astype(d.numpy) for s in (x, y)]
+    check(b.graph, arrays, plain(*(a.astype(np.float64) for a in arrays)), plain(*arrays))
+
+
+def test_infinities_reach_the_taps_that_read_them() -> None:
+    """What is read beyond a line's end, the next line's infinity among it, does not count."""
+    x, g = np.ones((1, 2, 10, 13), np.float32), np.ones((1, 2, 8, 11), np.float32)
+    x[0, 0, 0, 12], x[0, 1, 9, 0] = np.inf, np.inf
+    how: dict[str, Any] = {"stride": (1, 1), "padding": ((0, 0), (0, 0)), "dilation": (1, 1), "groups": 2}
+    b = Builder()
+    with b:
+        image, cotangent = b.input(Spec(x.shape, dt.float32), "x"), b.input(Spec(g.shape, dt.float32), "g")
+        b.graph.outputs = [registered("conv_weight_grad")(image, cotangent, weight_shape=(2, 1, 3, 3), **how)]
+    assert "planes of 2 channels" in notes(b.graph)
+    (got,) = Executable(compile_graph(b.graph, cpu.target(), verify=True))([x, g])
+    exact = np.full((2, 1, 3, 3), 88, np.float32)
+    exact[0, 0, 0, 2] = exact[1, 0, 2, 0] = np.inf
+    np.testing.assert_array_equal(got, exact)

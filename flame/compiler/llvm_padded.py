@@ -54,6 +54,11 @@ class Window:
         return {self.axis: 0, self.tap: (place - self.offset) * self.turn}
 
 
+def alone(w: Window) -> Window:
+    """The axis of a window, read without taps."""
+    return Window(w.axis, "", 1, 1, w.count, 1)
+
+
 def positions(kernel: Kernel, factor: str) -> list[E]:
     """Every position that a factor's values depend on."""
     found: list[E] = []

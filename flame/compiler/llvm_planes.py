@@ -30,7 +30,7 @@ from flame.compiler.target_cpu import CpuTarget, Phase
 
 PLANE, RUN, FLAT = "plane", "plane_run", "plane_at"
 NARROWEST, WIDEST = 4, 4096  #: places of a line
-MOST_TAPS = 81
+MOST_TAPS, MOST_STEP = 81, 4
 IMAGE_BYTES = 14 << 10  #: of a block's padded part, about: it stays in the nearest cache beside what is made of it
 
 
@@ -52,13 +52,8 @@ class Planes:
 
 def planes_of(kernel: Kernel, nest: Nest, target: CpuTarget) -> Planes | None:
     """How the one contraction of a nest slides over planes."""
-    if len(nest.reduces) != 1 or not isinstance(nest.reduces[0], Contract) or nest.across or nest.joins is not None:
-        return None
-    c = nest.reduces[0]
-    first = next(s for s in nest.sweeps if s.reduces)
-    if first.stores or any(s.axes for s in nest.sweeps if s is not first) or c.dtype.kind != "f" or kernel.values:
-        return None
-    if any(kernel.axes[a].const is None for a in (*nest.outer, *c.axes)) or not 1 <= len(c.axes) <= 2:
+    c = lone_contraction(kernel, nest)
+    if c is None or len(c.axes) > 2:
         return None
     for image, weight in (c.operands, c.operands[::-1]):
         free = [a for a in nest.outer if a in kernel.domains[image] and a not in kernel.domains[weight]]
@@ -68,11 +63,9 @@ def planes_of(kernel: Kernel, nest: Nest, target: CpuTarget) -> Planes | None:
         if not all(place in unit_axes(kernel, t) for t in nest.stores):
             continue
         reads = positions(kernel, image)
-        for taps in _pairings(c.axes):
+        for taps in pairings(c.axes):
             lines, places = (slides(kernel, reads, a, tap) for a, tap in zip((line, place), taps, strict=True))
-            if lines is None or places is None or lines.step > 4 or places.step > 4:
-                continue
-            if not NARROWEST <= places.count <= WIDEST or places.reach > WIDEST:
+            if lines is None or places is None or not worth_planes(lines, places):
                 continue
             if not any(unit_axes(kernel, t, places.step) & {place} for t in loads_of(kernel, Store("", (), image))):
                 continue
@@ -80,7 +73,23 @@ def planes_of(kernel: Kernel, nest: Nest, target: CpuTarget) -> Planes | None:
     return None
 
 
-def _pairings(taps: tuple[str, ...]) -> list[tuple[str, str]]:
+def lone_contraction(kernel: Kernel, nest: Nest) -> Contract | None:
+    """The contraction of floating numbers and known sizes that is all of a nest but stores at its points."""
+    if len(nest.reduces) != 1 or not isinstance(nest.reduces[0], Contract) or nest.across or nest.joins is not None:
+        return None
+    c = nest.reduces[0]
+    first = next(s for s in nest.sweeps if s.reduces)
+    if first.stores or any(s.axes for s in nest.sweeps if s is not first) or c.dtype.kind != "f" or kernel.values:
+        return None
+    return c if all(kernel.axes[a].const is not None for a in (*nest.outer, *c.axes)) and c.axes else None
+
+
+def worth_planes(lines: Window, places: Window) -> bool:
+    """Are lines long enough for vectors, and short enough for the nearest cache?"""
+    return max(lines.step, places.step) <= MOST_STEP and places.count >= NARROWEST and places.reach <= WIDEST
+
+
+def pairings(taps: tuple[str, ...]) -> list[tuple[str, str]]:
     """What may be the taps of lines and of places; "" is none."""
     return [("", taps[0]), (taps[0], "")] if len(taps) == 1 else [(taps[0], taps[1]), (taps[1], taps[0])]
 

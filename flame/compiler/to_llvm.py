@@ -17,8 +17,9 @@ from flame.compiler.llvm_axes import lanes_for, vector_axis
 from flame.compiler.llvm_columns import ColumnWriter, column_sums
 from flame.compiler.llvm_contract import ContractWriter
 from flame.compiler.llvm_dot import DotWriter, dot_tile
+from flame.compiler.llvm_plane_taps import TapWriter, tapped_of
 from flame.compiler.llvm_planes import PlaneWriter, planes_of
-from flame.compiler.llvm_rows import PARTS, RowWriter, begin
+from flame.compiler.llvm_rows import PARTS, Entry, RowWriter, begin
 from flame.compiler.llvm_slide import SlidingWriter, sliding
 from flame.compiler.llvm_text import Function, module
 from flame.compiler.llvm_turn import TurnWriter, turned_loads
@@ -59,13 +60,12 @@ def to_llvm(kernel: Kernel, schedule: CpuSchedule, cpu: CpuTarget) -> LlvmSource
             notes.append(f"{entry_name}: {tiles.describe()}")
             continue
         entry = begin(entry_name, part, places, cpu, len(kernel.buffers))
-        planes = planes_of(part, nest, cpu) if tile is None else None
+        planes = _over_planes(part, nest, schedule, cpu, entry) if tile is None else None
         if planes is not None:
-            over_planes = PlaneWriter(part, nest, planes, schedule, cpu, entry)
-            phases.append(over_planes.write(entry_name))
+            phases.append(planes.write(entry_name))
             functions.append(entry.function)
-            constants += over_planes.point.globals()
-            notes.append(f"{entry_name}: {over_planes.describe()}")
+            constants += planes.point.globals()
+            notes.append(f"{entry_name}: {planes.describe()}")
             continue
         lane = schedule.vector_axis or vector_axis(part, nest, lanes_for(part, nest, cpu))
         turned = lane in nest.outer and turned_loads(part, nest, lane)[1]
@@ -88,6 +88,17 @@ def to_llvm(kernel: Kernel, schedule: CpuSchedule, cpu: CpuTarget) -> LlvmSource
         externals=tuple(sorted(externals)),
         notes=tuple(notes),
     )
+
+
+def _over_planes(
+    kernel: Kernel, nest: Nest, schedule: CpuSchedule, cpu: CpuTarget, entry: Entry
+) -> PlaneWriter | TapWriter | None:
+    """What writes windows that slide over planes, if that is what a nest is."""
+    planes = planes_of(kernel, nest, cpu)
+    if planes is not None:
+        return PlaneWriter(kernel, nest, planes, schedule, cpu, entry)
+    tapped = tapped_of(kernel, nest, cpu)
+    return None if tapped is None else TapWriter(kernel, nest, tapped, schedule, cpu, entry)
 
 
 def apart(kernel: Kernel, nests: list[Nest], cpu: CpuTarget) -> list[Nest]:
