@@ -608,3 +608,32 @@ def test_modules_that_are_one_composite_are_followed_without_their_forward(m: An
     straight = type(m)._straight
     given = straight.arguments(type(m).forward, t(2, 3), m.__dict__)
     assert given is not None and len(given) == 1 + len(straight.names)
+
+
+def test_a_compiled_container_is_followed_as_one_call_until_something_in_it_changes() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    compiled, x, heard = flame.compile(model), flame.randn(5, 3), []
+
+    def same() -> None:
+        with flame.no_grad():
+            for _ in range(3):
+                np.testing.assert_allclose(compiled(x).numpy(), model(x).numpy(), rtol=1e-5, atol=1e-6)
+
+    same()
+    steps, calls = [compiled._compiled._capture.root], []
+    for s in steps:
+        calls += [m.function for m in s.macros or ()]
+        steps += s.children
+    assert any(len(getattr(f, "parts", ())) == 3 for f in calls)  # (a call of all three)
+    hook = model[1].register_forward_hook(lambda m, args, out: heard.append(out.shape))
+    same()
+    assert len(heard) == 6
+    hook.remove()
+    hook = model.register_forward_hook(lambda m, args, out: out + 1)
+    same()
+    hook.remove()
+    vars(model[1])["forward"] = lambda input: input * 3
+    same()
+    del vars(model[1])["forward"]
+    model[1] = nn.Tanh()
+    same()

@@ -163,6 +163,8 @@ class Module(StateDict, Conversion, Noted):
 
     def _as_function(self) -> Callable:
         def call(*args: Any, **kwargs: Any) -> Any:
+            if self._plain:  # (and then not compiled itself)
+                return Module.__call__(self, *args, **kwargs)
             return self._call_impl(*args, **kwargs)
 
         call.__name__ = call.__qualname__ = type(self).__name__
