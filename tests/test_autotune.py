@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import kernels_for_tests as given
@@ -92,9 +96,40 @@ def test_it_measures_for_real_and_forgives_a_damaged_entry(monkeypatch: pytest.M
         _, got, want = tuned_product(41)
         np.testing.assert_allclose(got, want, atol=1e-4)
     flame.set_num_threads(before)
-    assert autotune._decoded(b"{") is autotune._decoded(b'{"tiles": 3}') is autotune._decoded(None) is None
+    some = [CpuSchedule(), CpuSchedule(tile_rows=4, tile_vectors=3)]
+    for entry in (b"{", b'{"tiles": 3}', None, b"[]", b'{"tile_rows": 1000}', b'{"tile_rows": "4"}', b'{"unroll": -1}'):
+        assert autotune._decoded(entry, some) is None, entry
+    assert autotune._decoded(b'{"tile_rows": 4, "tile_vectors": 3}', some) == some[1]
     autotune._chosen.clear()
     kept = {"get": cache.shared().get}
     monkeypatch.setattr(type(cache.shared()), "get", lambda self, name: b"{" if kept["get"](name) else None)
     _, got, want = tuned_product(43)
     np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+PROCESS = """
+import numpy as np, flame
+from flame.runtime import autotune
+f = flame.compile(lambda a, b: flame.tanh(a @ b), mode="max-autotune")
+a, b = flame.ones(24, 47), flame.ones(47, 31)
+for _ in range(3):
+    y = f(a, b)
+assert float(y[0, 0]) == 1.0
+print(len(autotune.measured), sorted(map(repr, autotune._chosen.values())))
+"""
+
+
+def test_a_second_process_does_not_measure_again(tmp_path: Path) -> None:
+    """Nor does it choose anything else; a damaged cache is measured over."""
+    env = {**os.environ, "FLAME_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[1])}
+
+    def process() -> tuple[int, str]:
+        done = subprocess.run([sys.executable, "-c", PROCESS], env=env, capture_output=True, text=True, check=True)
+        many, chosen = done.stdout.split(maxsplit=1)
+        return int(many), chosen
+
+    assert process()[0] == 1
+    assert process()[0] == 0
+    for entry in [p for p in tmp_path.rglob("*") if p.is_file()]:
+        entry.write_bytes(entry.read_bytes()[:-7] + b"damaged")
+    assert process()[0] == 1

@@ -136,7 +136,7 @@ class BackwardClock(Clock):
 
     def epoch(self, f: Any, n: int, passes: int = 1) -> list[float]:
         """Gradients of n calls, each with so many passes (none: the next one has them)."""
-        got = []
+        got: list[float] = []
         for k in range(n):
             x = flame.tensor([0.5, -1.0, k * 0.25], requires_grad=True)
             loss = (f(x) * x).sum()
@@ -187,7 +187,7 @@ def test_a_call_is_no_clock_of_other_threads_or_for_good(monkeypatch: pytest.Mon
     other.start()
     other.join()
     (waiting,) = clocks
-    assert waiting.count == 0
+    assert isinstance(waiting, Passes) and waiting.count == 0
     clock.epoch(lambda x: x * 2, Passes.MOST)
     assert not clocks, "it still listens"
     del waiting

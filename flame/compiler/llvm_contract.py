@@ -119,7 +119,7 @@ class ContractWriter:
         blocks = f"k by {t.depth}" if t.depth is not None else "all of k"
         where = [side for side, found in (("left", self.left), ("right", self.right)) if found is not None]
         in_place = f", {' and '.join(where)} in place" if where else ""
-        blocks += ", in pairs" * self.pairs
+        blocks += f", in pairs of {self.pairs}" if self.pairs else ""
         return f"tiles of {t.rows} x {t.vectors} vectors of {t.lanes}, {blocks}, {t.panels} panels a block{in_place}"
 
     # -- phases
@@ -165,7 +165,7 @@ class ContractWriter:
             depth = p.integer_of(k.axes[K])
             self._pack(p, self.groups.left, M, f.mul(panel, t.rows), t.rows, target, 0, depth)
             if self.pairs:
-                pair_lines(f, target, depth, t.rows, t.lanes)
+                pair_lines(f, self.pairs, target, depth, t.rows, t.lanes)
             return []
 
         with p.scope():
@@ -235,7 +235,7 @@ class ContractWriter:
         def pack(j: str, _: list[str]) -> list[str]:
             self._pack(p, self.groups.right, N, f.mul(j, t.columns), t.columns, packed_at(j), k0, kc)
             if self.pairs:
-                pair_lines(f, packed_at(j), kc, t.columns, t.lanes)
+                pair_lines(f, self.pairs, packed_at(j), kc, t.columns, t.lanes)
             return []
 
         full_panels = f.div(p.integer_of(self.kernel.axes[N]), t.columns)
@@ -306,7 +306,8 @@ class ContractWriter:
         apart = not rows_known or along > 1
         starts = [f.address("%left", line, self.t) if apart else "%left" for line in lines]
 
-        together = 4 if d.kind == "f" else 1  # multiply and add, of integers, are two that get mixed up until registers run out
+        # steps side by side: where they are mixed up, registers run out (so with integers, whose multiply and add are two)
+        together = 1 if d.kind != "f" else 4 if t.rows * t.vectors <= 16 else 1
 
         def step(k: Int, offset: int, right: str, sums: list[str]) -> list[str]:
             """Line `offset` after line k, whose right panel begins at `right`."""
@@ -364,10 +365,10 @@ class ContractWriter:
         return depth is not None and depth % n == 0 and (self.tiling.depth or 0) % n == 0
 
     def _multiply_add(self, f: Function, v: str, x: str, y: str, z: str) -> str:
+        if self.pairs:
+            return multiply_add(f, self.pairs, self.tiling.lanes, x, y, z)
         if self.dtype.kind == "f":
             return f.call(v, f"llvm.fma.{suffix(self.t, self.tiling.lanes)}", [(v, x), (v, y), (v, z)])
-        if self.pairs:
-            return multiply_add(f, self.tiling.lanes, x, y, z)
         return f.emit(f"add {v} {f.emit(f'mul {v} {x}, {y}')}, {z}")
 
     def _epilogue(self, p: Point, i: str, j: str, tile: str) -> None:

@@ -117,7 +117,7 @@ class SlidingWriter(ContractWriter):
     ):
         super().__init__(kernel, nest, slide.groups, schedule, target, name, workspace_at)
         self.slide, t = slide, self.tiling
-        self.step = 1
+        self.step, self.pairs = 1, ""
         count, lines = self._sizes(kernel)
         depth = lines * self.width
         self.tiling = Tiling(t.lanes, t.rows, t.vectors, depth, 1)

@@ -27,11 +27,17 @@ class Tiling:
         return self.vectors * self.lanes
 
 
+def spare(d: dtype, target: CpuTarget) -> int:
+    """Registers that a tile leaves free: for the broadcast element; for a product that is not added at once, as x86's of integers
+    (int8, AVX2, 4 x 3 vectors spilled two of its sums); and, of 32, two for loads ahead (4 x 6 spilled on NEON and AVX-512)."""
+    return 1 + (d.kind != "f" and target.is_x86) + 2 * (target.registers > 16)
+
+
 def choose_tiling(kernel: Kernel, d: dtype, schedule: CpuSchedule, target: CpuTarget, taps: int = 1) -> Tiling:
     """Of a grouped kernel: the tile that fills the registers with the least waste at the edge, the blocks that fill L2."""
     lanes = max(2, target.vector_bytes // d.itemsize)
     rows_in_all, columns_in_all, depth_in_all = (kernel.axes[a].const for a in (M, N, K))
-    free = target.registers - 1  # one holds the broadcast element
+    free = target.registers - spare(d, target)
     shapes = []
     for rows in range(1, 15):
         vectors = min(8, free // (rows + 1))  # rows*vectors accumulators and `vectors` of the right panel

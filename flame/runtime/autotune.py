@@ -14,7 +14,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -22,6 +22,7 @@ import numpy as np
 from flame.compiler.index_math import evaluate
 from flame.compiler.kernel import Contract, Kernel, Load, Store, numel
 from flame.compiler.llvm_axes import unit_axes
+from flame.compiler.llvm_tiling import spare
 from flame.compiler.nests import in_stages, plan
 from flame.compiler.schedule_cpu import CpuSchedule, choose_cpu
 from flame.errors import CompileError, Refused
@@ -48,8 +49,9 @@ def candidates(kernel: Kernel) -> list[CpuSchedule]:
     def vary(**changes: Any) -> None:
         found.append(dataclasses.replace(first, **changes))
 
-    if any(isinstance(s, Contract) for s in kernel.statements):
-        free = target.registers - 1
+    contraction = next((s for s in kernel.statements if isinstance(s, Contract)), None)
+    if contraction is not None:
+        free = target.registers - spare(contraction.dtype, target)
         for rows in (4, 6, 8) if target.registers == 16 else (8, 12, 14):
             vary(tile_rows=rows, tile_vectors=max(1, min(8, free // (rows + 1))))
         for depth in (256, 384):
@@ -76,7 +78,7 @@ def tuned(kernel: Kernel, symbols: Mapping[str, int]) -> CpuSchedule:
     circumstances = (llvm_jit.fingerprint(target), llvm_jit.version(), cpu.source_fingerprint("runtime/*.py"))
     name = cache.key("schedule", digest, repr(values), str(threads.get_num_threads()), *circumstances)
     store = cache.shared()
-    known = _chosen.get(name) or _decoded(store.get(name))
+    known = _chosen.get(name) or _decoded(store.get(name), candidates(plain))
     if known is not None:
         return known
     best = _chosen[name] = _measure(kernel.name, plain, dict(zip(plain.symbols, values, strict=True)))
@@ -84,13 +86,15 @@ def tuned(kernel: Kernel, symbols: Mapping[str, int]) -> CpuSchedule:
     return best
 
 
-def _decoded(entry: bytes | None) -> CpuSchedule | None:
+def _decoded(entry: bytes | None, tried: Sequence[CpuSchedule]) -> CpuSchedule | None:
+    """The schedule of an entry; None where it holds none of those that would be tried."""
     if entry is None:
         return None
     try:
-        return CpuSchedule(**json.loads(entry))
+        found = CpuSchedule(**json.loads(entry))
     except (ValueError, TypeError):
         return None
+    return found if found in tried else None
 
 
 def _measure(name: str, kernel: Kernel, symbols: dict[str, int]) -> CpuSchedule:

@@ -413,11 +413,17 @@ def entry() -> Entry:
         return _entry
 
 
+def text(*parts: str) -> str:
+    """The functions as LLVM IR: the one that runs a plan, and `parts`; without any, all there are."""
+    numbers = {**_FIELDS, "type": _HEAD - 8, "wanted": _C_CONTIGUOUS_ALIGNED}
+    return re.sub(r"\$(\w+)", lambda m: str(numbers[m[1]]), "".join((_RUN, *(parts or (_ENTER, _ANSWER)))))
+
+
 def _link() -> Entry:
     imports = {"flame_pool": threads.shared.address, "flame_parallel_for": threads.shared.parallel_for}
-    text, symbols = _RUN, ["flame_run"]
+    parts, symbols = [""], ["flame_run"]
     if arrays_are_readable():
-        text += _ENTER
+        parts.append(_ENTER)
         symbols.append("flame_enter")
         for name in _PYTHON:
             address = ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value
@@ -428,11 +434,9 @@ def _link() -> Entry:
         new = _new_from_descr()
         if new:
             imports["PyArray_NewFromDescr"] = new
-            text += _ANSWER
+            parts.append(_ANSWER)
             symbols.append("flame_answer")
-    numbers = {**_FIELDS, "type": _HEAD - 8, "wanted": _C_CONTIGUOUS_ALIGNED}
-    text = re.sub(r"\$(\w+)", lambda m: str(numbers[m[1]]), text)
-    obj = llvm_jit.cached_object(text, llvm_jit.baseline(), what="program entry")
+    obj = llvm_jit.cached_object(text(*parts), llvm_jit.baseline(), what="program entry")
     code = llvm_jit.link(obj, symbols, imports, what="program entry")
     run = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(code["flame_run"])
     enter = builtin(b"enter", code["flame_enter"]) if "flame_enter" in symbols else None
