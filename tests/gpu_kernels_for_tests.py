@@ -265,6 +265,11 @@ def of_tiles(arch: str) -> Named:
     for name in TILES:
         for i, graph in enumerate(row_graphs(name)):
             yield from of_graph(f"tiles/{name}/{i}", graph, target)
+    groups, (t, k, n) = Spec((8,), dtypes.int32), (4096, 1024, 512)
+    x, w, g = (Spec(shape, dtypes.bfloat16) for shape in ((t, k), (8, n, k), (t, n)))
+    for i, (a, b, turned) in enumerate(((x, w, (False, True)), (g, w, (False, False)), (g, x, (True, False)))):
+        for launch in gpu_routine(REGISTRY["grouped_mm"], [a, b, groups], {"turned": turned}, target).launches:
+            yield f"tiles/experts bfloat16 8x{k}x{n}/{i}", launch.source
 
 
 def of_corpus(arch: str) -> Named:

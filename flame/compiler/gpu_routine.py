@@ -128,11 +128,13 @@ def written(
     *,
     warps: int = 4,
     sizes: Mapping[str, int],
+    reach: int = 0,
 ) -> TritonSource:
     """A source written by hand. `text` holds the kernel `entry`, whose parameters are NAME_ptr for each buffer, then the symbols,
-    then the constants; INDEX in it becomes the type of positions: 64 bits where `sizes`, the symbols' values, ask for it."""
+    then the constants; INDEX in it becomes the type of positions: 64 bits where `sizes`, the symbols' values, ask for it, or
+    positions up to `reach` do."""
     counted = (_product(directions), *map(var, symbols))
-    wide = any(evaluate(e, sizes) >= 2**31 - 2**20 for e in counted)
+    wide = reach >= 2**31 - 2**20 or any(evaluate(e, sizes) >= 2**31 - 2**20 for e in counted)
     held = int64 if wide else int32
     parameters = (
         *(Parameter(f"{b}_ptr", d, buffer=b) for b, d in buffers),

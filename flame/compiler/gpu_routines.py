@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from flame.compiler import triton_scan, triton_scatter, triton_sort
+from flame.compiler import triton_grouped, triton_scan, triton_scatter, triton_sort
 from flame.compiler.gpu_routine import Array, GpuRoutine, Making
 from flame.compiler.graph import infer_specs
 from flame.compiler.target import Target
@@ -103,6 +103,11 @@ def _strided(making: Making, name: str, arrays: Arrays, specs: Specs, params: Ma
     triton_scatter.strided(making, x, v, dict(params), out[0])
 
 
+def _grouped(making: Making, name: str, arrays: Arrays, specs: Specs, params: Mapping[str, Any], out: Sequence[Array]) -> None:
+    a, b, offs = _pairs(arrays, specs)
+    triton_grouped.grouped(making, a, b, offs, params.get("turned", (False, False)), out[0])
+
+
 def _pairs(arrays: Arrays, specs: Specs) -> list[tuple[Array, Spec]]:
     """The operands, which are arrays, with their specs."""
     out = []
@@ -118,6 +123,7 @@ _ROUTINES: dict[str, Write] = {
     **dict.fromkeys(("sort", "argsort"), _sort),
     "searchsorted": _search,
     **dict.fromkeys(("scatter", "scatter_add", "scatter_reduce"), _scatter),
+    "grouped_mm": _grouped,
     "index_add": _index_add,
     "index_put": _index_put,
     "as_strided_scatter": _strided,

@@ -217,7 +217,7 @@ def _dots(kernel: Kernel, target: Target, found: Sides, size: dict[str, int]) ->
             lanes, depth = longest, extents[longest]
     after = kernel.statements[kernel.statements.index(contraction) :]
     done = sum(isinstance(s, Op) and s.op != "cast" and len(kernel.domains[s.name]) > 1 for s in after)
-    precision = _precision(kind, target)
+    precision = product_precision(kind, target)
     p = Product(size["m"], size["n"], size["batch"], depth, kind.itemsize if own else 2, contraction.dtype.itemsize, done)
     return [
         GpuSchedule(
@@ -236,7 +236,7 @@ def _dots(kernel: Kernel, target: Target, found: Sides, size: dict[str, int]) ->
     ]
 
 
-def _precision(kind: dtype, target: Target) -> Literal["ieee", "tf32", "tf32x3"]:
+def product_precision(kind: dtype, target: Target) -> Literal["ieee", "tf32", "tf32x3"]:
     """How products of float32 are taken: as the target's owner chose."""
     return "tf32" if kind is float32 and "tf32" in target.features and target.matmul_precision == "high" else "ieee"
 
@@ -263,7 +263,7 @@ def _chains(kernel: Kernel, target: Target, found: Chain, env: Mapping[str, int]
         tuple(padded(c) for c, _, _ in found.outer), found.softmax is not None,
         sum(isinstance(s, Op) and kernel.domains[s.name] >= {rows[-1], lane} for s in kernel.statements),
     )  # fmt: skip
-    precision = _precision(kind, target)
+    precision = product_precision(kind, target)
     return [
         GpuSchedule("chain", m_block=t.m, n_block=t.n, rows=rows, precision=precision, warps=t.warps, stages=t.stages)
         for t in chain_tiles(shape, target)

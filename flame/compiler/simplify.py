@@ -407,6 +407,18 @@ def permute_of_permute(rw: Rewriter, n: Node) -> Value | None:
     return rw.apply("permute", *inner.values, dims=tuple(inner.params["dims"][d] for d in n.params["dims"]))
 
 
+@equation("grouped_mm")
+def grouped_of_transposed(rw: Rewriter, n: Node) -> Value | None:
+    """A product by groups reads a matrix that lies turned as it lies."""
+    operands, turned = list(n.operands), list(n.params.get("turned", (False, False)))
+    before = tuple(turned)
+    for i in (0, 1):
+        inner = made_by(operands[i], "permute")
+        if inner is not None and inner.params["dims"] in ((1, 0), (0, 2, 1)):
+            operands[i], turned[i] = inner.operands[0], not turned[i]
+    return None if tuple(turned) == before else rw.apply("grouped_mm", *operands, turned=tuple(turned))
+
+
 @equation("permute")
 def permute_of_ones(rw: Rewriter, n: Node) -> Value | None:
     """Moving only dimensions of size 1 is a reshape (which needs no index arithmetic)."""

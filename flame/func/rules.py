@@ -99,7 +99,10 @@ def _one_by_one(p: Primitive, size: int, xs: list, batches: list, params: dict) 
         example = [RESHAPE(INDEX_SELECT(x, at, dim=0), shape=tuple(x.shape)[1:]) if isinstance(x, Tensor) else x for x in whole]
         rows.append(p(*example, **params))
     stack = registered("cat")
-    return tuple(stack(*[RESHAPE(y, shape=(1, *y.shape)) for y in column], dim=0) for column in zip(*rows, strict=True))
+    several = isinstance(rows[0], tuple)
+    columns = zip(*rows, strict=True) if several else (rows,)
+    found = tuple(stack(*[RESHAPE(y, shape=(1, *y.shape)) for y in column], dim=0) for column in columns)
+    return found if several else found[0]
 
 
 def _recurrent(p: Primitive, size: int, xs: list, batches: list, params: dict) -> Any:
@@ -331,6 +334,7 @@ _BY_NAME: dict[str, Rule] = {
     "searchsorted": _searchsorted,
     "flip": _leading, "cat": _leading, "diagonal": _leading, "diagonal_scatter": _leading, "window": _leading,
     "attention": _attention, "attention_grad": _attention, "flex_attention": _one_by_one, "flex_attention_grad": _one_by_one,
+    "grouped_mm": _one_by_one,
     "gather": _leading, "scatter": _leading, "scatter_add": _leading,
 
     "recurrent": _recurrent, "recurrent_grad": _recurrent,

@@ -8,6 +8,7 @@ from flame.ops import (  # noqa: F401
     elementwise,
     factorisations,
     flex,
+    grouped,
     higher,
     indefinite,
     index,

@@ -25,7 +25,8 @@ MATMUL, ADD, MUL, WHERE, AMAX, SUM = map(registered, ("matmul", "add", "mul", "w
 EXP, LOG, LOG1P, ERF, TANH, SIGMOID, RELU, ABS = map(
     registered, ("exp", "log", "log1p", "erf", "tanh", "sigmoid", "relu", "abs")
 )
-MAXIMUM, MINIMUM, INDEX_SELECT = map(registered, ("maximum", "minimum", "index_select"))
+MAXIMUM, MINIMUM, INDEX_SELECT, GROUPED_MM = map(registered, ("maximum", "minimum", "index_select", "grouped_mm"))
+_GROUPED = (dtypes.float32, dtypes.bfloat16, dtypes.float16)  #: what `grouped_mm` takes
 
 
 def _kept(input: Tensor, inplace: bool) -> Tensor:
@@ -356,6 +357,38 @@ def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None
         raise error(f"bilinear(): weight must have 3 dimensions (out, in1, in2), but has shape {list(weight.shape)}")
     y = PUBLIC["einsum"]("...i,oij,...j->...o", input1, weight, input2)
     return y if bias is None else y + bias
+
+
+@composite
+def grouped_mm(
+    mat_a: Tensor, mat_b: Tensor, *, offs: Tensor | None = None, bias: Tensor | None = None, out_dtype: Any = None
+) -> Tensor:
+    """Products of matrices by groups, as of a mixture's experts: one launch on a GPU, forward and for each gradient.
+
+    With offs int32 [G], the ends of the groups, which do not decrease: mat_a [T, K] by mat_b [G, K, N] -> [T, N], rows of group g
+    by mat_b[g]; mat_a [G, M, K] by mat_b [K, T] -> [M, T]; mat_a [M, T] by mat_b [T, N] -> [G, M, N], sums over a group each.
+    What lies behind the last group is 0. Without offs, mat_a [G, M, K] by mat_b [G, K, N]. Narrow floats are added up in float32.
+    Transposed views are read as they lie. Raises RuntimeError for dtypes other than float32, float16 and bfloat16, or two of
+    them, for shapes that do not fit, and for a bias (add it to the result) or an out_dtype that is not that of mat_a.
+    """
+    a, b = tensor_operand(mat_a, "grouped_mm", "mat_a"), tensor_operand(mat_b, "grouped_mm", "mat_b")
+    if a.dtype not in _GROUPED or b.dtype is not a.dtype:
+        raise RuntimeError(
+            f"grouped_mm: expected mat_a and mat_b both to be float32, bfloat16 or float16, but got {a.dtype!r} and {b.dtype!r}"
+        )
+    if a.ndim not in (2, 3) or b.ndim not in (2, 3):
+        raise RuntimeError(f"grouped_mm: expected 2-D or 3-D matrices, but got {list(a.shape)} and {list(b.shape)}")
+    if (offs is None) is not (a.ndim == b.ndim == 3):
+        raise RuntimeError("grouped_mm: have to provide offs if there is a 2-D matrix, and none if both matrices are 3-D")
+    if bias is not None:
+        raise RuntimeError("grouped_mm: bias is not supported yet: add it to the result")
+    if out_dtype is not None and out_dtype is not a.dtype:
+        raise RuntimeError(f"grouped_mm: output dtype must match that of mat_a, {a.dtype!r}, but got {out_dtype!r}")
+    if offs is not None:
+        return GROUPED_MM(a, b, offs, turned=(False, False))
+    if a.shape[0] != b.shape[0] or a.shape[2] != b.shape[1]:
+        raise RuntimeError(f"grouped_mm: expected [G, M, K] and [G, K, N], but got {list(a.shape)} and {list(b.shape)}")
+    return MATMUL(a, b)
 
 
 @composite
