@@ -2,7 +2,8 @@
 
 A program is a list of (operation, three random numbers) that an interpreter below runs on a list of tensors, some from outside
 (`tests.fuzz_world`), some views of others. The operations here are those of tensors; `tests.fuzz_features` has those of the Python
-around them, `tests.fuzz_gradients` of the gradients, `tests.fuzz_models` of whole models. Together they cover
+around them, `tests.fuzz_gradients` of the gradients, `tests.fuzz_models` of whole models, `tests.fuzz_switches` of how things are
+compiled. Together they cover
 
     memory      views of views, aliases, overlapping windows, writes through all of them, `out=`, NumPy's share, `.data`, deepcopy
     Python      globals, attributes, closures, lists and dicts that grow, generators (also suspended ones), recursion, contexts,
@@ -13,10 +14,11 @@ around them, `tests.fuzz_gradients` of the gradients, `tests.fuzz_models` of who
                 accumulation, retain_graph, create_graph up to third order, penalties; hooks on leaves, results and inner tensors;
                 custom Functions, in backward passes inside too; autocast; vmap; checkpoints; writes between forward and backward;
                 grad modes in each other
-    the rest    modules with buffers and hooks, freezing, state_dict, optimizers with schedules, clipping, random streams, dtypes,
-                small networks of all kinds: training steps and predictions in turn, their state pickled; functional calls,
-                jvp, vjp, jacobians; threads; replayed functions;
-                compiled functions in each other, calls under no_grad and inference_mode, what happens to results between calls
+    the rest    modules with buffers and hooks, freezing, state_dict, optimizers with schedules, clipping, random streams,
+                dtypes, small networks of all kinds: training steps and predictions in turn, their state pickled; functional
+                calls, jvp, vjp, jacobians; threads; replayed functions; modules compiled as a whole and in place, limits,
+                dynamic sizes on and off, stances, the background, generation with caches, compiled functions in each other,
+                calls under no_grad and inference_mode, what happens to results between calls
 
 Run as
 
@@ -45,7 +47,7 @@ import flame
 import tests.fuzz_features as fuzz_features
 from flame.nn.functional.activation import softmax
 from flame.nn.functional.normalisation import layer_norm
-from tests import fuzz_gradients, fuzz_models, fuzz_world  # noqa: F401  (enter their operations)
+from tests import fuzz_gradients, fuzz_models, fuzz_switches, fuzz_world  # noqa: F401  (enter their operations)
 from tests.fuzz_features import INSIDE, OUTSIDE, Scene
 from tests.fuzz_world import NUMBERS, SIZES, Halved, World, aside, tensor
 
@@ -61,7 +63,7 @@ keep_loss""".split()  # fmt: skip
 
 
 #: what a call is given, and under what it is made: at the front of some programs
-FORMS = ("batches", "numbers", "called_under")
+FORMS = ("batches", "numbers", "called_under", "compiled_with", "called_in_stance")
 
 EVERYTHING = [*OPERATIONS, *INSIDE, *OUTSIDE]
 
@@ -369,8 +371,10 @@ def run(program: Program, wrap: Callable[..., Callable]) -> list:
     flame.manual_seed(0)
     fuzz_features.counter = 0
     world = World(wrap)
-    f = wrap(lambda x, k, flag: body(world, program, x, k, flag))
     chosen = {op: a for op, a, _, _ in program if op in FORMS}
+    with_ = chosen.get("compiled_with")
+    how = {} if with_ is None else fuzz_switches.HOW[int(with_ * len(fuzz_switches.HOW))]
+    f = wrap(lambda x, k, flag: body(world, program, x, k, flag), **how)
     sizes, numbers = (
         kinds[int(chosen.get(name, 0.0) * len(kinds))] for name, kinds in (("batches", SIZES), ("numbers", NUMBERS))
     )
@@ -378,7 +382,7 @@ def run(program: Program, wrap: Callable[..., Callable]) -> list:
     for i in range(CALLS):
         x = tensor(sizes[i], 3, seed=100 + i)
         try:
-            with called_under(chosen.get("called_under"), i):
+            with called_under(chosen.get("called_under"), i), fuzz_switches.stance(chosen.get("called_in_stance"), i):
                 total, last, some, log = f(x, numbers[i], i not in (2, 5))
             for op, _, _, c in program:
                 if op in OUTSIDE:

@@ -165,6 +165,8 @@ class World:
         self.source: Iterator[Any] | None = None
         self.generator = flame.Generator().manual_seed(5)
         self.learner: Any = None
+        #: what operations around switches keep (`tests.fuzz_switches`)
+        self.switched: dict[str, Any] = {}
         self.inner = wrap(lambda t, w: (t * w).tanh() + t)
         self.replayed = wrap(lambda t, w, k: (t * w).tanh() * k + t.shape[0], mode="replay")
 

@@ -13,6 +13,7 @@ import pytest
 import flame
 from tests import fuzz_capture, fuzz_gradients, fuzz_models
 from tests.fuzz_capture import EVERYTHING, FORMS, Program, check, difference, generate
+from tests.fuzz_switches import HOW
 
 #: Programs that once differed. An operation that is chosen by value (a, b, c) keeps its numbers.
 PAST: list[tuple[str, Program]] = [
@@ -198,6 +199,14 @@ PAST: list[tuple[str, Program]] = [
         ],
     ),
     (
+        "another path from its first step on, where nothing new is to be compiled",
+        [("called_in_stance", 0.667, 0.13, 0.589), ("int_of_value", 0.229, 0.669, 0.921)],
+    ),
+    (
+        "the same where data was assigned",
+        [("called_in_stance", 0.925, 0.311, 0.441), ("new_data", 0.405, 0.823, 0.183), ("new_data", 0.007, 0.276, 0.966)],
+    ),
+    (
         "an out= without elements",
         [("batches", 0.641, 0.918, 0.152), ("transformed", 0.015, 0.213, 0.588), ("out_of", 0.855, 0.645, 0.426)],
     ),
@@ -234,7 +243,7 @@ def _pickled(data: Any) -> Any:
 
 
 def _only_here(f: Any, backend: str, **how: Any) -> Any:
-    return lambda *a: f(*a) if threading.current_thread() is threading.main_thread() else a[0]
+    return lambda *a: f(*a) if threading.current_thread() is threading.main_thread() else a[0] + a[1]
 
 
 def _stale(f: Any, backend: str, **how: Any) -> Any:
@@ -242,6 +251,12 @@ def _stale(f: Any, backend: str, **how: Any) -> Any:
     before: dict = {}
     return lambda *a: before.setdefault(tuple(a[0].shape), f(*a)) if how else f(*a)
 
+
+def _doubled(module: Any, given: Any, result: Any) -> Any:
+    return result * 2.0
+
+
+_LSTM, _GRU = flame.nn.LSTM.forward, flame.nn.GRU.forward
 
 #: Operations with the numbers that they are drawn with, and what is put in the place of what while the function is compiled.
 PLANTED: list[tuple[Program, Any, str, Any]] = [
@@ -263,6 +278,27 @@ PLANTED: list[tuple[Program, Any, str, Any]] = [
     ([("other_thread", 0.5, 0.1, 0.1)], flame, "compile", _only_here),
     ([("outer_threads", 0.5, 0.1, 0.1)], flame, "compile", _only_here),
     ([("outer_replay", 0.5, 0.1, 0.1)], flame, "compile", _stale),
+    ([("outer_global", 0.5, 0.1, 0.1)], flame, "compile", _stale),
+    ([("outer_limit", 0.5, 0.1, 0.1)], flame, "compile", lambda f, backend, **how: lambda x, *n: f(x, *[min(i, 3) for i in n])),
+    ([("outer_sizes", 0.5, 0.1, 0.1)], flame, "compile", _stale),
+    ([("outer_sizes", 0.5, 0.1, 0.9)], flame, "compile", _stale),
+    (
+        [("outer_module", 0.5, 0.1, 0.1)],
+        flame,
+        "compile",
+        lambda f, backend, **how: lambda *x: getattr(f, "eval", lambda: f)()(*x),
+    ),
+    ([("outer_module", 0.5, 0.1, 0.9)], flame.nn.Module, "compile", lambda net, **how: net.register_forward_hook(_doubled)),
+    ([("outer_crowd", 0.5, 0.1, 0.1)], flame, "compile", _only_here),
+    ([("outer_background", 0.5, 0.1, 0.1)], flame, "compile", _stale),
+    ([("no_break_wanted", 0.5, 0.1, 0.1)], flame.compiler, "error_on_graph_break", lambda on: flame.no_grad()),
+    ([("recurrent", 0.5, 0.1, 0.1)], flame.nn.LSTM, "forward", lambda net, x, state=None: _LSTM(net, x)),
+    ([("recurrent", 0.5, 0.6, 0.6)], flame.nn.GRU, "forward", lambda net, x, state=None: _GRU(net, x)),
+    ([("cached_rows", 0.1, 0.1, 0.1)], flame, "cat", lambda ts, dim: ts[-1] * 1.0),
+    ([("cached_rows", 0.1, 0.1, 0.9)], flame.Tensor, "__setitem__", _lost),
+    ([("cached_rows", 0.1, 0.9, 0.9)], flame.Tensor, "index_copy_", _lost),
+    ([("called_in_stance", 0.5, 0.1, 0.1), ("mul", 0.1, 0.1, 0.1)], flame.compiler, "set_stance", lambda to: flame.no_grad()),
+    *[([("compiled_with", (i + 0.5) / len(HOW), 0.1, 0.1)], flame, "compile", _stale) for i in range(len(HOW))],
 ]
 
 

@@ -258,14 +258,14 @@ class Recorder(RunState):
             self.at = scratch
 
     def unknown(self, cause: str, at: Step) -> Step:
-        """A path goes on that is not known, and the stance forbids to record it: raise, or give a step in place of `at` that
+        """A path goes on that is not known, and the stance forbids to record it: raise, or give a step after `at` that
         is in no tree, from which what follows is recorded for nothing."""
         if control.compiling == "raise":
             if self.alive:
                 self.end("deopt")
             raise RecompileError(f"{user_source()}: {RECOMPILE_FORBIDDEN.text(cause)}. {RECOMPILE_FORBIDDEN.remedy}")
         scratch = Step("scratch")
-        scratch.parent, scratch.depth = at.parent, at.depth
+        scratch.parent, scratch.depth = at, at.depth
         return scratch
 
     def another_path(self, source: str) -> None:
