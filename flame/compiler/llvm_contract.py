@@ -16,6 +16,7 @@ give; what they lead to is never stored.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from flame.compiler.contract_groups import BATCH, REST, TAP, Groups, K, M, N, by_taps, grouped, taps_of
@@ -321,23 +322,22 @@ class ContractWriter:
                     out.append(self._multiply_add(f, v, x, columns[j], sums[i * t.vectors + j]))
             return out
 
-        def many(i: str, sums: list[str]) -> list[str]:
-            right = f.address("%right", f.mul(i, stride), self.t)
-            for u in range(together):
-                sums = step(i, u, right, sums)
-                right = f.address(right, stride, self.t)
-            return sums
+        def steps(count: int) -> Callable[[str, list[str]], list[str]]:
+            def body(i: str, carried: list[str]) -> list[str]:
+                right, *sums = carried  # (carried, for a product of i and the stride costs a register and the time)
+                for u in range(count):
+                    sums = step(i, u, right, sums)
+                    right = f.address(right, stride, self.t)
+                return [right, *sums]
 
-        def one(i: str, sums: list[str]) -> list[str]:
-            return step(i, 0, f.address("%right", f.mul(i, stride), self.t), sums)
+            return body
 
-        zero = [(v, "zeroinitializer")] * (t.rows * t.vectors)
-        if self._comes_in(together * self.step):
-            sums = f.loop(0, "%kc", together, zero, many)
-        else:
-            full = f.emit(f"and i64 %kc, -{together}")
-            sums = f.loop(0, full, together, zero, many)
-            sums = f.loop(full, "%kc", 1, [(v, s) for s in sums], one)
+        sums = ["%right", *["zeroinitializer"] * (t.rows * t.vectors)]
+        full = "%kc" if self._comes_in(together * self.step) else f.emit(f"and i64 %kc, -{together}")
+        sums = f.loop(0, full, together, list(zip(["ptr"] + [v] * len(sums), sums)), steps(together))
+        if full != "%kc":
+            sums = f.loop(full, "%kc", 1, list(zip(["ptr"] + [v] * len(sums), sums)), steps(1))
+        sums = sums[1:]
         places = [f.address("%tile", i * t.lanes, self.t) for i in range(len(sums))]
 
         def store(values: list[str]) -> None:
