@@ -112,6 +112,29 @@ def gives_its_argument(s: State, w: Any, x: Any, log: list) -> Any:
     return z.detach()
 
 
+class Written(Function):
+    """A result that was made before a value was looked at, and is filled after it, as solvers do."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any) -> Any:
+        out = flame.empty(2, *x.shape)
+        out[0] = x
+        if float(x.sum()) < 1e9:
+            out[1] = x * 2
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, g: Any) -> Any:
+        return g[0] * 3.0 + g[1]
+
+
+@step
+def gives_what_it_wrote(s: State, w: Any, x: Any, log: list) -> Any:
+    z = Written.apply(w * x)
+    (z * w).sum().backward()
+    return z.detach()
+
+
 class Flat(Function):
     @staticmethod
     def forward(ctx: Any, x: Any) -> Any:

@@ -138,7 +138,8 @@ class Staged(Gradients):
                 return None
             if any(o is a for a in args) or o._batching is not None or o.dtype.is_complex:
                 return None
-            if trace is not None and (trace.chain or trace.root is not None or trace.window is None or trace.window.external):
+            window = None if trace is None else trace.window
+            if trace is not None and (trace.chain or trace.root is not None or window is None or window.external is not None):
                 return None
             seen.add(id(o))
         refs: list[Ref | None] = []

@@ -306,6 +306,8 @@ def expand(self: Tensor, *sizes: Any) -> Tensor:
                 f"Target sizes: {list(want)}.  Tensor sizes: {list(s)}"
             )
         full.append(d)
+    if tuple(full[lead:]) == s and full[:lead] == [1] * lead:  # nothing is repeated: what is seen can be written, too
+        return RESHAPE(self, shape=(*full[:lead], *s))
     return EXPAND(self, shape=tuple(full))
 
 
