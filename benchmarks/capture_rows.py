@@ -204,21 +204,33 @@ def flame_rows() -> dict[str, Row]:
         with flame.no_grad():
             return inside(lambda: forward(codes), spans)
 
-    def without_capture(rows: int) -> Row:
-        """Seconds of the compiled program by itself, called with arrays: what of the network's row is no Python of capture."""
+    def alone(f: Any, call: Callable[[], Any], seconds: float = 0.3) -> float:
+        """Seconds of a compiled function's one program by itself, called with arrays: what of its row is no Python of capture."""
+        for _ in range(4):
+            call()
+        *_, program = f.compiled_graphs()  # (the last: what was recorded first may have been compiled with other constants)
+        arrays = [np.full(s.shape, 0.01, s.dtype.numpy) for s in (v.spec for v in program.graph.inputs)]
+        return each(lambda: program(arrays), seconds)
+
+    def mlp_alone(rows: int) -> Row:
         nn = flame.nn
         mlp = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
         f, given = flame.compile(lambda x: mlp(x)), flame.randn(rows, 64)
 
         def row() -> float:
             with flame.no_grad():
-                for _ in range(3):
-                    f(given)
-            (program,) = f.compiled_graphs()
-            arrays = [np.full(s.shape, 0.01, s.dtype.numpy) for s in (v.spec for v in program.graph.inputs)]
-            return each(lambda: program(arrays))
+                return alone(f, lambda: f(given))
 
         return row
+
+    def gpt_alone() -> float:
+        f = flame.compile(gpt)
+        with flame.no_grad():
+            return alone(f, lambda: f(codes), 1.0)
+
+    def step_alone() -> float:
+        step = _training(flame, flame.compile)
+        return alone(step, step, 1.0)
 
     return torch_like(flame, flame.compile) | {
         "following t * w": following(lambda t: t * w),
@@ -231,8 +243,10 @@ def flame_rows() -> dict[str, Row]:
         "following layer_norm": following(lambda t: F.layer_norm(t, (8,))),
         "calling a module that does nothing": following(same),
         "12-layer GPT, the Python of forward": follow_gpt,
-        "3-layer MLP, inference, its program alone": without_capture(32),
-        "3-layer MLP, inference at batch 1, its program alone": without_capture(1),
+        "3-layer MLP, inference, its program alone": mlp_alone(32),
+        "3-layer MLP, inference at batch 1, its program alone": mlp_alone(1),
+        "12-layer GPT, forward, its program alone": gpt_alone,
+        "AdamW step, 150 parameters, its program alone": step_alone,
     }
 
 
