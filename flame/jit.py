@@ -548,8 +548,25 @@ def error_on_graph_break(error_on_graph_break: bool = True) -> Iterator[None]:
         demands.error_on_break = before
 
 
+def allow_in_graph(fn: Any) -> Any:
+    """`fn`, or the list of functions, as it is: a name for code that was written for a compiler which reads bytecode. Here every
+    function is followed by what it does."""
+    fns = fn if isinstance(fn, (list, tuple)) else [fn]
+    for f in fns:
+        if not callable(f):
+            raise TypeError(f"allow_in_graph expects a callable, got {type(f).__name__}")
+    return fn
+
+
+def assume_constant_result(fn: Callable) -> Callable:
+    """`fn` as it is. Its Python runs on every call, and what it returns is looked at: nothing need be assumed of it."""
+    return fn
+
+
 #: what `flame.compiler` offers
 PUBLIC: dict[str, Any] = {
+    "allow_in_graph": allow_in_graph,
+    "assume_constant_result": assume_constant_result,
     "compile": compile,
     "counters": counters,
     "disable": disable,

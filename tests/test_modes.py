@@ -324,6 +324,25 @@ def test_eager_on_recompile_uses_what_is_there_and_adds_nothing() -> None:
     assert f.stats.flushed > flushed, "the compiled path is still there"
 
 
+def test_marks_of_other_compilers_change_nothing() -> None:
+    seen = []
+
+    @flame.compiler.allow_in_graph
+    @flame.compiler.assume_constant_result
+    def noted(x: Any) -> Any:
+        seen.append(len(seen))
+        return x * len(seen)
+
+    f = flame.compile(lambda x: noted(x) + 1)
+    for i in range(4):
+        assert f(flame.ones(2)).tolist() == [i + 2.0] * 2
+    assert seen == [0, 1, 2, 3]
+    assert flame.compiler.allow_in_graph([noted]) == [noted]
+    with pytest.raises(TypeError, match="callable"):
+        flame.compiler.allow_in_graph(3)
+    assert flame.autograd.function.FunctionCtx is flame.autograd.function.FunctionContext
+
+
 def test_a_stance_is_a_function_a_context_and_a_decorator() -> None:
     f = flame.compile(lambda x: flame.compiler.is_compiling())
 

@@ -65,6 +65,10 @@ class FunctionContext:
         self.materialize_grads = value
 
 
+#: under PyTorch's name
+FunctionCtx = FunctionContext
+
+
 class FunctionNode:
     """The tape's record of one application of a `Function`."""
 
