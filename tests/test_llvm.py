@@ -23,6 +23,7 @@ from flame.compiler.target_cpu import CpuTarget
 from flame.compiler.to_llvm import to_llvm
 from flame.ops.machine import COMPARISONS, NumpyMachine
 from flame.primitive import REGISTRY
+from flame.runtime import cpu
 
 TOLERANCE = {"float32": 3e-5, "float64": 1e-12, "float16": 2e-3, "bfloat16": 1.6e-2}
 CASES = given.cases()
@@ -454,3 +455,17 @@ def test_a_shift_takes_one_load_without_a_mask_away_from_the_edges() -> None:
         shift(flame.ones(64, 512, dtype=flame.float64))
     loops = re.findall(r"body\d+:\n(?:(?!br ).)*?store[^\n]*\n", shift.kernels[0].llvm, re.S)
     assert any(loop.count(" = load <") == 2 and "masked" not in loop for loop in loops)
+
+
+@pytest.mark.parametrize(("size", "spread"), [(64, False), (127, True), (256, True)])
+def test_products_are_cut_for_threads_from_some_fifty_microseconds_on(size: int, spread: bool) -> None:
+    """Two threads take half as long for 127 cubed (and NumPy's BLAS uses them); for 64 cubed, waking one takes longer."""
+    x, y = (flame.randn(size, size) for _ in range(2))
+    product = flame.compile(lambda a, b: a @ b, mode="replay")
+    for _ in range(2):
+        got = product(x, y)
+    np.testing.assert_allclose(got.numpy(), x.numpy() @ y.numpy(), rtol=1e-4, atol=1e-3)
+    (made,) = product.kernels
+    main = cpu.load(made.kernel).phases[-1]
+    assert (main.count({}) > 1) == spread
+    assert (main.microseconds >= cpu.PARALLEL_MICROSECONDS) == spread
