@@ -11,9 +11,9 @@ from typing import Any
 
 from flame.autograd import tape
 from flame.autograd.tape import eager_assign, edge, user_source, write_through
-from flame.capture.state import RunState, SegmentEnded, new_object, same_refs, weak
+from flame.capture.state import RunState, SegmentEnded, new_object, same_refs, scattered, weak
 from flame.capture.trace import Ref, Slot, Stale, Step, Trace, Window, same_number
-from flame.primitive import Primitive, force
+from flame.primitive import Primitive, force, placement
 from flame.reasons import OTHER_WRITE, SHARED_MEMORY_WRITTEN
 from flame.runtime.gpu_copy import overwrite
 from flame.tensor import Tensor
@@ -48,6 +48,8 @@ class Effects(RunState):
         try:
             tref, vref = self._ref_or_input(target), self._ref_or_input(value)
         except SegmentEnded:
+            if placement.gpu and scattered((target, value)):
+                return self.now()._eagerly(lambda: eager_assign(target, value))
             return force.interpreter.assign(target, value)
         if not self.alive:
             return force.interpreter.assign(target, value)

@@ -11,13 +11,13 @@ from typing import Any
 from flame.autograd.tape import AccumulateGrad, eager, edge, infer, user_source
 from flame.capture.differences import of_input
 from flame.capture.sizes import SizedSpec, dims_of, holds_sizes, takes, takes_params
-from flame.capture.state import RunState, SegmentEnded, new_object, weak
+from flame.capture.state import RunState, SegmentEnded, new_object, scattered, weak, whereabouts
 from flame.capture.trace import InputKey, Known, Ref, Slot, Stale, Step, Trace, Window, exact, interned, same_number
 from flame.primitive import Primitive, force, placement, registered
 from flame.reasons import COMPLEX, OTHER_DEVICE, OTHER_TENSOR, OVERLAPPING_READ
 from flame.runtime.device import CPU, as_device
 from flame.runtime.device import device as Device
-from flame.runtime.device_array import DeviceArray, address_of
+from flame.runtime.device_array import address_of
 from flame.runtime.gpu_copy import duplicate
 from flame.tensor import Storage, Tensor
 
@@ -217,7 +217,7 @@ class Follower(RunState):
                 w = w.next
         there = None
         if placement.gpu:
-            there = a.device if type(a) is DeviceArray else CPU if a.ndim and not t._floating else None
+            there = whereabouts(t)
             if self.is_elsewhere(there):
                 raise SegmentEnded
         e = t._node if t._view is None and t._node is not None else edge(t)
@@ -431,6 +431,8 @@ class Follower(RunState):
                 else:
                     refs.append(o)
         except SegmentEnded:
+            if placement.gpu and scattered(operands):
+                return self.now()._eagerly(lambda: eager.process(primitive, operands, params))
             return force.interpreter.process(primitive, operands, params)
         if not self.alive:
             return force.interpreter.process(primitive, operands, params)

@@ -21,9 +21,9 @@ from flame.autograd.engine import (
 )
 from flame.autograd.tape import AccumulateGrad, edge, user_source
 from flame.capture.sizes import condition
-from flame.capture.state import RunState, SegmentEnded, new_object, same_refs
+from flame.capture.state import RunState, SegmentEnded, new_object, same_refs, scattered
 from flame.capture.trace import Step
-from flame.primitive import force, registered
+from flame.primitive import force, placement, registered
 from flame.reasons import GRADIENT_LEAVES, HOOK_CALLED, NO_GRADIENT, OTHER_GRADIENT, SHARED_MEMORY_READ
 from flame.symbol import evaluate
 from flame.tensor import Tensor
@@ -95,6 +95,8 @@ class Gradients(RunState):
         try:
             refs = [self._ref_or_input(t) for t in operands]
         except SegmentEnded:
+            if placement.gpu and scattered(operands):
+                return None
             return force.interpreter._gradient(ys, given, xs, retain, create_graph)
         if not self.alive:
             return force.interpreter._gradient(ys, given, xs, retain, create_graph)

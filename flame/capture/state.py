@@ -7,7 +7,7 @@ A Run (`flame.capture.run`) is put together from a Follower (operands and operat
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,9 @@ import numpy as np
 from flame.autograd.tape import edge
 from flame.capture.trace import Capture, Ref, Step, Trace, Window
 from flame.primitive import force
+from flame.runtime.device import CPU
+from flame.runtime.device import device as Device
+from flame.runtime.device_array import DeviceArray
 from flame.tensor import Tensor
 
 new_object = object.__new__
@@ -220,3 +223,15 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
 
 def same_refs(a: tuple, b: Any) -> bool:
     return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
+
+
+def whereabouts(t: Tensor) -> Device | None:
+    """The device that a tensor with an array is on; None for one that any device takes."""
+    a = t._array
+    return a.device if type(a) is DeviceArray else CPU if a is not None and a.ndim and not t._floating else None
+
+
+def scattered(operands: Iterable) -> bool:
+    """Whether operands are on several devices: no segment takes them then, however new."""
+    places = {whereabouts(t) for t in operands if isinstance(t, Tensor)}
+    return len(places - {None}) > 1

@@ -223,7 +223,7 @@ def inplace(primitive: Primitive, target: Tensor, *others: Any, op: str = "", **
     wants = requires_grad if force.interpreter is None else _wants
     needs = force.grad and (wants(target) or any(isinstance(x, Tensor) and wants(x) for x in others))
     plain = not needs and not (force.grad and target._view is not None and requires_grad(target._view.base))
-    here = force.interpreter is None and not (placement.gpu and target.is_cuda)
+    here = force.interpreter is None and not (placement.gpu and any([isinstance(x, Tensor) and x.is_cuda for x in xs]))
     if here and plain and xs[0] is target and (d is dtypes.float32 or d is dtypes.float64):
         f = getattr(primitive.eager, "numpy", None)
         if isinstance(f, np.ufunc) and primitive.scalar is not None:
