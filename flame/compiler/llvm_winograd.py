@@ -1,9 +1,10 @@
 """Convolutions of 3 x 3 windows by Winograd's F(2 x 2, 3 x 3): 16 products where 4 outputs of 9 taps take 36.
 
-    winograd(kernel, groups, nest, target) -> Winograd        None where the products themselves serve as well
+    WinogradWriter(kernel, nest, groups, found, ...).write(...)        of what `llvm_winograd_windows.winograd` found
 
     phase 0   weights transformed, G w G':   [point][row panel][channel][MR]
-    phase 1   a chunk is a run of blocks of rows of tiles (a tile: 2 x 2 outputs). For each block:
+    phase 1   a chunk is a run of blocks of rows of tiles (a tile: 2 x 2 outputs), or where those are few, of parts of the rows
+              of the result in one. For each block:
                 the image's lines padded, channel by channel, and transformed, B' d B:   [point][channel][tile]
                 for each of the 16 points:  row panels * column panels, in registers      [point][row][tile]
                 back, A' m A, and the epilogue, on vectors of neighbouring outputs
@@ -19,13 +20,11 @@ not finite is computed again, product by product.
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import dataclass
 
 from flame.compiler.contract_groups import Groups, K, M, N, digits, over
-from flame.compiler.cpu_cost import cone
-from flame.compiler.index_math import E, ex, names, subst, var
-from flame.compiler.kernel import IndexOf, Kernel, Load, Store
-from flame.compiler.llvm_axes import product, size, unit_axes
+from flame.compiler.index_math import E, ex, var
+from flame.compiler.kernel import Kernel, Store
+from flame.compiler.llvm_axes import product, size
 from flame.compiler.llvm_contract import ContractWriter
 from flame.compiler.llvm_machine import Value
 from flame.compiler.llvm_padded_copy import CHANNEL, LINE, OUTER, PLACE, Padded
@@ -33,91 +32,20 @@ from flame.compiler.llvm_point import Linear, Point
 from flame.compiler.llvm_rows import begin
 from flame.compiler.llvm_text import Function, Int, existing_lanes, repeat, store_tile, suffix, wide
 from flame.compiler.llvm_tiling import Tiling, choose_tiling
-from flame.compiler.nests import Nest, loads_of
+from flame.compiler.llvm_winograd_windows import Winograd
+from flame.compiler.nests import Nest
 from flame.compiler.schedule_cpu import CpuSchedule
 from flame.compiler.target_cpu import CpuTarget, Phase
 
 Y, X = "winograd_y", "winograd_x"  #: of an output
 TAPS = 9
 POINTS = 16
-LEAST_CHANNELS, LEAST_ROWS, LEAST_TILES = 16, 16, 32
 BLOCK = 112  #: tiles of a block, about: what is transformed has to stay near, and the weights are read once a block
 DEPTH = 128  #: channels summed in registers at a time: a column panel stays in the nearest cache
 MOST_CHUNKS = 16
+FEW_UNITS = 4  #: blocks below which the rows of the result are cut as well, so that several threads have work
+PART_ROWS = 128  #: ... into no less: each part's thread transforms the image for itself
 ASIDE = 80  #: elements between points beyond their arrays: 16 streams a multiple of a page apart compete for the cache
-
-
-@dataclass(frozen=True)
-class Slid:
-    """A tap and the output's axis that it is added to, or taken from (`flipped`)."""
-
-    tap: str
-    along: str
-    flipped: bool
-
-
-@dataclass(frozen=True)
-class Winograd:
-    lines: Slid
-    places: Slid
-    channels: tuple[str, ...]  #: of k, what is no tap
-    outer: tuple[str, ...]  #: of n, what is not along them
-
-
-def winograd(kernel: Kernel, g: Groups, nest: Nest, target: CpuTarget) -> Winograd | None:
-    """How the taps of a 3 x 3 window lie in a contraction, if it is one of that kind and of a size that gains."""
-    d = g.contract.dtype
-    lanes = target.vector_bytes // d.itemsize
-    if g.batch or d.kind != "f" or lanes % 4 or any(kernel.axes[a].const is None for a in (*g.m, *g.n, *g.k)):
-        return None
-    if len(g.n) < 2 or len(g.k) < 3:
-        return None
-    places = _slid(kernel, g, g.n[-1], g.k)
-    lines = None
-    if places is not None:
-        lines = _slid(kernel, g, g.n[-2], tuple(a for a in g.k if a != places.tap))
-    if places is None or lines is None:
-        return None
-    loads = [s for s in _reads(kernel, g.right) if isinstance(s, Load)]
-    if not any(places.along in unit_axes(kernel, s) for s in loads):
-        return None
-    if any(places.along not in unit_axes(kernel, s) for s in nest.stores):
-        return None
-    # a block that is computed again must find what its epilogue reads as it was
-    read = {s.buffer for t in nest.stores for s in loads_of(kernel, t)} | {s.buffer for s in loads}
-    if read & {t.buffer for t in nest.stores}:
-        return None
-    channels = tuple(a for a in g.k if a not in (lines.tap, places.tap))
-    outer = tuple(a for a in g.n if a not in (lines.along, places.along))
-    depth, rows, planes = (size(kernel, product(kernel, axes)) for axes in (channels, g.m, outer))
-    tiles = planes * -(-size(kernel, kernel.axes[lines.along]) // 2) * -(-size(kernel, kernel.axes[places.along]) // 2)
-    if depth < LEAST_CHANNELS or rows < LEAST_ROWS or tiles < LEAST_TILES:
-        return None
-    return Winograd(lines, places, channels, outer)
-
-
-def _reads(kernel: Kernel, factor: str) -> list[Load | IndexOf]:
-    """What stands in a factor that has positions in it."""
-    found = [kernel.definitions[v] for v in cone(kernel, Store("", (), factor))]
-    return [s for s in found if isinstance(s, Load | IndexOf)]
-
-
-def _slid(kernel: Kernel, g: Groups, along: str, taps: tuple[str, ...]) -> Slid | None:
-    """The tap of extent 3 that an axis of the output slides with: the factor depends on their sum, or difference, alone."""
-    positions: list[E] = []
-    for s in _reads(kernel, g.right):
-        positions += [s.expr] if isinstance(s, IndexOf) else [*s.index, *(c.expr for c in s.mask)]
-    here = [e for e in positions if along in names(e)]
-    for tap in taps if here else ():
-        if kernel.axes[tap].const != 3:
-            continue
-        for sign in (1, -1):
-            shifted = {along: var(along) - var(tap) * sign}
-            if all(tap not in names(subst(e, shifted)) for e in here) and not any(
-                tap in names(e) for e in positions if along not in names(e)
-            ):
-                return Slid(tap, along, sign < 0)
-    return None
 
 
 class WinogradWriter(ContractWriter):
@@ -161,7 +89,9 @@ class WinogradWriter(ContractWriter):
             blocks += blocks % 2  # two threads have as many each
         self.lines_a_block = -(-self.lines_in_all // blocks)
         self.blocks = ex(-(-self.lines_in_all // self.lines_a_block))
-        self.chunk_count = min(self.blocks.const or 1, MOST_CHUNKS)
+        self.parts = max(1, min(FEW_UNITS // (self.blocks.const or 1), self.rows_in_all // PART_ROWS))
+        self.units = (self.blocks.const or 1) * self.parts
+        self.chunk_count = min(self.units, MOST_CHUNKS)
         self.tiles = self.lines_a_block * self.tiles_a_line
         axes = {M: ex(self.rows_in_all), N: ex(self.tiles), K: ex(min(self.depth, DEPTH))}
         self.tiling = choose_tiling(Kernel(self.name, {}, axes, {}, ()), self.dtype, schedule, target)
@@ -228,7 +158,8 @@ class WinogradWriter(ContractWriter):
     def describe(self) -> str:
         t = self.tiling
         blocks = f"{self.blocks} blocks of {self.lines_a_block} rows of {self.tiles_a_line}"
-        return f"Winograd's F(2 x 2, 3 x 3), {blocks}, tiles of {t.rows} x {t.vectors} vectors of {t.lanes}"
+        rows = f" and {self.parts} parts of the result's rows" if self.parts > 1 else ""
+        return f"Winograd's F(2 x 2, 3 x 3), {blocks}{rows}, tiles of {t.rows} x {t.vectors} vectors of {t.lanes}"
 
     # -- phases
 
@@ -290,26 +221,35 @@ class WinogradWriter(ContractWriter):
         return Phase(f.name, ex(chunks), self.packing_cost)
 
     def _main(self, p: Point, base: str) -> Phase:
-        """Phase 1: a chunk is a run of blocks."""
-        f, blocks = p.function, self.blocks.const or 1
+        """Phase 1: a chunk is a run of parts of blocks; it transforms the image of a block once."""
+        f = p.function
         own = f.address(f.address(base, p.integer_of(self.own_at), "i8"), f.mul("%begin", self.own_bytes), "i8")
         weights = f.address(base, p.integer_of(self.weights_at), "i8")
         image = f.address(own, self.piece_bytes, "i8")
         result = f.address(image, self.image_bytes, "i8")
         wrong = f.scratch(self.t, self.tiling.lanes)
 
-        def block(i: str, _: list[str]) -> list[str]:
-            first = f.mul(i, self.lines_a_block)
+        low, high = (f.div(f.mul(x, self.units), self.chunk_count) for x in ("%begin", "%end"))
+
+        def unit(i: str, _: list[str]) -> list[str]:
+            first = f.mul(f.div(i, self.parts), self.lines_a_block)
             last = f.least(f.add(first, self.lines_a_block), self.lines_in_all)
-            self._image(p, own, image, first, last)
-            self._products(f, weights, image, result)
-            self._results(p, result, first, last, wrong)
-            self._again_where_not_finite(p, first, last, wrong)
+            part = f.rem(i, self.parts)
+            if self.parts == 1:
+                self._image(p, own, image, first, last)
+            else:
+                new = f.emit(f"or i1 {f.emit(f'icmp eq i64 {part}, 0')}, {f.emit(f'icmp eq i64 {i}, {low}')}")
+                with p.scope():
+                    f.when(new, lambda: self._image(p, own, image, first, last))
+            panels = [f.div(f.mul(x, self.row_panels), self.parts) for x in (part, f.add(part, 1))]
+            rows = f.mul(panels[0], self.tiling.rows), f.least(f.mul(panels[1], self.tiling.rows), self.rows_in_all)
+            self._products(f, weights, image, result, (panels[0], panels[1]))
+            self._results(p, result, rows, first, last, wrong)
+            self._again_where_not_finite(p, rows, first, last, wrong)
             return []
 
-        low, high = (f.div(f.mul(x, blocks), self.chunk_count) for x in ("%begin", "%end"))
         with p.scope():
-            f.loop(low, high, 1, [], block)
+            f.loop(low, high, 1, [], unit)
         cost = 2e-5 * POINTS * self.rows_in_all * self.depth * self.lines_in_all * self.tiles_a_line
         return Phase(f.name, ex(self.chunk_count), 1.3 * cost)
 
@@ -382,8 +322,8 @@ class WinogradWriter(ContractWriter):
             tiles(whole, _every_second(t.lanes, t.lanes))
         return f
 
-    def _products(self, f: Function, weights: str, image: str, result: str) -> None:
-        """At each point, rows * tiles."""
+    def _products(self, f: Function, weights: str, image: str, result: str, panels: tuple[Int, Int]) -> None:
+        """At each point, some panels of rows * tiles."""
         t = self.tiling
         whole = self.tiles // t.columns
 
@@ -402,7 +342,7 @@ class WinogradWriter(ContractWriter):
                          f"i64 {deep}, i64 {k})")  # fmt: skip
                     return []
 
-                f.loop(0, self.row_panels, 1, [], row)
+                f.loop(*panels, 1, [], row)
 
             def columns(j: str, _: list[str]) -> list[str]:
                 column(f.mul(j, t.columns), t.vectors)
@@ -453,7 +393,7 @@ class WinogradWriter(ContractWriter):
 
     # -- results
 
-    def _results(self, p: Point, result: str, first: Int, last: Int, wrong: str) -> None:
+    def _results(self, p: Point, result: str, rows: tuple[Int, Int], first: Int, last: Int, wrong: str) -> None:
         """Back to outputs, row by row of the result, each with its epilogue; `wrong` becomes NaN where one is not finite."""
         f, t, item = p.function, self.tiling, self.dtype.itemsize
         v = wide(self.t, t.lanes)
@@ -487,7 +427,7 @@ class WinogradWriter(ContractWriter):
             return []
 
         with p.scope():
-            f.loop(0, self.rows_in_all, 1, [], row)
+            f.loop(*rows, 1, [], row)
 
     def _back(self, p: Point, tile: str, y: Int, x: Int, count: int, whole: bool, wrong: str) -> None:
         """`count` outputs of two lines from vectors of the 16 points, whose tiles all exist or not."""
@@ -544,7 +484,7 @@ class WinogradWriter(ContractWriter):
         for s, x in zip(self.stores, values, strict=True):
             p.store(s, x)
 
-    def _again_where_not_finite(self, p: Point, first: Int, last: Int, wrong: str) -> None:
+    def _again_where_not_finite(self, p: Point, rows: tuple[Int, Int], first: Int, last: Int, wrong: str) -> None:
         """A block's results product by product, if some were not finite."""
         f, t = p.function, self.tiling
         v = wide(self.t, t.lanes)
@@ -554,7 +494,7 @@ class WinogradWriter(ContractWriter):
 
         def again() -> None:
             with p.scope():
-                f.loop(0, self.rows_in_all, 1, [], row)
+                f.loop(*rows, 1, [], row)
 
         def row(o: str, _: list[str]) -> list[str]:
             p.bind(M, Linear(o))

@@ -23,7 +23,8 @@ from flame.compiler.llvm_rows import PARTS, Entry, RowWriter, begin
 from flame.compiler.llvm_slide import SlidingWriter, sliding
 from flame.compiler.llvm_text import Function, module
 from flame.compiler.llvm_turn import TurnWriter, turned_loads
-from flame.compiler.llvm_winograd import WinogradWriter, winograd
+from flame.compiler.llvm_winograd import WinogradWriter
+from flame.compiler.llvm_winograd_windows import winograd
 from flame.compiler.nests import PART, Nest, Sink, Sweep, in_stages, loads_of, needed, part_of, plan, points, sinks_of
 from flame.compiler.schedule_cpu import CpuSchedule
 from flame.compiler.target_cpu import CpuTarget, LlvmSource, Phase
