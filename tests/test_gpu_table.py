@@ -82,6 +82,21 @@ def test_the_table_has_every_target_and_no_spills() -> None:
             assert all(u.spills == 0 for u in row.values()), name
 
 
+def test_the_table_is_of_all_operators_routines_and_models_and_of_no_others() -> None:
+    named: dict[str, set[str]] = {}
+    for row in table.read():
+        kind, which, *_ = row.split("/")
+        named.setdefault(kind, set()).add(which)
+    assert named == {
+        "operator": {p.name for p in REGISTRY.values() if p.scalar is not None or p.lower is not None},
+        "routine": {p.name for p in REGISTRY.values() if kernels.has_routine(p)},
+        "case": set(kernels.made.cases()),
+        "rows": set(kernels.ROWS),
+        "tiles": {*kernels.TILES, "experts bfloat16 8x1024x512"},
+        "corpus": set(kernels.PROGRAMS),
+    }
+
+
 def test_source_is_the_same_in_every_process() -> None:
     """Whatever the order of sets is there."""
     code = (

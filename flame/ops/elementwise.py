@@ -191,6 +191,13 @@ def _fmod(m: Any, a: Any, b: Any) -> Any:
     return _guarded(m, lambda a, b: m.sub(a, m.mul(_trunc_divide(m, a, b), b)), a, b)
 
 
+def _eager_remainder(a: Any, b: Any) -> Any:
+    if b.dtype.kind in "ui":
+        return np.remainder(a, b)
+    rest = np.fmod(a, b)  # (np.remainder gives a zero the divisor's sign; PyTorch and kernels leave it the dividend's)
+    return np.where((rest != 0) & ((rest < 0) != (b < 0)), rest + b, rest)
+
+
 def _eager_trunc_divide(a: Any, b: Any) -> Any:
     if b.dtype.kind not in "ui":
         return np.trunc(a / b)
@@ -220,7 +227,7 @@ trunc_divide: Primitive = elementwise(
 remainder: Primitive = elementwise(
     "remainder",
     NUMBER,
-    _divisor("remainder", np.remainder),
+    _divisor("remainder", _eager_remainder),
     infer=_infer_division("remainder"),
     vjp=(lambda g, _y, _a, _b: g, lambda g, _y, a, b: neg(mul(g, floor_divide(a, b)))),
     scalar=_remainder,

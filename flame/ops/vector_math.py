@@ -331,13 +331,17 @@ def pow(m: Machine, x: Any, y: Any) -> Any:
 
 
 def _integer_pow(m: Machine, x: Any, y: Any) -> Any:
-    """By squaring, one step a bit of the exponent (wrapping; y >= 0)."""
-    out = m.const(1, m.dtype(x))
-    for _ in range(m.dtype(x).itemsize * 8 - 1):
-        out = m.where(m.ne(m.bitwise_and(y, 1), 0), m.mul(out, x), out)
-        x = m.mul(x, x)
-        y = m.shift_right(y, 1)
-    return out
+    """By squaring, one step a bit of the exponent (wrapping). To a negative power: of 1 and -1 what parity says, of others 0."""
+    d = m.dtype(x)
+    out, base, bits = m.const(1, d), x, y
+    for _ in range(d.itemsize * 8 - 1):
+        out = m.where(m.ne(m.bitwise_and(bits, 1), 0), m.mul(out, base), out)
+        base = m.mul(base, base)
+        bits = m.shift_right(bits, 1)
+    if d.kind != "i" or isinstance(y, int):  # (numbers below 0 are refused)
+        return out
+    no_unit = m.logical_and(m.ne(x, 1), m.ne(x, -1))
+    return m.where(m.logical_and(m.lt(y, 0), no_unit), m.const(0, d), out)
 
 
 def _float_pow(m: Machine, x: Any, y: Any) -> Any:
