@@ -180,6 +180,10 @@ CASES: dict[str, tuple[Callable[..., Value | Sequence[Value]], list[Spec], list[
     "argmax of one": (lambda x: op("argmax", x, dim=(0,), keepdim=False), [Spec((1, 4), F)], ["full"]),
     "sum of zeros": (lambda: op("sum", op("full", 0.0, shape=(3, 4), dtype=F), dim=(0,), keepdim=False), [], ["full"]),
     "moved constant": (lambda: op("permute", op("full", 2.0, shape=(3, 4), dtype=F), dims=(1, 0)), [], ["full"]),
+    "groups of a turned matrix": (
+        lambda a, b: op("grouped_mm", op("permute", a, dims=(1, 0)), b, op("full", 6, shape=(1,), dtype=dt.int32)),
+        [Spec((4, 6), F), Spec((1, 4, 5), F)], ["full", "grouped_mm"],
+    ),
     "dead": (lambda x, y: [op("exp", x), op("log", y)][:1], [V, V], ["exp"]),
 }  # fmt: skip
 

@@ -227,7 +227,8 @@ def _set_data(self: Tensor, value: Tensor) -> None:
         raise RuntimeError(
             f"data set to a tensor that requires gradients must be floating point or complex dtype, but got {value.dtype!r}"
         )
-    if wants and (value.dtype is not self.dtype or value.shape != self.shape):
+    historic = self._node is not None or self._accumulator is not None
+    if wants and historic and (value.dtype is not self.dtype or value.shape != self.shape):
         _part_with_history(self, value)
     self._array = value._data()
     self._known = None
