@@ -7,7 +7,7 @@ applies what was written to outside memory. `fill` is the part of it that compil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from flame.autograd.engine import let_go, walk
@@ -15,6 +15,7 @@ from flame.autograd.function import Function, FunctionContext, FunctionNode
 from flame.autograd.tape import about_to_write, eager, eager_assign
 from flame.capture.shared import show_to_tape
 from flame.capture.sizes import params_at
+from flame.capture.tape_model import op_steps
 from flame.capture.trace import Expr, Ref, Slot, Step
 from flame.primitive import force
 from flame.runtime.device_array import DeviceArray
@@ -41,9 +42,11 @@ def run_path(
     bindings: Sequence[Any],
     made: Callable[[Tensor, Ref, Any], None] | None = None,
     functions: Mapping[int, FunctionNode] = {},
+    wanted: Container[int] | None = None,
 ) -> tuple[dict[int, Tensor], dict[int, Any]]:
     """Values (as tensors) and tape edges of everything on the path. `made(tensor, ref, node)` is told of each result. `functions`
-    are the nodes of custom functions, by their first edge; those that nothing leads through any more need none.
+    are the nodes of custom functions, by their first edge; those that nothing leads through any more need none. Results other than
+    the `wanted` are let go after their last use (None: all are kept), so that a path takes no more memory than it took eagerly.
 
     A write makes a new value, and is counted as a version of the memory that it overwrites: what the tape saved of the old value
     is refused from then on, as if it had been written.
@@ -58,6 +61,7 @@ def run_path(
         if ref.value not in values:
             values[ref.value] = t
 
+    done = {} if wanted is None else _last_uses(path, wanted)
     here = next((str(t._array.device) for t, _, _ in externals if type(t._array) is DeviceArray), "")
 
     def tensor(ref: Ref) -> Tensor:
@@ -92,6 +96,8 @@ def run_path(
                 t._node[0].source, t._node[0].step = step.source, step
             if made is not None:
                 made(t, r, node)
+        for v in done.get(id(step), ()):
+            del values[v]
 
     def write(step: Step) -> None:
         target, value, whole = step.operands
@@ -129,13 +135,30 @@ def run_path(
     return values, tape
 
 
+def _last_uses(path: list[Step], wanted: Container[int]) -> dict[int, list[int]]:
+    """By step (its id): the results that nobody asks for after it. Operands of writes are not among them: their arrays say what
+    memory holds."""
+    last: dict[int, Step] = {}
+    written: set[int] = set()
+    for s in op_steps(path):
+        last.update((r.value, s) for r in s.outs)
+        last.update((o.value, s) for o in s.operands if type(o) is Ref and o.value in last)
+    for s in path:
+        if s.kind == "write":
+            written.update(o.value for o in s.operands)
+    done: dict[int, list[int]] = {}
+    for v, s in last.items():
+        if v not in written and v not in wanted:
+            done.setdefault(id(s), []).append(v)
+    return done
+
+
 def materialise(run: Any) -> None:
     """Leave the path: everything pending becomes real, and what was pending for outside memory is written."""
 
     def made(t: Tensor, r: Ref, node: Any) -> None:
         t._ref = r
         run.track(t)
-        keep.append(t)
         if node is not None:
             node.segment = run.token
             nodes.append(node)
@@ -145,10 +168,12 @@ def materialise(run: Any) -> None:
                     run.track(y)
 
     alive = run.live()
-    keep: list = []
     nodes: list = []
     path = run.path
-    values, tape = run_path(path, run.externals, run.outside_edges(), run.bindings, made, run.functions())
+    windows = [t._trace.window for t in alive if t._trace is not None and t._trace.window is not None] + list(run.written)
+    ends = [t for stage in (run.stages or {}).values() for t in stage.ends if t is not None]
+    wanted = {t._ref.value for t in (*alive, *ends) if t._ref is not None} | {w.current for w in windows}
+    values, tape = run_path(path, run.externals, run.outside_edges(), run.bindings, made, run.functions(), wanted)
     run.stages_are_real(values, tape)
     for t in alive:  # what the tape saved and what the user holds is one memory: a write to one is seen at the other
         if t._array is not None:
