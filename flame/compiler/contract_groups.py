@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from flame.compiler.cpu_cost import cone
 from flame.compiler.index_math import E, ex, simplify, subst, var
 from flame.compiler.kernel import Contract, IndexOf, Kernel, Load, Statement, Store
 from flame.compiler.llvm_axes import product, size, unit_axes
@@ -81,6 +82,23 @@ def taps_of(kernel: Kernel, g: Groups) -> int:
             break
         taps *= n
     return taps
+
+
+def loads_under(kernel: Kernel, factor: str) -> list[Load]:
+    """The loads that a factor's values come from."""
+    return [s for v in cone(kernel, Store("", (), factor)) if isinstance(s := kernel.definitions[v], Load)]
+
+
+def positions(kernel: Kernel, factor: str) -> list[E]:
+    """Every position that a factor's values depend on."""
+    found: list[E] = []
+    for v in cone(kernel, Store("", (), factor)):
+        s = kernel.definitions[v]
+        if isinstance(s, IndexOf):
+            found.append(s.expr)
+        elif isinstance(s, Load):
+            found += [*s.index, *(c.expr for c in s.mask)]
+    return found
 
 
 def by_taps(kernel: Kernel, taps: int) -> Kernel:

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from flame.compiler.contract_groups import over
-from flame.compiler.cpu_cost import cone
 from flame.compiler.index_math import E, ex, names, var
-from flame.compiler.kernel import IndexOf, Kernel, Load, Store
+from flame.compiler.kernel import Kernel, Store
 from flame.compiler.llvm_axes import inside, product, size
 from flame.compiler.llvm_point import Linear, Point
 from flame.compiler.llvm_text import Function, Int, element, existing_lanes, wide
@@ -57,18 +56,6 @@ class Window:
 def alone(w: Window) -> Window:
     """The axis of a window, read without taps."""
     return Window(w.axis, "", 1, 1, w.count, 1)
-
-
-def positions(kernel: Kernel, factor: str) -> list[E]:
-    """Every position that a factor's values depend on."""
-    found: list[E] = []
-    for v in cone(kernel, Store("", (), factor)):
-        s = kernel.definitions[v]
-        if isinstance(s, IndexOf):
-            found.append(s.expr)
-        elif isinstance(s, Load):
-            found += [*s.index, *(c.expr for c in s.mask)]
-    return found
 
 
 def slides(kernel: Kernel, read: list[E], axis: str, tap: str) -> Window | None:

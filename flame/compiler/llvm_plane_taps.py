@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flame.compiler.contract_groups import digits
+from flame.compiler.contract_groups import digits, positions
 from flame.compiler.index_math import E, ex
 from flame.compiler.kernel import Contract, Kernel, Load, Store
 from flame.compiler.llvm_axes import product, size, unit_axes
 from flame.compiler.llvm_machine import Value
-from flame.compiler.llvm_padded import Padded, Window, alone, positions, slides
+from flame.compiler.llvm_padded import Padded, Window, alone, slides
 from flame.compiler.llvm_planes import MOST_TAPS, carried_over, lone_contraction, pairings, worth_planes
 from flame.compiler.llvm_point import Linear, Point
 from flame.compiler.llvm_reduce import Accumulator

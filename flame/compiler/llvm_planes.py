@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flame.compiler.contract_groups import digits, over
+from flame.compiler.contract_groups import digits, over, positions
 from flame.compiler.index_math import E, ex, names, var
 from flame.compiler.kernel import Contract, Kernel, Load, Store
 from flame.compiler.llvm_axes import product, size, unit_axes
 from flame.compiler.llvm_machine import Value
-from flame.compiler.llvm_padded import Padded, Window, positions, slides
+from flame.compiler.llvm_padded import Padded, Window, slides
 from flame.compiler.llvm_point import Linear, Point
 from flame.compiler.llvm_rows import Entry
 from flame.compiler.llvm_text import Int, element, existing_lanes, suffix, wide

@@ -20,10 +20,9 @@ from copy import copy
 from dataclasses import dataclass, replace
 from itertools import product as pairs_of
 
-from flame.compiler.contract_groups import BATCH, Groups, K, M, N, digits, over
-from flame.compiler.cpu_cost import cone
+from flame.compiler.contract_groups import BATCH, Groups, K, M, N, digits, loads_under, over, positions
 from flame.compiler.index_math import E, ex, names, subst, var
-from flame.compiler.kernel import IndexOf, Kernel, Load, Store
+from flame.compiler.kernel import Kernel
 from flame.compiler.llvm_axes import product, size, unit_axes
 from flame.compiler.llvm_contract import ContractWriter
 from flame.compiler.llvm_padded_copy import CHANNEL, LINE, OUTER, PLACE, Padded
@@ -73,7 +72,7 @@ def sliding(kernel: Kernel, g: Groups, target: CpuTarget) -> Slide | None:
         places = _pair(kernel, way, way.k[-1], way.m)
         if places is None or not SHORTEST <= size(kernel, kernel.axes[places.along]) <= LONGEST:
             continue
-        if not any(places.tap in unit_axes(kernel, t) for t in _reads(kernel, way.left) if isinstance(t, Load)):
+        if not any(places.tap in unit_axes(kernel, t) for t in loads_under(kernel, way.left)):
             continue
         left = tuple(a for a in way.m if a != places.tap)
         lines = _pair(kernel, way, way.k[-2], left) if len(way.k) > 1 else None
@@ -85,19 +84,9 @@ def sliding(kernel: Kernel, g: Groups, target: CpuTarget) -> Slide | None:
     return None
 
 
-def _reads(kernel: Kernel, factor: str) -> list[Load | IndexOf]:
-    """What stands in a factor that has positions in it."""
-    found = [kernel.definitions[v] for v in cone(kernel, Store("", (), factor))]
-    return [s for s in found if isinstance(s, Load | IndexOf)]
-
-
-def _positions(s: Load | IndexOf) -> list[E]:
-    return [s.expr] if isinstance(s, IndexOf) else [*s.index, *(c.expr for c in s.mask)]
-
-
 def _pair(kernel: Kernel, g: Groups, along: str, taps: Sequence[str]) -> Pair | None:
     """The tap that an axis slides with: everything read depends on tap + step * axis alone."""
-    here = [e for s in _reads(kernel, g.left) for e in _positions(s) if along in names(e)]
+    here = [e for e in positions(kernel, g.left) if along in names(e)]
     for tap, e in pairs_of(taps, here[:1]):
         terms = dict(e.terms)
         step, one = terms.get((along,), 0), terms.get((tap,), 0)

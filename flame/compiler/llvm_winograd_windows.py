@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flame.compiler.contract_groups import Groups
-from flame.compiler.cpu_cost import cone
-from flame.compiler.index_math import E, names, subst, var
-from flame.compiler.kernel import IndexOf, Kernel, Load, Store
+from flame.compiler.contract_groups import Groups, loads_under, positions
+from flame.compiler.index_math import names, subst, var
+from flame.compiler.kernel import Kernel
 from flame.compiler.llvm_axes import product, size, unit_axes
 from flame.compiler.nests import Nest, loads_of
 from flame.compiler.target_cpu import CpuTarget
@@ -49,7 +48,7 @@ def winograd(kernel: Kernel, g: Groups, nest: Nest, target: CpuTarget) -> Winogr
         lines = _slid(kernel, g, g.n[-2], tuple(a for a in g.k if a != places.tap))
     if places is None or lines is None:
         return None
-    loads = [s for s in _reads(kernel, g.right) if isinstance(s, Load)]
+    loads = loads_under(kernel, g.right)
     if not any(places.along in unit_axes(kernel, s) for s in loads):
         return None
     if any(places.along not in unit_axes(kernel, s) for s in nest.stores):
@@ -67,25 +66,17 @@ def winograd(kernel: Kernel, g: Groups, nest: Nest, target: CpuTarget) -> Winogr
     return Winograd(lines, places, channels, outer)
 
 
-def _reads(kernel: Kernel, factor: str) -> list[Load | IndexOf]:
-    """What stands in a factor that has positions in it."""
-    found = [kernel.definitions[v] for v in cone(kernel, Store("", (), factor))]
-    return [s for s in found if isinstance(s, Load | IndexOf)]
-
-
 def _slid(kernel: Kernel, g: Groups, along: str, taps: tuple[str, ...]) -> Slid | None:
     """The tap of extent 3 that an axis of the output slides with: the factor depends on their sum, or difference, alone."""
-    positions: list[E] = []
-    for s in _reads(kernel, g.right):
-        positions += [s.expr] if isinstance(s, IndexOf) else [*s.index, *(c.expr for c in s.mask)]
-    here = [e for e in positions if along in names(e)]
+    read = positions(kernel, g.right)
+    here = [e for e in read if along in names(e)]
     for tap in taps if here else ():
         if kernel.axes[tap].const != 3:
             continue
         for sign in (1, -1):
             shifted = {along: var(along) - var(tap) * sign}
             if all(tap not in names(subst(e, shifted)) for e in here) and not any(
-                tap in names(e) for e in positions if along not in names(e)
+                tap in names(e) for e in read if along not in names(e)
             ):
                 return Slid(tap, along, sign < 0)
     return None
