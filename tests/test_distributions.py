@@ -188,7 +188,7 @@ def test_reparametrised_draws_lead_to_the_parameters_and_compile() -> None:
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda d: d.Normal(0.0, -1.0), ValueError, "positive"),
+        (lambda d: d.Normal(0.0, -1.0), ValueError, "greater than 0.0"),
         (lambda d: d.Normal("x", 1.0), ValueError, "Number or Tensor"),
         (lambda d: d.Categorical(), ValueError, "but not both"),
         (lambda d: d.Categorical(flame.tensor(1.0)), ValueError, "one-dimensional"),

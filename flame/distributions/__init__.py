@@ -9,8 +9,22 @@ from __future__ import annotations
 import re
 from types import SimpleNamespace
 
-from flame.distributions import bounded, constraints, continuous, counts, discrete, gamma, kl, matrices, transformed, transforms
+from flame.distributions import (
+    bounded,
+    constraint_registry,
+    constraints,
+    continuous,
+    counts,
+    discrete,
+    gamma,
+    kl,
+    matrices,
+    transformed,
+    transforms,
+    utils,
+)
 from flame.distributions.bounded import ContinuousBernoulli, GeneralizedPareto
+from flame.distributions.constraint_registry import biject_to, transform_to
 from flame.distributions.continuous import (
     Cauchy,
     Exponential,
@@ -69,6 +83,8 @@ def _enter() -> None:
 
 
 _enter()
-__all__ = [*(d.__name__ for d in _DISTRIBUTIONS), *transforms.__all__, "Distribution", "bounded", "constraints", "continuous",
-           "counts", "discrete", "gamma", "kl", "kl_divergence", "matrices", "register_kl", "transformed",
-           "transforms"]  # fmt: skip
+__all__ = [
+    *(d.__name__ for d in _DISTRIBUTIONS), *transforms.__all__, "Distribution", "biject_to", "bounded", "constraint_registry",
+    "constraints", "continuous", "counts", "discrete", "gamma", "kl", "kl_divergence", "matrices", "register_kl", "transform_to",
+    "transformed", "transforms", "utils",
+]  # fmt: skip

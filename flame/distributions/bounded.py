@@ -7,7 +7,8 @@ from typing import Any
 
 from flame.distributions import constraints
 from flame.distributions.discrete import _Binary
-from flame.distributions.distribution import POSITIVE, REAL, Distribution, broadcast_all
+from flame.distributions.distribution import POSITIVE, REAL, Distribution
+from flame.distributions.utils import broadcast_all
 from flame.functions import PUBLIC
 from flame.functions.random import uniform
 from flame.tensor import Tensor
@@ -98,7 +99,7 @@ class GeneralizedPareto(Distribution):
         self.loc, self.scale, self.concentration = broadcast_all(loc, scale, concentration)
         super().__init__(self.loc.shape, (), validate_args)
 
-    @property
+    @constraints.dependent_property
     def support(self) -> constraints.Constraint:  # type: ignore[override]
         k = self.concentration
         return constraints.interval(self.loc, where(k < 0, self.loc - self.scale / where(k < 0, k, -1.0), math.inf))

@@ -7,7 +7,8 @@ from typing import Any
 
 from flame.distributions import constraints
 from flame.distributions.covariance import covariance_factor
-from flame.distributions.distribution import HALF_LOG_TWO_PI, POSITIVE, REAL, Distribution, broadcast_all
+from flame.distributions.distribution import HALF_LOG_TWO_PI, POSITIVE, REAL, Distribution
+from flame.distributions.utils import broadcast_all
 from flame.functions import PUBLIC
 from flame.functions.random import gaussian, uniform
 from flame.linalg import solve_triangular
@@ -269,10 +270,10 @@ class Uniform(Distribution):
     def __init__(self, low: Any, high: Any, validate_args: bool | None = None):
         self.low, self.high = broadcast_all(low, high)
         super().__init__(self.low.shape, (), validate_args)
-        if self._check and not bool((self.low < self.high).all()):
+        if self._validate_args and not bool((self.low < self.high).all()):
             raise ValueError("Uniform is not defined when low>= high")
 
-    @property
+    @constraints.dependent_property
     def support(self) -> constraints.Constraint:  # type: ignore[override]
         return constraints.interval(self.low, self.high)
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from flame.distributions import constraints
 from flame.distributions.discrete import Categorical, _Binary, _one_of
-from flame.distributions.distribution import Distribution, broadcast_all
+from flame.distributions.distribution import Distribution
 from flame.distributions.gamma import drawn_gamma
+from flame.distributions.utils import broadcast_all
 from flame.functions import PUBLIC
 from flame.functions.random import binomial, poisson
 from flame.tensor import Tensor
@@ -74,7 +75,7 @@ class Binomial(_Trials):
     def __init__(self, total_count: Any = 1, probs: Any = None, logits: Any = None, validate_args: bool | None = None):
         super().__init__(total_count, probs, logits, validate_args)
 
-    @property
+    @constraints.dependent_property
     def support(self) -> constraints.Constraint:
         return constraints.integer_interval(0, self.total_count)
 
@@ -161,7 +162,7 @@ class Multinomial(Distribution):
         self._categorical = Categorical(probs, logits, validate_args)
         super().__init__(self._categorical.batch_shape, (self._categorical._num_events,), validate_args)
 
-    @property
+    @constraints.dependent_property
     def support(self) -> constraints.Constraint:
         return constraints.multinomial(self.total_count)
 

@@ -6,17 +6,13 @@ import math
 from typing import Any
 
 from flame.distributions import constraints
-from flame.distributions.distribution import REAL, UNIT, Distribution, broadcast_all
+from flame.distributions.distribution import REAL, UNIT, Distribution
+from flame.distributions.utils import broadcast_all, probs_to_logits
 from flame.functions import PUBLIC
 from flame.functions.random import bernoulli, multinomial, uniform
 from flame.tensor import Size, Tensor
 
 log, where = PUBLIC["log"], PUBLIC["where"]
-
-
-def _clamped(probs: Tensor) -> Tensor:
-    eps = 2.0**-52 if probs.dtype.itemsize == 8 else 2.0**-23
-    return PUBLIC["clamp"](probs, eps, 1 - eps)
 
 
 def _one_of(probs: Any, logits: Any) -> None:
@@ -39,8 +35,7 @@ class _Binary(Distribution):
         if name == "probs" and "logits" in self.__dict__:
             return PUBLIC["sigmoid"](self.logits)
         if name == "logits" and "probs" in self.__dict__:
-            p = _clamped(self.probs)
-            return log(p) - PUBLIC["log1p"](-p)
+            return probs_to_logits(self.probs, is_binary=True)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
@@ -115,7 +110,7 @@ class Categorical(Distribution):
         given = probs if logits is None else logits
         if not isinstance(given, Tensor) or given.ndim < 1:
             raise ValueError(f"`{'probs' if logits is None else 'logits'}` parameter must be at least one-dimensional.")
-        check = self._validate if validate_args is None else validate_args
+        check = self._validate_args if validate_args is None else validate_args
         if logits is None:
             if check and not (bool((given >= 0).all()) and bool((given.sum(-1) > 0).all())):
                 raise ValueError(
@@ -139,10 +134,10 @@ class Categorical(Distribution):
         if name == "probs" and "logits" in self.__dict__:
             return PUBLIC["exp"](self.logits)
         if name == "logits" and "probs" in self.__dict__:
-            return log(_clamped(self.probs))
+            return probs_to_logits(self.probs)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
-    @property
+    @constraints.dependent_property
     def support(self) -> constraints.Constraint:  # type: ignore[override]
         return constraints.integer_interval(0, self._num_events - 1)
 
@@ -240,13 +235,16 @@ class Independent(Distribution):
         cut = n - reinterpreted_batch_ndims
         super().__init__(Size(shape[:cut]), Size(shape[cut:]), validate_args)
 
-    @property
+    @constraints.dependent_property
     def support(self) -> constraints.Constraint:  # type: ignore[override]
         return constraints.independent(self.base_dist.support, self.reinterpreted_batch_ndims)
 
-    def expand(self, batch_shape: Any) -> Distribution:
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Distribution:
         cut = tuple(self._event_shape)[: self.reinterpreted_batch_ndims]
-        return Independent(self.base_dist.expand((*batch_shape, *cut)), self.reinterpreted_batch_ndims, self._check)
+        new = object.__new__(type(self)) if _instance is None else _instance
+        new.__dict__ |= self.__dict__ | {"base_dist": self.base_dist.expand((*batch_shape, *cut))}
+        new._batch_shape = Size(batch_shape)
+        return new
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]

@@ -13,31 +13,16 @@ from typing import Any
 
 from flame.autograd.modes import no_grad
 from flame.distributions import constraints
-from flame.distributions.constraints import Constraint
+from flame.distributions.constraints import Constraint, is_dependent
 from flame.functions import PUBLIC
-from flame.functions.promotion import number
 from flame.tensor import Size, Tensor
-
-
-def broadcast_all(*values: Any) -> tuple[Tensor, ...]:
-    """Numbers and tensors as tensors of one shape; numbers take a tensor's dtype, or the default one."""
-    like = next((v for v in values if isinstance(v, Tensor)), None)
-    ts = []
-    for v in values:
-        if not isinstance(v, Tensor):
-            n = number(v)
-            if n is None:
-                raise ValueError(f"Input arguments must all be instances of Number or Tensor, but got {type(v).__name__}")
-            v = PUBLIC["tensor"](float(n), dtype=None if like is None or like.dtype.kind != "f" else like.dtype)
-        ts.append(v)
-    return PUBLIC["broadcast_tensors"](*ts)
 
 
 class Distribution:
     """A probability distribution. Subclasses give `rsample` or `sample`, `log_prob`, and the moments they have."""
 
     has_rsample = False
-    _validate = True
+    _validate_args = True
     #: names of parameters and, for each, what must hold
     arg_constraints: dict[str, Constraint] = {}
     #: the values that draws take
@@ -45,12 +30,15 @@ class Distribution:
 
     def __init__(self, batch_shape: Any = (), event_shape: Any = (), validate_args: bool | None = None):
         self._batch_shape, self._event_shape = Size(batch_shape), Size(event_shape)
-        self._check = self._validate if validate_args is None else validate_args
+        if validate_args is not None:
+            self._validate_args = validate_args
         self._check_parameters()
 
     def _check_parameters(self) -> None:
-        for name, constraint in self.arg_constraints.items() if self._check else ():
+        for name, constraint in self.arg_constraints.items() if self._validate_args else ():
             v = self.__dict__.get(name)
+            if is_dependent(constraint):
+                continue
             if isinstance(v, Tensor) and not bool(constraint.check(v).all()):
                 raise ValueError(
                     f"Expected parameter {name} (Tensor of shape {tuple(v.shape)}) of distribution {type(self).__name__} to be "
@@ -60,7 +48,7 @@ class Distribution:
     @staticmethod
     def set_default_validate_args(value: bool) -> None:
         """Whether distributions check their arguments unless told otherwise."""
-        Distribution._validate = bool(value)
+        Distribution._validate_args = bool(value)
 
     @property
     def batch_shape(self) -> Size:
@@ -114,9 +102,9 @@ class Distribution:
     def perplexity(self) -> Tensor:
         return PUBLIC["exp"](self.entropy())
 
-    def expand(self, batch_shape: Any) -> Distribution:
-        """This distribution with its parameters expanded to another batch shape."""
-        new = object.__new__(type(self))
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Distribution:
+        """This distribution with its parameters expanded to another batch shape (filled into `_instance`, where one is given)."""
+        new = object.__new__(type(self)) if _instance is None else _instance
         new.__dict__ |= self.__dict__
         new._batch_shape = Size(batch_shape)
         for k, v in self.__dict__.items():
@@ -128,7 +116,7 @@ class Distribution:
         return new
 
     def _valid(self, value: Any, support: Callable[[Tensor], Tensor] | None = None, words: str = "") -> None:
-        if not self._check:
+        if not self._validate_args:
             return
         if not isinstance(value, Tensor):
             raise ValueError(f"The value argument to log_prob must be a Tensor, but got {type(value).__name__}")
@@ -144,6 +132,19 @@ class Distribution:
                 f"Expected value argument (Tensor of shape {tuple(value.shape)}) to be within the support ({words}) of the "
                 f"distribution {self!r}, but found invalid values:\n{value}"
             )
+
+    def _validate_sample(self, value: Any) -> None:
+        """Raises ValueError where densities are asked at what is no tensor, of another shape or outside the support."""
+        self._valid(value)
+
+    def _get_checked_instance(self, cls: type, _instance: Any = None) -> Any:
+        """An empty object of this class for `expand` to fill in: that of `cls`, or a subclass's that has cls's constructor."""
+        if _instance is None and type(self).__init__ is not cls.__init__:  # type: ignore[misc]
+            raise NotImplementedError(
+                f"Subclass {type(self).__name__} of {cls.__name__} that defines a custom __init__ method must also define a custom "
+                ".expand() method."
+            )
+        return object.__new__(type(self)) if _instance is None else _instance
 
     def __repr__(self) -> str:
         shown = [

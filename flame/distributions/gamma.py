@@ -9,7 +9,8 @@ import math
 from typing import Any
 
 from flame.distributions import constraints
-from flame.distributions.distribution import POSITIVE, REAL, Distribution, broadcast_all
+from flame.distributions.distribution import POSITIVE, REAL, Distribution
+from flame.distributions.utils import broadcast_all
 from flame.functions import PUBLIC
 from flame.functions.random import gaussian, standard_gamma
 from flame.tensor import Tensor
@@ -76,7 +77,7 @@ class Chi2(Gamma):
     def __init__(self, df: Any, validate_args: bool | None = None):
         (df,) = broadcast_all(df)
         super().__init__(df * 0.5, 0.5, False)
-        self._check = self._validate if validate_args is None else validate_args
+        self._validate_args = type(self)._validate_args if validate_args is None else validate_args
         self._check_parameters()
 
     @property

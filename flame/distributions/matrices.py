@@ -8,8 +8,9 @@ from typing import Any
 
 from flame.distributions import constraints
 from flame.distributions.covariance import covariance_factor
-from flame.distributions.distribution import HALF_LOG_TWO_PI, POSITIVE, REAL, Distribution, broadcast_all
+from flame.distributions.distribution import HALF_LOG_TWO_PI, POSITIVE, REAL, Distribution
 from flame.distributions.gamma import Beta, drawn_gamma, least
+from flame.distributions.utils import broadcast_all
 from flame.functions import PUBLIC
 from flame.functions.random import gaussian
 from flame.linalg import cholesky, slogdet, solve_triangular

@@ -9,7 +9,7 @@ from typing import Any
 from flame.distributions import constraints
 from flame.distributions.continuous import Exponential, Normal, Uniform
 from flame.distributions.discrete import Categorical, Independent, OneHotCategorical, _Binary
-from flame.distributions.distribution import POSITIVE, REAL, Distribution, broadcast_all
+from flame.distributions.distribution import POSITIVE, REAL, Distribution
 from flame.distributions.transforms import (
     AffineTransform,
     ComposeTransform,
@@ -20,6 +20,7 @@ from flame.distributions.transforms import (
     Transform,
     summed,
 )
+from flame.distributions.utils import broadcast_all
 from flame.functions import PUBLIC
 from flame.functions.random import rejected, uniform
 from flame.nn.functional.activation import log_softmax
@@ -60,7 +61,7 @@ class TransformedDistribution(Distribution):
     def has_rsample(self) -> bool:  # type: ignore[override]
         return self.base_dist.has_rsample
 
-    @property
+    @constraints.dependent_property
     def support(self) -> constraints.Constraint:
         if not self.transforms:
             return self.base_dist.support
@@ -68,8 +69,8 @@ class TransformedDistribution(Distribution):
         n = len(self._event_shape)
         return constraints.independent(last, n - last.event_dim) if n > last.event_dim else last
 
-    def expand(self, batch_shape: Any) -> Distribution:
-        new = object.__new__(type(self))
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Distribution:
+        new = object.__new__(type(self)) if _instance is None else _instance
         new.__dict__ |= self.__dict__
         shape = tuple(batch_shape) + tuple(self._event_shape)
         for t in reversed(self.transforms):
@@ -168,7 +169,7 @@ class Pareto(TransformedDistribution):
         base = Exponential(self.alpha, False)
         super().__init__(base, [ExpTransform(), AffineTransform(0.0, self.scale)], validate_args)
 
-    @property
+    @constraints.dependent_property
     def support(self) -> constraints.Constraint:
         return constraints.greater_than_eq(self.scale)
 
@@ -460,12 +461,13 @@ class MixtureSameFamily(Distribution):
         self._num_component = k
         super().__init__(shape[:-1], tuple(component_distribution.event_shape), validate_args)
 
-    def expand(self, batch_shape: Any) -> Distribution:
-        return MixtureSameFamily(
-            self._mixture_distribution.expand(batch_shape),  # type: ignore[arg-type]
-            self._component_distribution.expand((*batch_shape, self._num_component)),
-            self._check,
-        )
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Distribution:
+        new = object.__new__(type(self)) if _instance is None else _instance
+        new.__dict__ |= self.__dict__
+        new._mixture_distribution = self._mixture_distribution.expand(batch_shape)
+        new._component_distribution = self._component_distribution.expand((*batch_shape, self._num_component))
+        new._batch_shape = Size(batch_shape)
+        return new
 
     @property
     def mixture_distribution(self) -> Categorical:
@@ -475,9 +477,9 @@ class MixtureSameFamily(Distribution):
     def component_distribution(self) -> Distribution:
         return self._component_distribution
 
-    @property
+    @constraints.dependent_property
     def support(self) -> constraints.Constraint:
-        return self._component_distribution.support
+        return constraints.MixtureSameFamilyConstraint(self._component_distribution.support)
 
     def _weights(self) -> Tensor:
         p = self._mixture_distribution.probs

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from flame.distributions import constraints
-from flame.distributions.constraints import Constraint
+from flame.distributions.transform import ComposeTransform, IndependentTransform, ReshapeTransform, Transform, over, summed
+from flame.distributions.utils import tril_matrix_to_vec, vec_to_tril_matrix
 from flame.functions import PUBLIC
+from flame.legacy import finfo
+from flame.linalg import cholesky
 from flame.nn.functional.activation import logsigmoid, softplus
 from flame.primitive import broadcast_shapes
 from flame.tensor import Tensor
@@ -16,218 +19,11 @@ from flame.tensor import Tensor
 log, exp = PUBLIC["log"], PUBLIC["exp"]
 
 
-class Transform:
-    """y = t(x), x = t.inv(y), log |dy / dx| = t.log_abs_det_jacobian(x, y).
-
-    Subclasses give `_call`, `_inverse` and `log_abs_det_jacobian`, the sets they map between, and whether they are bijective and of
-    one sign. `domain_event_dim` and `codomain_event_dim` count the dimensions that are mapped as a whole.
-    """
-
-    domain: Constraint = constraints.real
-    codomain: Constraint = constraints.real
-    bijective = True
-    sign: Any = 1
-
-    def __init__(self, cache_size: int = 0):
-        self._cache_size = cache_size
-        self._last: tuple[Any, Any] = (None, None)
-
-    @property
-    def event_dim(self) -> int:
-        return self.domain.event_dim
-
-    @property
-    def inv(self) -> Transform:
-        return _Inverse(self)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if self._cache_size and x is self._last[0]:
-            return self._last[1]
-        y = self._call(x)
-        if self._cache_size:
-            self._last = x, y
-        return y
-
-    def _inverted(self, y: Tensor) -> Tensor:
-        if self._cache_size and y is self._last[1]:
-            return self._last[0]
-        return self._inverse(y)
-
-    def _call(self, x: Tensor) -> Tensor:
-        raise NotImplementedError(f"{type(self).__name__}._call is not known")
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        raise NotImplementedError(f"{type(self).__name__} has no inverse")
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        raise NotImplementedError(f"{type(self).__name__}.log_abs_det_jacobian is not known")
-
-    def forward_shape(self, shape: Any) -> Any:
-        return shape
-
-    def inverse_shape(self, shape: Any) -> Any:
-        return shape
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
-
-
-def summed(x: Tensor, n: int) -> Tensor:
-    """Summed over the last n dimensions."""
-    return x.sum(tuple(range(-n, 0))) if n else x
-
-
-class _Inverse(Transform):
-    """A transform the other way round."""
-
-    def __init__(self, other: Transform):
-        super().__init__()
-        self._other = other
-        self.domain, self.codomain = other.codomain, other.domain
-        self.bijective = other.bijective
-
-    @property
-    def sign(self) -> Any:  # type: ignore[override]
-        return self._other.sign
-
-    @property
-    def inv(self) -> Transform:
-        return self._other
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self._other._inverted(x)
-
-    def _inverted(self, y: Tensor) -> Tensor:
-        return self._other(y)
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        return -self._other.log_abs_det_jacobian(y, x)
-
-    def forward_shape(self, shape: Any) -> Any:
-        return self._other.inverse_shape(shape)
-
-    def inverse_shape(self, shape: Any) -> Any:
-        return self._other.forward_shape(shape)
-
-    def __repr__(self) -> str:
-        return f"Inverse({self._other!r})"
-
-
-class ComposeTransform(Transform):
-    """Transforms one after the other."""
-
-    def __init__(self, parts: Sequence[Transform], cache_size: int = 0):
-        super().__init__(cache_size)
-        self.parts = list(parts)
-        self.bijective = all(p.bijective for p in self.parts)
-        if self.parts:
-            n = self.parts[-1].codomain.event_dim
-            for p in reversed(self.parts):
-                n = max(n + p.domain.event_dim - p.codomain.event_dim, p.domain.event_dim)
-            self.domain = _over(self.parts[0].domain, n)
-            n = self.parts[0].domain.event_dim
-            for p in self.parts:
-                n = max(n + p.codomain.event_dim - p.domain.event_dim, p.codomain.event_dim)
-            self.codomain = _over(self.parts[-1].codomain, n)
-
-    @property
-    def sign(self) -> Any:  # type: ignore[override]
-        return math.prod(p.sign for p in self.parts)
-
-    def _call(self, x: Tensor) -> Tensor:
-        for p in self.parts:
-            x = p(x)
-        return x
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        for p in reversed(self.parts):
-            y = p._inverted(y)
-        return y
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        n = self.domain.event_dim
-        total: Any = None
-        for p in self.parts:
-            z = p(x)
-            part = summed(p.log_abs_det_jacobian(x, z), n - p.domain.event_dim)
-            total = part if total is None else total + part
-            n += p.codomain.event_dim - p.domain.event_dim
-            x = z
-        return PUBLIC["zeros_like"](x) if total is None else total
-
-    def forward_shape(self, shape: Any) -> Any:
-        for p in self.parts:
-            shape = p.forward_shape(shape)
-        return shape
-
-    def inverse_shape(self, shape: Any) -> Any:
-        for p in reversed(self.parts):
-            shape = p.inverse_shape(shape)
-        return shape
-
-    def __repr__(self) -> str:
-        return f"ComposeTransform({self.parts!r})"
-
-
-def _over(c: Constraint, event_dim: int) -> Constraint:
-    return constraints.independent(c, event_dim - c.event_dim) if event_dim > c.event_dim else c
-
-
-class IndependentTransform(Transform):
-    """A transform whose last batch dimensions are mapped as a whole: log-derivatives are summed over them."""
-
-    def __init__(self, base_transform: Transform, reinterpreted_batch_ndims: int, cache_size: int = 0):
-        super().__init__(cache_size)
-        self.base_transform, self.reinterpreted_batch_ndims = base_transform, reinterpreted_batch_ndims
-        self.domain = constraints.independent(base_transform.domain, reinterpreted_batch_ndims)
-        self.codomain = constraints.independent(base_transform.codomain, reinterpreted_batch_ndims)
-        self.bijective = base_transform.bijective
-
-    def _call(self, x: Tensor) -> Tensor:
-        return self.base_transform(x)
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        return self.base_transform.inv(y)
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        return summed(self.base_transform.log_abs_det_jacobian(x, y), self.reinterpreted_batch_ndims)
-
-
-class ReshapeTransform(Transform):
-    """Another shape of each event."""
-
-    def __init__(self, in_shape: Any, out_shape: Any, cache_size: int = 0):
-        super().__init__(cache_size)
-        self.in_shape, self.out_shape = tuple(in_shape), tuple(out_shape)
-        if math.prod(self.in_shape) != math.prod(self.out_shape):
-            raise ValueError("in_shape, out_shape have different numbers of elements")
-        self.domain = _over(constraints.real, len(self.in_shape))
-        self.codomain = _over(constraints.real, len(self.out_shape))
-
-    def _call(self, x: Tensor) -> Tensor:
-        return x.reshape(tuple(x.shape)[: x.ndim - len(self.in_shape)] + self.out_shape)
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        return y.reshape(tuple(y.shape)[: y.ndim - len(self.out_shape)] + self.in_shape)
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        return PUBLIC["zeros"](tuple(x.shape)[: x.ndim - len(self.in_shape)], dtype=x.dtype)
-
-    def _changed(self, shape: Any, a: tuple, b: tuple) -> tuple:
-        cut = len(shape) - len(a)
-        if cut < 0 or tuple(shape)[cut:] != a:
-            raise ValueError(f"Shape mismatch: expected {tuple(shape)[max(cut, 0) :]} but got {a}")
-        return tuple(shape)[:cut] + b
-
-    def forward_shape(self, shape: Any) -> Any:
-        return self._changed(shape, self.in_shape, self.out_shape)
-
-    def inverse_shape(self, shape: Any) -> Any:
-        return self._changed(shape, self.out_shape, self.in_shape)
-
-
 class ExpTransform(Transform):
     """y = exp(x)."""
+
+    bijective = True
+    _same = ()
 
     codomain = constraints.positive
 
@@ -243,6 +39,9 @@ class ExpTransform(Transform):
 
 class PowerTransform(Transform):
     """y = x ** exponent, of positive numbers."""
+
+    bijective = True
+    _same = ("exponent",)
 
     domain = codomain = constraints.positive
 
@@ -272,6 +71,9 @@ class PowerTransform(Transform):
 class SigmoidTransform(Transform):
     """y = 1 / (1 + exp(-x)), kept away from 0 and 1."""
 
+    bijective = True
+    _same = ()
+
     codomain = constraints.unit_interval
 
     def _call(self, x: Tensor) -> Tensor:
@@ -289,6 +91,9 @@ class SigmoidTransform(Transform):
 class SoftplusTransform(Transform):
     """y = log(1 + exp(x))."""
 
+    bijective = True
+    _same = ()
+
     codomain = constraints.positive
 
     def _call(self, x: Tensor) -> Tensor:
@@ -303,6 +108,9 @@ class SoftplusTransform(Transform):
 
 class TanhTransform(Transform):
     """y = tanh(x)."""
+
+    bijective = True
+    _same = ()
 
     codomain = constraints.interval(-1.0, 1.0)
 
@@ -319,6 +127,8 @@ class TanhTransform(Transform):
 class AbsTransform(Transform):
     """y = |x|; not bijective: its inverse is y itself."""
 
+    _same = ()
+
     codomain = constraints.positive
     bijective = False
 
@@ -332,10 +142,13 @@ class AbsTransform(Transform):
 class AffineTransform(Transform):
     """y = loc + scale * x, over the last `event_dim` dimensions as a whole."""
 
+    bijective = True
+    _same = ("loc", "scale", "event_dim")
+
     def __init__(self, loc: Any, scale: Any, event_dim: int = 0, cache_size: int = 0):
         super().__init__(cache_size)
         self.loc, self.scale = loc, scale
-        self.domain = self.codomain = _over(constraints.real, event_dim)
+        self.domain = self.codomain = over(constraints.real, event_dim)
 
     @property
     def sign(self) -> Any:  # type: ignore[override]
@@ -362,6 +175,8 @@ class AffineTransform(Transform):
 class SoftmaxTransform(Transform):
     """exp, scaled to sum 1; not bijective: the inverse is log."""
 
+    _same = ()
+
     domain, codomain = constraints.real_vector, constraints.simplex
     bijective = False
 
@@ -375,6 +190,9 @@ class SoftmaxTransform(Transform):
 
 class StickBreakingTransform(Transform):
     """Vectors of n real numbers to n + 1 positive ones of sum 1: each takes a share of what those before it left."""
+
+    bijective = True
+    _same = ()
 
     domain, codomain = constraints.real_vector, constraints.simplex
 
@@ -408,7 +226,9 @@ class StickBreakingTransform(Transform):
 class LowerCholeskyTransform(Transform):
     """Matrices to lower triangular ones with a positive diagonal: its exponential."""
 
-    domain, codomain = _over(constraints.real, 2), constraints.lower_cholesky
+    _same = ()
+
+    domain, codomain = over(constraints.real, 2), constraints.lower_cholesky
 
     def _call(self, x: Tensor) -> Tensor:
         return x.tril(-1) + PUBLIC["diag_embed"](exp(x.diagonal(dim1=-2, dim2=-1)))
@@ -417,9 +237,68 @@ class LowerCholeskyTransform(Transform):
         return y.tril(-1) + PUBLIC["diag_embed"](log(y.diagonal(dim1=-2, dim2=-1)))
 
 
+class PositiveDefiniteTransform(Transform):
+    """Matrices to positive definite ones: L L^T, where L is what LowerCholeskyTransform makes of them."""
+
+    _same = ()
+    domain, codomain = over(constraints.real, 2), constraints.positive_definite
+
+    def _call(self, x: Tensor) -> Tensor:
+        factor = LowerCholeskyTransform()(x)
+        return factor @ factor.mT
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return LowerCholeskyTransform().inv(cholesky(y))
+
+
+class CorrCholeskyTransform(Transform):
+    """Vectors of n (n - 1) / 2 real numbers to lower Cholesky factors of n by n correlation matrices: rows of length 1.
+
+    The numbers fill the strict lower triangle row by row; tanh makes each the part that its place takes, with its sign, of the
+    length which the places before it in the row have left (Lewandowski, Kurowicka and Joe 2009, as Stan's manual spells it out).
+    """
+
+    bijective = True
+    _same = ()
+    domain, codomain = constraints.real_vector, constraints.corr_cholesky
+
+    def _call(self, x: Tensor) -> Tensor:
+        eps = finfo(x.dtype).eps
+        parts = vec_to_tril_matrix(PUBLIC["clamp"](PUBLIC["tanh"](x), -1 + eps, 1 - eps), -1)
+        left = PUBLIC["cumprod"](PUBLIC["sqrt"](1.0 - parts * parts), -1)
+        n = parts.shape[-1]
+        whole = parts + PUBLIC["eye"](n, dtype=x.dtype, device=x.device)
+        return whole * PUBLIC["constant_pad_nd"](left[..., :-1], (1, 0), 1.0)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        left = PUBLIC["constant_pad_nd"](1.0 - PUBLIC["cumsum"](y * y, -1)[..., :-1], (1, 0), 1.0)
+        return PUBLIC["atanh"](tril_matrix_to_vec(y, -1) / PUBLIC["sqrt"](tril_matrix_to_vec(left, -1)))
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Of the strict lower triangle of y by x: y has more numbers than that."""
+        left = tril_matrix_to_vec(1.0 - PUBLIC["cumsum"](y * y, -1), -2)
+        return 0.5 * log(left).sum(-1) - 2.0 * (x + softplus(-2.0 * x) - math.log(2.0)).sum(-1)
+
+    def forward_shape(self, shape: Any) -> Any:
+        if len(shape) < 1:
+            raise ValueError("Too few dimensions on input")
+        n = (1 + math.isqrt(1 + 8 * shape[-1])) // 2
+        if n * (n - 1) // 2 != shape[-1]:
+            raise ValueError(f"Input is not a flattened lower-diagonal number: {shape[-1]} is not n * (n - 1) / 2")
+        return (*tuple(shape)[:-1], n, n)
+
+    def inverse_shape(self, shape: Any) -> Any:
+        if len(shape) < 2:
+            raise ValueError("Too few dimensions on input")
+        if shape[-2] != shape[-1]:
+            raise ValueError("Input is not square")
+        return (*tuple(shape)[:-2], shape[-1] * (shape[-1] - 1) // 2)
+
+
 class CumulativeDistributionTransform(Transform):
     """A distribution's cdf, whose inverse is its icdf."""
 
+    bijective = True
     codomain = constraints.unit_interval
 
     def __init__(self, distribution: Any, cache_size: int = 0):
@@ -444,6 +323,8 @@ class StackTransform(Transform):
         super().__init__(cache_size)
         self.transforms, self.dim = list(tseq), dim
         self.bijective = all(t.bijective for t in self.transforms)
+        self.domain = constraints.stack([t.domain for t in self.transforms], dim)
+        self.codomain = constraints.stack([t.codomain for t in self.transforms], dim)
 
     def _each(self, f: Any, *xs: Tensor) -> Tensor:
         if xs[0].shape[self.dim] != len(self.transforms):
@@ -463,11 +344,57 @@ class StackTransform(Transform):
         return self._each(lambda t, v, w: t.log_abs_det_jacobian(v, w), x, y)
 
 
+class CatTransform(Transform):
+    """A transform for each run of lengths[i] positions along a dimension (of one position each where no lengths are given)."""
+
+    def __init__(self, tseq: Sequence[Transform], dim: int = 0, lengths: Sequence[int] | None = None, cache_size: int = 0):
+        super().__init__(cache_size)
+        if not all(isinstance(t, Transform) for t in tseq):
+            raise ValueError(f"tseq: expected Transforms, got {list(tseq)!r}")
+        self.transforms, self.dim = list(tseq), dim
+        self.lengths = [1] * len(self.transforms) if lengths is None else list(lengths)
+        if len(self.lengths) != len(self.transforms):
+            raise ValueError(f"CatTransform: {len(self.transforms)} transforms, but {len(self.lengths)} lengths")
+        self.bijective = all(t.bijective for t in self.transforms)
+        self.domain = constraints.cat([t.domain for t in self.transforms], dim, self.lengths)
+        self.codomain = constraints.cat([t.codomain for t in self.transforms], dim, self.lengths)
+
+    @property
+    def length(self) -> int:
+        return sum(self.lengths)
+
+    def _split(self, x: Tensor) -> Sequence[Tensor]:
+        if not -x.ndim <= self.dim < x.ndim or x.shape[self.dim] != self.length:
+            raise ValueError(f"CatTransform: expected {self.length} positions along dimension {self.dim} of {tuple(x.shape)}")
+        return PUBLIC["split"](x, self.lengths, self.dim)
+
+    def _each(self, f: Any, *xs: Tensor) -> list[Tensor]:
+        return [f(t, *parts) for t, *parts in zip(self.transforms, *map(self._split, xs), strict=True)]
+
+    def _call(self, x: Tensor) -> Tensor:
+        return PUBLIC["cat"](self._each(lambda t, v: t(v), x), self.dim)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return PUBLIC["cat"](self._each(lambda t, v: t.inv(v), y), self.dim)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Of each position, or of each event: where `dim` lies within the events, their sum."""
+        n = self.event_dim
+
+        def part(t: Transform, v: Tensor, w: Tensor) -> Tensor:
+            return summed(t.log_abs_det_jacobian(v, w), n - t.event_dim)
+
+        parts = self._each(part, x, y)
+        dim = self.dim - x.ndim if self.dim >= 0 else self.dim
+        return PUBLIC["cat"](parts, dim + n) if dim + n < 0 else sum(parts[1:], parts[0])
+
+
 identity_transform = ComposeTransform([])
 
 __all__ = [
-    "AbsTransform", "AffineTransform", "ComposeTransform", "CumulativeDistributionTransform", "ExpTransform",
-    "IndependentTransform", "LowerCholeskyTransform", "PowerTransform", "ReshapeTransform", "SigmoidTransform",
+    "AbsTransform", "AffineTransform", "CatTransform", "ComposeTransform", "CorrCholeskyTransform",
+    "CumulativeDistributionTransform", "ExpTransform", "IndependentTransform", "LowerCholeskyTransform",
+    "PositiveDefiniteTransform", "PowerTransform", "ReshapeTransform", "SigmoidTransform",
     "SoftmaxTransform", "SoftplusTransform", "StackTransform", "StickBreakingTransform", "TanhTransform", "Transform",
     "identity_transform",
 ]  # fmt: skip
