@@ -3,6 +3,7 @@ that no two threads are given one machine of LLVM's."""
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from flame.runtime import cpu, llvm_jit
+from flame.runtime import cache, cpu, llvm_apart, llvm_jit
+from flame.runtime.cache import DiskCache
 from tests.test_processes import run
 from tests.test_runtime import COUNT
 
@@ -44,6 +46,7 @@ late = Late(f)
 """
 
 HELD = """
+import functools
 import threading
 from flame.runtime import locks
 late = Late(flame.compile(lambda x: (x * 2 + 1).sum(), backend="interpret"))
@@ -107,6 +110,8 @@ def other():
 begun, made, capture = threading.Event(), lambda: Nothing(), lambda: Nothing()
 class Nothing:
     places = []
+    def begin(self): return None
+    def link(self): return self
     def put(self): pass
     def take_away(self): pass
 native.native_eager.made, native._made = slow, other
@@ -157,3 +162,71 @@ def test_threads_that_compile_at_once_have_a_machine_each(monkeypatch: pytest.Mo
     for t in threads:
         t.join()
     assert not shared
+
+
+APART = """
+import flame
+from flame.runtime import llvm_apart, llvm_jit
+making = llvm_apart.begin({text!r}, llvm_jit.baseline(), passes=1, what="a test")
+print(llvm_jit.name_of({text!r}, llvm_jit.baseline(), passes=1))
+"""
+NAMED = COUNT.replace("count", "apart")
+
+
+@pytest.mark.parametrize("text, made", [(NAMED, True), ("no code", False)])
+def test_what_another_process_compiles_is_on_disk_though_this_one_ended(tmp_path: Path, text: str, made: bool) -> None:
+    store = DiskCache(tmp_path)
+    program = APART.format(text=text) + ("" if made else "making.wait()\n")
+    name = run(program, tmp_path, FLAME_CACHE="1", FLAME_CACHE_DIR=str(tmp_path)).strip()
+    for _ in range(1200 if made else 1):
+        if store.holds(name):
+            break
+        time.sleep(0.1)
+    assert store.holds(name) == made
+    if made:
+        assert store.get(name) == llvm_jit.compile_object(text, llvm_jit.baseline(), passes=1)
+
+
+def test_without_a_store_or_a_python_to_start_nothing_is_made_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = functools.partial(llvm_apart.begin, NAMED, llvm_jit.baseline(), passes=1, what="a test")
+    monkeypatch.setattr(cache, "_shared", DiskCache(None))
+    assert begin() is None
+    monkeypatch.setattr(cache, "_shared", DiskCache(tmp_path))
+    monkeypatch.setattr("sys.executable", "/usr/bin/blender")
+    assert begin() is None
+    monkeypatch.undo()
+
+
+def test_while_native_code_is_compiled_apart_nobody_is_held_up(tmp_path: Path) -> None:
+    """Others compile meanwhile; a forked child does not wait for what only its parent is told of; then it comes into force."""
+    program = """
+import os
+import flame
+from flame.capture import native
+from flame.runtime.locks import compiling
+
+class Apart:
+    places = []
+    def begin(self): return self
+    def link(self): return self
+    def put(self): pass
+    def take_away(self): pass
+    def wait(self):
+        free.append(compiling._lock.acquire(False))
+        compiling._lock.release()
+        if len(free) == 1:
+            pid = os.fork()
+            if pid == 0:
+                os._exit(0 if all(job.over for job in native._State.jobs.values()) else 1)
+            left.append(os.waitpid(pid, 0)[1])
+
+free, left = [], []
+native.native_eager.made = native._made = Apart
+f = flame.compile(lambda x: x * 2, backend="eager")
+for _ in range(native.OFTEN + 1):
+    f(flame.ones(3))
+native.wait()
+print(native._State.force, free, left)
+"""
+    said = run(program, tmp_path, FLAME_NATIVE="auto").strip()
+    assert said == "('eager', 'capture') [True, True] [0]"

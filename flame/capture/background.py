@@ -1,7 +1,8 @@
 """Compiling plans, now or on a thread of its own while the program goes on (`options={"background": True}`).
 
-    job = submit(work)      work() runs on the compiling thread, after what was submitted before
-    job.over                whether it ran, or never will
+    job = submit(work)                   work() runs on the compiling thread, after what was submitted before
+    job = submit_around(begin, finish)   both do, with a wait between for what other processes do, which holds nobody up
+    job.over                             whether it ran, or never will
 
 The thread lives while there is work. It is no daemon: a process that ends waits for the compilation in hand (a thread that is
 killed inside of LLVM takes the process with it) and drops the others. A fork waits for the one in hand, too; in the child, where
@@ -16,7 +17,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
+from typing import Any, Protocol
 
 from flame.capture.compiled import collector_paused, say
 from flame.capture.trace import Capture, Step
@@ -29,8 +31,8 @@ from flame.runtime.memory import trim
 class Job:
     """`error` is what the work raised."""
 
-    def __init__(self, work: Callable[[], None]):
-        self._work: Callable[[], None] | None = work
+    def __init__(self, work: Callable[[], None] | None):
+        self._work = work
         self._done = threading.Event()
         self.error: Exception | None = None
         self.lost = False
@@ -67,6 +69,7 @@ class _Queue:
 
     def __init__(self) -> None:
         self.jobs: deque[Job] = deque()  #: the first is in hand
+        self.around: list[Job] = []  #: of two halves, that are not over
         self.lock = Lock()
         self.thread: threading.Thread | None = None
         if hasattr(os, "register_at_fork"):
@@ -104,6 +107,8 @@ class _Queue:
         self.thread = None
         while self.jobs:
             self.jobs.popleft().lose()
+        while self.around:
+            self.around.pop().lose()
 
 
 _queue = _Queue()
@@ -114,6 +119,46 @@ def submit(work: Callable[[], None]) -> Job:
     job = Job(work)
     _queue.submit(job)
     return job
+
+
+class Waited(Protocol):
+    """Something that goes on elsewhere."""
+
+    def wait(self) -> None: ...
+
+
+def submit_around(begin: Callable[[], Waited | None], finish: Callable[[], None], after: Job | None = None) -> Job:
+    """Have `begin()` done on the compiling thread and, once what it gave is waited for, `finish()`; both come `after` another job.
+    A process that ends in the meantime does not wait, and drops the second half."""
+    whole = Job(None)
+
+    def half(work: Callable[[], None]) -> None:
+        job = submit(work)
+        job.wait()
+        whole.lost, whole.error = job.lost, job.error
+
+    def run() -> None:
+        begun: list[Waited | None] = []
+        try:
+            if after is not None:
+                after.wait()
+            half(lambda: begun.append(begin()))
+            if begun:
+                if begun[0] is not None:
+                    begun[0].wait()
+                half(finish)
+        finally:
+            whole.run()
+            with suppress(ValueError):
+                _queue.around.remove(whole)
+
+    _queue.around.append(whole)
+    try:
+        threading.Thread(target=run, name="flame waits", daemon=True).start()
+    except RuntimeError:  # the interpreter ends, or no thread can be had
+        _queue.around.remove(whole)
+        whole.lose()
+    return whole
 
 
 def compile_now(capture: Capture, leaf: Step, plan: Any, old: Any, cause: str) -> Any:

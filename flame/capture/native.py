@@ -22,7 +22,7 @@ from typing import Any, Final
 from flame.autograd.modes import _Mode, enable_grad, no_grad
 from flame.autograd.tape import Eager
 from flame.capture import gradients, native_eager, segment
-from flame.capture.background import Job, submit
+from flame.capture.background import Job, Waited, submit_around
 from flame.capture.compiled import Compiled
 from flame.capture.control import control
 from flame.capture.effects import Effects
@@ -212,6 +212,7 @@ def _by_eager(names: Iterable[str]) -> dict[str, Any]:
 
 class _State:
     made: Final[dict[str, Native]] = {}  #: "eager", "capture" -> their native code
+    translated: Final[dict[str, Native]] = {}  #: the same, while another process compiles it
     force: tuple[str, ...] = ()  #: which of these is in force
     on = False  #: whether capture's is
     paused = 0  #: by how many all is kept out of force
@@ -242,12 +243,31 @@ def switch(to: str) -> None:
             _put(())  # (what is translated is what Python has)
             for p in parts:
                 if p not in _State.made:
-                    _State.made[p] = native_eager.made() if p == "eager" else _made()
+                    _State.made[p] = (_State.translated.pop(p, None) or _translated(p)).link()
             _put(before)
         if _State.paused:
             _State.wanted = parts
         else:
             _put(parts)
+
+
+def _translated(part: str) -> Native:
+    return native_eager.made() if part == "eager" else _made()
+
+
+def _begin(part: str) -> Waited | None:
+    """Have another process compile it: that takes seconds."""
+    with _State.lock:
+        if part in _State.made:
+            return None
+        before = _State.force
+        _count(False)
+        _put(())
+        try:
+            native = _State.translated[part] = _translated(part)
+        finally:
+            _put(before)
+    return native.begin()
 
 
 def _put(parts: tuple[str, ...]) -> None:
@@ -292,11 +312,11 @@ def warm(part: str = "capture") -> None:
     if knobs.native == "1" and part == "eager":
         switch("eager" if not _State.on else "on")
     if knobs.native == "auto" and part not in _State.jobs and not layout.usable():
-        # (In two jobs: a process that ends waits for the one in hand, some 4 s of processor time, and drops what comes after.)
+        # (In two jobs: eager operations need not wait for all of it.)
         if "eager" not in _State.jobs:
-            _State.jobs["eager"] = submit(lambda: switch("eager" if not _State.on else "on"))
+            _State.jobs["eager"] = submit_around(lambda: _begin("eager"), lambda: switch("eager" if not _State.on else "on"))
         if part == "capture":
-            _State.jobs[part] = submit(lambda: switch("on"))
+            _State.jobs[part] = submit_around(lambda: _begin("capture"), lambda: switch("on"), _State.jobs["eager"])
 
 
 def wait() -> bool:

@@ -1,6 +1,8 @@
 """Translated functions made builtins, and put in the place of what they were translated from.
 
-    native = Native(units, hints)      translated, compiled (or found on disk) and linked
+    native = Native(units, hints)      translated
+    native.begin()                     object code is being made for it by another process: see `flame.runtime.llvm_apart`
+    native.link()                      compiled (or found on disk) and linked
     native.put(), native.take_away()   the builtins are in force; the Python functions are
 
 A method becomes a method descriptor of its class, a function a builtin in its module; what was bound before by another name goes on
@@ -20,7 +22,7 @@ from typing import Any, Final, Literal
 from flame.native import layout, pieces
 from flame.native.translate import translated
 from flame.native.units import Hints, Module, Unit, Untranslatable, parameters, rest
-from flame.runtime import llvm_jit
+from flame.runtime import llvm_apart, llvm_jit
 
 _VARIABLE: Final = 0x0001 | 0x0002  # a tuple, and a dictionary or nothing
 _FASTCALL_KEYWORDS: Final = 0x0080 | 0x0002
@@ -30,6 +32,7 @@ class _MethodDef(ctypes.Structure):
     _fields_ = [("name", ctypes.c_char_p), ("method", ctypes.c_void_p), ("flags", ctypes.c_int), ("doc", ctypes.c_char_p)]
 
 
+_WHAT: Final = "native capture"
 _ours: Final[dict[int, Any]] = {}  #: every builtin that was made, by identity
 
 
@@ -52,9 +55,9 @@ class Closure:
 
 
 class Native:
-    """See the head of this file. Raises CompileError where LLVM refuses, `Untranslatable` where a function can't be."""
+    """See the head of this file. Raises `Untranslatable` where a function can't be translated."""
 
-    def __init__(self, units: Sequence[Unit], hints: Hints, closures: Sequence[Closure] = (), kept: str = ""):
+    def __init__(self, units: Sequence[Unit], hints: Hints, closures: Sequence[Closure] = ()):
         module = Module(units, hints)
         for number, found in enumerate(hints.locals.values()):
             found["cell"] = f"@cell{number}"
@@ -82,17 +85,26 @@ class Native:
         declared = "".join(f"@{n} = external global i8\n" for n in module.objects)
         text = declared + pieces.text({**numbers, **names}, layout.counts()) + body
         self.text = text
+        self._units, self._closures, self._objects = units, closures, module.objects
+        #: where each is put: class or module, name, what was there, the builtin
+        self.places: list[tuple[Any, str, Any, Any]] = []
+
+    def begin(self) -> llvm_apart.Making | None:
+        """Have object code made by another process. None where it is there, or only this one can make it."""
+        return llvm_apart.begin(self.text, llvm_jit.baseline(), passes=1, what=_WHAT)
+
+    def link(self) -> Native:
+        """Itself, with builtins. Raises CompileError where LLVM refuses."""
+        units, closures, objects = self._units, self._closures, self._objects
         symbols = [f"py.{u.symbol}" for u in units if not u.shared] + [f"py.{c.owner.__name__}.{c.name}" for c in closures]
-        imports = {name: id(x) for name, x in module.objects.items()}
+        imports = {name: id(x) for name, x in objects.items()}
         for name in pieces.INTERPRETER:
             address = ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value
             assert address is not None
             imports[name] = address
-        obj = llvm_jit.cached_object(text, llvm_jit.baseline(), passes=1, what="native capture")
-        code = llvm_jit.link(obj, symbols, imports, what="native capture")
-        llvm_jit.immortal(module.objects)  # (as what builtins refer to)
-        #: where each is put: class or module, name, what was there, the builtin
-        self.places: list[tuple[Any, str, Any, Any]] = []
+        obj = llvm_jit.cached_object(self.text, llvm_jit.baseline(), passes=1, what=_WHAT)
+        code = llvm_jit.link(obj, symbols, imports, what=_WHAT)
+        llvm_jit.immortal(objects)  # (as what builtins refer to)
         for u in units:
             if u.shared:
                 continue
@@ -107,6 +119,7 @@ class Native:
             f = vars(c.owner)[c.name]
             self.places.append((c.owner, c.name, f, _descriptor(c.owner, f, code[f"py.{c.owner.__name__}.{c.name}"], flags)))
         _ours.update((id(builtin), builtin) for *_, builtin in self.places)
+        return self
 
     def put(self) -> None:
         for where, name, function, builtin in self.places:

@@ -2,10 +2,9 @@
 
     binaries = compile_all([(source, "sm_90"), ...])            one answer for each: a Binary, or the CompileError it raised
 
-Workers are plain child processes that run `python -c` with a loop of this module and talk over pipes in the words of
-`flame.runtime.gpu_binary`: nothing of the parent's main module is imported or run again (as `multiprocessing` would), no thread or
-lock is inherited (as by `fork`). They are started when there is enough to do, wait for more, and end when the parent's end of the
-pipe closes, also if it is killed.
+Workers are child processes (`flame.runtime.children`) that run a loop of this module and talk over pipes in the words of
+`flame.runtime.gpu_binary`. They are started when there is enough to do, wait for more, and end when the parent's end of the pipe
+closes, also if it is killed.
 
     question ::= length | JSON: [architecture, source]        answer ::= length | "b" binary | "e" the error's text
 """
@@ -24,6 +23,7 @@ from typing import Any, BinaryIO
 
 from flame.compiler.to_triton import TritonSource
 from flame.errors import CompileError
+from flame.runtime import children
 from flame.runtime.gpu_binary import read, source_read, source_written, written
 from flame.runtime.locks import Lock
 from flame.runtime.triton_tools import Binary, compile_triton
@@ -84,13 +84,7 @@ class _Worker:
     """A child process that compiles, one kernel at a time."""
 
     def __init__(self) -> None:
-        code = "import sys; sys.path[:] = sys.argv[1:]; from flame.runtime.triton_pool import serve; serve()"
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code, *(p or os.getcwd() for p in sys.path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-        )
+        self.process = children.start(__name__, "serve", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.busy = threading.Lock()
         self.alive = True
 
