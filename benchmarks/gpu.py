@@ -6,7 +6,8 @@ columns are what flame reaches (TB/s, also as a part of the best copy's, or TFLO
 
 Several processes (`benchmarks/gpu_rows.py`) make rows ready at once, most of which is compiling; while one of them is timed, all
 others are stopped. Rows come in the order of what they tell; what tries many kernels comes last, one process at a time. What
-fails or takes longer than --patience is left empty and told below; when --seconds are over, the rest is left out and named.
+fails or takes longer than --patience is left empty and told below; when --seconds are over, the rest is left out and named. What
+runs out of memory beside other processes is tried again when these have ended.
 Results of frameworks are compared by their sums: what differs by more than 5% is marked. `--out` writes gpu-DATE.json and .md
 after every figure, and so does being told to end. Where there is no GPU `--small --fake` tries this program itself with kernels
 that are interpreted, and `--fake` alone at full size: kernels are compiled, launches checked and not run. Figures then mean
@@ -116,6 +117,10 @@ class Course:
         self.results: Results = {}
         self.workers = [Worker(f, flags, cache) for _ in range(processes) for f in frameworks]
         self.waiting: dict[str, list[tuple[str, str]]] = {f: [] for f in frameworks}
+        self.again: list[
+            tuple[str, tuple[str, str]]
+        ] = []  #: (framework, row and variant) that had too little memory beside others
+        self.alone = False
         self.told: Callable[[], None] = lambda: None
         first = {w.name: w for w in reversed(self.workers)}
         for w in self.workers:
@@ -133,6 +138,9 @@ class Course:
     def run(self) -> list[str]:
         """Measure until all is done or the time is over; what was not reached."""
         while self.rest() > 0:
+            if self.again and not any(w.task for w in self.workers) and not any(map(self._plain, self.waiting.values())):
+                self._try_alone(*self.again.pop(0))
+                continue
             for w in self.workers:
                 if w.task is None and self._may_start(w):
                     w.task = self.waiting[w.name].pop(0)
@@ -145,6 +153,7 @@ class Course:
             for w in busy:
                 self._look(w)
         left = [w.task for w in self.workers if w.task] + [t for tasks in self.waiting.values() for t in tasks]
+        left += [task for _, task in self.again]
         return list(dict.fromkeys(f"{row} ({variant})" for row, variant in left))
 
     def _may_start(self, w: Worker) -> bool:
@@ -152,10 +161,31 @@ class Course:
         if not tasks:
             return False
         quiet = all(o.task is None for o in self.workers)
-        if tasks[0][1] != "tuned":
+        if self._plain(tasks):
             return not any(o.task and o.task[1] == "tuned" for o in self.workers)
         # (what measures for itself wants the device for itself)
-        return quiet and all(t[0][1] == "tuned" for t in self.waiting.values() if t)
+        return quiet and not self.again and not any(map(self._plain, self.waiting.values()))
+
+    @staticmethod
+    def _plain(tasks: list[tuple[str, str]]) -> bool:
+        """Is the next task one that may be made ready beside others?"""
+        return bool(tasks) and tasks[0][1] != "tuned"
+
+    def _try_alone(self, framework: str, task: tuple[str, str]) -> None:
+        """A task in a fresh process, the only one on the device; the others start anew after the last of such tasks."""
+        for w in self.workers:
+            w.close()
+        w = next(w for w in self.workers if w.name == framework)
+        w.start()
+        w.task, self.alone = task, True
+        w.ask(prepare=task[0], variant=task[1])
+        while w.task is not None and self.rest() > 0:
+            select.select([w], [], [], 0.5)
+            self._look(w)
+        self.alone = False
+        for o in self.workers:
+            if o is not w and not self.again:
+                o.start()
 
     def _look(self, w: Worker) -> None:
         """Time what has become ready; tell of what has failed."""
@@ -174,8 +204,11 @@ class Course:
             made = {"error": str(failed)}
             w.close()
             w.start()
-        row, variant = w.task
+        row, variant = task = w.task
         w.task = None
+        if made.pop("memory", False) and not self.alone:
+            self.again.append((w.name, task))
+            made["error"] += " (beside other processes)"
         self.results.setdefault(row, {})[f"{w.name} {variant}"] = made
         shown = duration(made["seconds"]) if "seconds" in made else made["error"]
         print(f"{time.monotonic() - self.begun:5.0f} s  {row}, {w.name} {variant}: {shown}", file=sys.stderr, flush=True)

@@ -5,10 +5,12 @@ This process prints its version and its rows as JSON, then answers lines on stdi
     {"prepare": row, "variant": eager | compiled | tuned}   made, compiled and warmed up: the first call's seconds, the bytes that
                                                             must move and the operations that must be done (0 where that says
                                                             nothing), the first result's sum, by which frameworks are compared,
-                                                            and the most bytes of the device that were taken at once
+                                                            and the most bytes of the device that were taken at once; of flame's
+                                                            eager rows also how many kernels were compiled side by side before
+                                                            that, and in how many seconds
     {"time": true}                                          the median seconds of a call of it
 
-What fails gives its error.
+What fails gives its error, and whether the device's memory ran out.
 
 flame and PyTorch run the same lines. Seconds are the device's, between two events, with its caches flushed before every call; rows
 of `wall` are the clock's over calls that are not waited for. "small" has sizes that an interpreter can run; "fake" runs flame on a
@@ -70,6 +72,11 @@ class Rows:
     def data(self, *shape: int, dtype: str = "bfloat16", grad: bool = False) -> Any:
         t = self.torch.randn(*shape, device="cuda").to(getattr(self.torch, dtype))
         return t.requires_grad_(True) if grad else t
+
+    def built(self, make: Callable[[Any, bool], tuple[Any, int]]) -> tuple[Any, int]:
+        """A model whose parameters are drawn on the device: a processor takes minutes for a billion of them."""
+        with self.torch.device("cuda"):
+            return make(self.torch, self.small)
 
     def size(self, full: int, small: int) -> int:
         return small if self.small else full
@@ -241,7 +248,7 @@ class Rows:
             return self.plain(lambda x: model(x), x)
 
         def gpt2(train: bool) -> Row:
-            model, vocabulary = models.gpt2(torch, self.small)
+            model, vocabulary = self.built(models.gpt2)
             n, t = self.size(8, 1), self.size(1024, 4)
             x, y = (torch.randint(0, vocabulary, (n, t), device="cuda") for _ in range(2))
             if not train:
@@ -249,7 +256,7 @@ class Rows:
             return self.training(model, lambda m, x, y: F.cross_entropy(m(x).flatten(0, 1).float(), y.flatten()), x, y)
 
         def images(make: Callable, train: bool) -> Row:
-            model, side = make(torch, self.small)
+            model, side = self.built(make)
             n = self.size(64, 1)
             x, y = self.data(n, 3, side, side), torch.randint(0, 10, (n,), device="cuda")
             if train:
@@ -257,11 +264,11 @@ class Rows:
             return inference(model, x)
 
         def llama() -> Row:
-            model, vocabulary = models.llama(torch, self.small)
+            model, vocabulary = self.built(models.llama)
             return inference(model, torch.randint(0, vocabulary, (1, self.size(1024, 4)), device="cuda"))
 
         def unet(train: bool) -> Row:
-            model, side = models.unet(torch, self.small)
+            model, side = self.built(models.unet)
             x = self.data(self.size(8, 1), 4, side, side)
             if not train:
                 return inference(model, x)
@@ -288,10 +295,12 @@ class Rows:
 
 
 class Worker:
-    """Measures rows in this process's framework."""
+    """Measures rows in this process's framework. `ahead(worker, row)` is called before a row runs eagerly; what it says is told."""
 
-    def __init__(self, torch: Any, whole: bool, small: bool):
-        self.torch, self.small = torch, small
+    def __init__(
+        self, torch: Any, whole: bool, small: bool, ahead: Callable[[Worker, str], dict[str, Any]] = lambda w, row: {}
+    ):
+        self.torch, self.small, self.ahead = torch, small, ahead
         self.row: Row | None = None
         self.call: Call | None = None
         torch.manual_seed(0)
@@ -306,6 +315,7 @@ class Worker:
     def prepare(self, name: str, variant: str) -> dict[str, Any]:
         self.row = self.call = None
         self._tidy()
+        ahead = self.ahead(self, name) if variant == "eager" else {}
         self.torch.cuda.reset_peak_memory_stats()
         self.torch.manual_seed(1)
         row = self.rows.of[name]()
@@ -314,7 +324,7 @@ class Worker:
         result = call()
         self.torch.cuda.synchronize()
         first = time.perf_counter() - begun
-        total = float(result.detach().float().sum()) if result is not None else 0.0
+        total = 0.0 if result is None else float(added_up(result))
         result = None
         for _ in range(1 if self.small else 3):
             call()
@@ -322,7 +332,7 @@ class Worker:
         self.row, self.call = row, call
         peak = self.torch.cuda.max_memory_reserved()
         self._tidy()  # (a first call takes more than later ones)
-        return {"first": first, "bytes": row.bytes, "operations": row.operations, "sum": total, "peak": peak}
+        return {"first": first, "bytes": row.bytes, "operations": row.operations, "sum": total, "peak": peak} | ahead
 
     def time(self) -> dict[str, Any]:
         assert self.row is not None and self.call is not None
@@ -341,7 +351,8 @@ class Worker:
             return self.time() if "time" in asked else self.prepare(asked["prepare"], asked["variant"])
         except Exception as error:  # one variant's failure is its own answer
             traceback.print_exc()
-            return {"error": f"{type(error).__name__}: {error}"[:300]}
+            said = {"error": f"{type(error).__name__}: {error}"[:300]}
+            return said | ({"memory": True} if isinstance(error, self.torch.cuda.OutOfMemoryError) else {})
 
     def _device(self, call: Call) -> float:
         """The median of the device's time between two events."""
@@ -373,9 +384,36 @@ class Worker:
         return statistics.median(times)
 
 
-def serve(torch: Any, whole: bool, small: bool, wrong: list[str]) -> None:
-    """Until stdin ends; `wrong` is where a fake driver says what was."""
-    worker = Worker(torch, whole, small)
+def added_up(result: Any) -> Any:
+    return result.detach().float().sum()
+
+
+def compiled_ahead(worker: Worker, name: str) -> dict[str, Any]:
+    """Eager operations compile their kernels one by one, as they come: GPT-2's first step would take minutes. So a row is first
+    made on a device that only notes its kernels, and these are compiled on all processors."""
+    from fake_cuda_launches import rehearsed
+
+    from flame.runtime import cuda
+
+    gpu = cuda.gpu()
+    begun = time.perf_counter()
+
+    def twice() -> None:
+        worker.torch.manual_seed(1)
+        call = worker.rows.of[name]().make(worker.variants["eager"])
+        for _ in range(2):
+            result = call()
+            if result is not None:
+                added_up(result)
+
+    sources = rehearsed(twice, gpu)
+    gpu.prepare(sources)
+    return {"ahead": len(sources), "ahead seconds": time.perf_counter() - begun}
+
+
+def serve(torch: Any, whole: bool, small: bool, wrong: list[str], ahead: bool = False) -> None:
+    """Until stdin ends; `wrong` is where a fake driver says what was; `ahead`: compile what eager rows run beforehand."""
+    worker = Worker(torch, whole, small, *([compiled_ahead] if ahead else []))
     say = lambda what: print(json.dumps(what), flush=True)
     rows = worker.rows
     about = {"version": f"{torch.__version__} (Triton {version('triton')})", "device": torch.cuda.get_device_name()}
@@ -397,16 +435,16 @@ def main() -> None:
         return
     import flame
 
+    sys.path.insert(0, "tests")
     with contextlib.ExitStack() as stack:
         wrong: list[str] = []
         if "fake" in flags:
-            sys.path.insert(0, "tests")
             from fake_cuda import FakeLibrary, gpu_for_tests
             from fake_cuda_launches import LaunchesOnly
 
             library = FakeLibrary() if "small" in flags else LaunchesOnly()
             wrong = stack.enter_context(gpu_for_tests(library=library)).violations
-        serve(flame, True, "small" in flags, wrong)
+        serve(flame, True, "small" in flags, wrong, ahead="small" not in flags)
 
 
 if __name__ == "__main__":

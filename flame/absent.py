@@ -99,10 +99,7 @@ WITHIN: dict[str, dict[str, str]] = {
     },
     "nn": _each("quantized intrinsic qat quantizable", _QUANTISED),
     "distributions": {
-        **_each("transform_to biject_to", "a transform of flame.distributions.transforms for the support at hand"),
         "ExponentialFamily": "Distribution, whose entropy and kl_divergence are given in closed form",
-        "CatTransform": "StackTransform, or cat of what each part's transform gives",
-        "CorrCholeskyTransform": "LKJCholesky, which draws such factors",
     },
     "func": {
         "functionalize": "nothing: flame.compile takes writes in place as they are",

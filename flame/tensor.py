@@ -459,7 +459,8 @@ class Tensor(_Slots):
 
     def __reduce_ex__(self, protocol: Any) -> tuple:
         a = np.ascontiguousarray(self._read()).reshape(self.shape)
-        return (_rebuild, (type(self), a.tobytes(), tuple(a.shape), self.dtype.name, self._requires_grad))
+        where = str(self.device) if placement.gpu and self.is_cuda else ""
+        return (_rebuild, (type(self), a.tobytes(), tuple(a.shape), self.dtype.name, self._requires_grad, where))
 
 
 def spec_of(t: Tensor) -> Spec:
@@ -493,8 +494,11 @@ def version(t: Tensor) -> int:
     return 0 if s is None else s.version
 
 
-def _rebuild(cls: type, data: bytes, shape: tuple[int, ...], name: str, requires_grad: bool) -> Tensor:
+def _rebuild(cls: type, data: bytes, shape: tuple[int, ...], name: str, requires_grad: bool, where: str = "") -> Tensor:
+    """What was pickled, on the device that it was on. Raises MissingTargetError where that is a GPU and there is none."""
     t = wrap(np.frombuffer(bytearray(data), dtypes.BY_NAME[name].numpy).reshape(shape), cls)
+    if where:
+        t = wrap(t.detach().to(where)._data(), cls)
     t._requires_grad = requires_grad
     return t
 

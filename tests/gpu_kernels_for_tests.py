@@ -31,6 +31,7 @@ from flame.compiler.schedule import choose_gpu
 from flame.compiler.target import Target, gpu
 from flame.compiler.to_triton import TritonSource, to_triton
 from flame.dtypes import from_numpy_dtype
+from flame.nn import LinearCrossEntropyOptions
 from flame.nn.attention.flex_attention import create_block_mask, flex_attention
 from flame.nn.attention.varlen import varlen_attn
 from flame.primitive import REGISTRY, Primitive, Spec
@@ -154,6 +155,10 @@ ROWS: dict[str, Callable[[], tuple[Callable, tuple]]] = {
     "cross_entropy float32 131072": lambda: (
         _backward(lambda x, y: F.cross_entropy(x, y)),
         (_given(40, 131072), flame.randint(0, 131072, (40,))),
+    ),
+    "linear cross entropy in chunks bfloat16 4096": lambda: (
+        _backward(lambda x, w, y: F.linear_cross_entropy(x, w, y, options=LinearCrossEntropyOptions(batch_chunk_size=64))),
+        (_given(128, 256, dtype=flame.bfloat16), _given(4096, 256, dtype=flame.bfloat16), flame.randint(0, 4096, (128,))),
     ),
     "dropout of gelu bfloat16": lambda: (
         _backward(lambda x: F.dropout(F.gelu(x), 0.1)),

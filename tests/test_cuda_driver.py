@@ -43,6 +43,38 @@ def test_every_number_is_nvidias() -> None:
     assert int(driver.CU_MEMHOSTALLOC_PORTABLE) == cuda_driver._HOST_PORTABLE
 
 
+def header() -> str:
+    """`cuda.h`, which Triton brings along."""
+    triton = pytest.importorskip("triton", reason="Triton is installed on Linux only")
+    return (Path(triton.__file__).parent / "backends/nvidia/include/cuda.h").read_text(encoding="utf-8")
+
+
+def test_errors_that_end_a_context_are_those_that_nvidia_says_do() -> None:
+    final = set()
+    for words, number in re.findall(r"/\*\*((?:(?!\*/).)*)\*/\s*CUDA_ERROR_\w+\s*=\s*(\d+)", header(), re.DOTALL):
+        said = " ".join(words.replace("*", " ").split())
+        if "process must be terminated" in said or "cannot be used anymore" in said:
+            final.add(int(number))
+    assert final == cuda_driver.FINAL and 700 in final and 2 not in final
+
+
+def test_a_kernel_node_has_nvidias_fields() -> None:
+    [fields] = re.findall(
+        r"typedef struct CUDA_KERNEL_NODE_PARAMS_v2_st \{(.*?)\} CUDA_KERNEL_NODE_PARAMS_v2;", header(), re.DOTALL
+    )
+    kinds = [
+        re.sub(r"\s*\*+.*", "*", f.strip()) for f in re.sub(r"/\*.*?\*/", "", fields, flags=re.DOTALL).split(";") if f.strip()
+    ]
+    words = {"unsigned int": ctypes.c_uint}
+    theirs: Any = type("Theirs", (ctypes.Structure,), {
+        "_fields_": [(f"f{i}", words.get(k.rsplit(" ", 1)[0], ctypes.c_void_p)) for i, k in enumerate(kinds)],
+    })  # fmt: skip
+    ours = cuda_driver.KernelNode
+    assert ctypes.sizeof(ours) == ctypes.sizeof(theirs) and len(kinds) == 12
+    first = [getattr(theirs, f"f{i}").offset for i in (0, 1, 4, 7, 8, 9, 10, 11)]
+    assert [getattr(ours, name).offset for name, _ in ours._fields_] == first
+
+
 def test_arguments_are_passed_as_declared() -> None:
     found = signatures()
     assert len(found) == len(DECLARATIONS.strip().splitlines()) == len(set(found))

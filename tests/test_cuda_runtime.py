@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from fake_cuda import FakeLibrary, gpu_for_tests
 
+import flame
 from flame.compiler.schedule import choose_gpu
 from flame.compiler.to_triton import TritonSource, to_triton
 from flame.errors import CompileError, CudaError, MissingTargetError, OutOfMemoryError
@@ -182,8 +183,32 @@ def test_a_kernel_that_fails_shows_later_or_at_once_if_asked(blocking: bool, mon
         with pytest.raises(CudaError, match="ILLEGAL_ADDRESS") as caught:
             launch() if blocking else gpu.synchronize()
         assert "mul model.py:5" in caught.value.__notes__[0]
-        with pytest.raises(CudaError, match="ILLEGAL_ADDRESS"):  # nothing works on such a device any more
-            gpu.allocate(4 << 20)
+        assert "every later call on that device fails in this process. Start a new one" in str(caught.value)
+        array, plan = buffers[kernel.outputs[0]], gpu.plan([f.step((1, 1, 1), [(FIRST, 0)] * len(f.parameters))], 1)
+        held = memory[kernel.outputs[0]]
+        later = [
+            lambda: gpu.allocate(4 << 20), gpu.synchronize, lambda: put(gpu, array), lambda: read(gpu, held, array), launch,
+            lambda: gpu.run(plan, 0, held.address), lambda: Event().record(), lambda: Stream().synchronize(), gpu.memory_info,
+            lambda: gpu.pinned.empty((1 << 20,), np.dtype(np.uint8)), lambda: gpu.compile(source_of("scalar", gpu)),
+        ]  # fmt: skip
+        for call in later:
+            with pytest.raises(CudaError, match=r"ILLEGAL_ADDRESS.*lost before, as cu(Stream|Ctx)Synchronize found out"):
+                call()
+        memory.clear()  # what lies there may die
+        assert float(flame.ones(3).sum()) == 3
+
+
+def test_a_device_that_is_lost_is_not_another() -> None:
+    with gpu_for_tests(check=False, devices=2) as fake:
+        for gpu in (cuda.gpu(0), cuda.gpu(1)):
+            fake.fail("cuCtxSynchronize", 719, times=2)
+            with pytest.raises(CudaError, match="is lost with it"):
+                gpu.synchronize()
+            with pytest.raises(CudaError, match="was lost before, as cuCtxSynchronize found out"):
+                gpu.synchronize()
+        fake.fail("cuCtxSynchronize", 201)
+        with pytest.raises(CudaError, match=r"INVALID_CONTEXT: invalid device context \(cuCtxSynchronize\)$"):
+            gpu.synchronize()
 
 
 # ---- copies

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,12 +13,16 @@ from pathlib import Path
 
 import fake_cuda
 import pytest
-from fake_cuda_launches import LaunchesOnly
+import test_cuda_runtime
+from fake_cuda_launches import LaunchesOnly, Rehearsal
 
 import flame
-from benchmarks.gpu_rows import Worker
+from benchmarks import gpu as gpu_benchmark
+from benchmarks.gpu_rows import Worker, compiled_ahead
 from flame.errors import CudaError, OutOfMemoryError
 from flame.runtime import cuda
+from tests.capture_programs import Case, Wrap, agree, array, batches, drive
+from tests.gpu import sanitizer
 
 pytest.importorskip("triton", reason="Triton is installed on Linux only")
 
@@ -42,6 +48,8 @@ BREAKS = """
 import os, time, pytest
 from flame.errors import CudaError
 from flame.runtime import cuda
+from tests.capture_programs import Case, Wrap, agree, array, batches, drive
+from tests.gpu import sanitizer
 pytestmark = pytest.mark.gpu
 def test_1_right(): pass
 def test_2_crashes(): os.abort()
@@ -89,6 +97,24 @@ def test_without_a_gpu_the_suite_is_left_out_and_says_so() -> None:
     assert "tests of tests/gpu were left out: there is no GPU" in ran.stdout
 
 
+def test_what_raises_on_a_gpu_in_both_modes_is_no_agreement() -> None:
+    def body(wrap: Wrap) -> list:
+        f = wrap(lambda x: flame.from_numpy(array(3)) + x)
+        return drive(f, batches(3, n=2))
+
+    case = Case(body, __name__, native=True, follows=False, host=False)
+    host = body(lambda f: f)
+    agree(case, "auto", host=host)
+    with fake_cuda.gpu_for_tests(check=False):
+        flame.set_default_device("cuda")
+        try:
+            agree(case, "auto")
+            with pytest.raises(AssertionError, match="run eagerly, differs from the CPU at .*Expected all tensors"):
+                agree(case, "auto", host=host)
+        finally:
+            flame.set_default_device(None)
+
+
 def test_the_benchmark_runs_on_the_fake_driver(tmp_path: Path) -> None:
     ran = run("benchmarks.gpu", "--small", "--fake", "--only", "call overhead", "--out", str(tmp_path))
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -98,6 +124,105 @@ def test_the_benchmark_runs_on_the_fake_driver(tmp_path: Path) -> None:
     figures = results["call overhead"]
     assert set(figures) == {"flame eager", "flame compiled"}
     assert all(f["seconds"] > 0 and not f.get("differs") for f in figures.values())
+
+
+#: a sanitizer that has what it is given run on the fake device, and finds something under racecheck
+SANITIZER = """#!{python}
+import os, subprocess, sys
+options, command = sys.argv[1:7], sys.argv[7:]
+assert options[::2] == ["--tool", "--error-exitcode", "--print-limit"] and command[1:3] == ["-m", "pytest"], sys.argv
+assert os.environ["FLAME_CUDA_CACHING"] == "0"
+found = options[1] == "racecheck"
+code = 0 if found else subprocess.run([*command, "--fake-gpu", "--whole"]).returncode
+print(f"========= {{'Race reported between Write access' if found else 'ERROR SUMMARY: 0 errors'}}")
+sys.exit(int(options[3]) if found else code)
+"""
+
+
+def test_a_sanitizer_is_found_called_and_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(SANITIZER.format(python=sys.executable), encoding="utf-8")
+    monkeypatch.setattr(sanitizer, "places", lambda: iter([tmp_path]))
+    assert sanitizer.found() in (None, shutil.which("compute-sanitizer"))  # (it can't be run)
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert sanitizer.found() == str(tool)
+    kernels = [n for n in test_cuda_runtime.CASES if n != "attention"][::2]
+    assert all(any(chosen in n for n in kernels) for chosen in sanitizer.KERNELS)
+    monkeypatch.setattr(sanitizer, "KERNELS", ("pad", "row_sum_float32"))
+    ran = sanitizer.run(str(tool), "memcheck")
+    assert ran.returncode == 0 and "2 passed" in ran.stdout and "ERROR SUMMARY: 0" in ran.stdout, ran.stdout + ran.stderr
+    ran = sanitizer.run(str(tool), "racecheck")
+    assert ran.returncode == sanitizer.FOUND and "Race reported" in ran.stdout, ran.stdout + ran.stderr
+
+
+#: a worker of the benchmark whose row "large" finds no room beside a process of its kind
+ROOM = """
+import json, os, sys
+from pathlib import Path
+here = Path(sys.argv[1])
+(here / str(os.getpid())).touch()
+def alive(pid):
+    try: os.kill(pid, 0)
+    except ProcessLookupError: return False
+    return True
+say = lambda **what: print(json.dumps(what), flush=True)
+say(version="1", device="none", rows=["small", "large", "too large"], tuned=["small"])
+for line in sys.stdin:
+    asked = json.loads(line)
+    if "time" in asked:
+        say(seconds=1.0)
+    elif asked["prepare"] == "too large":
+        say(error="OutOfMemoryError: 1", memory=True)
+    elif asked["prepare"] == "large" and sum(alive(int(p.name)) for p in here.iterdir()) > 1:
+        say(error="OutOfMemoryError: 2", memory=True)
+    else:
+        say(sum=1.0, bytes=0, operations=0)
+"""
+
+
+def test_what_finds_no_memory_beside_others_is_tried_again_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rows.py").write_text(ROOM, encoding="utf-8")
+    pids = tmp_path / "pids"
+    pids.mkdir()
+
+    class Made(gpu_benchmark.Worker):
+        def start(self) -> None:
+            self.command = [sys.executable, str(tmp_path / "rows.py"), str(pids)]
+            super().start()
+
+    monkeypatch.setattr(gpu_benchmark, "Worker", Made)
+    given = argparse.Namespace(patience=20.0, seconds=60.0, only="")
+    course = gpu_benchmark.Course(["flame"], [], str(tmp_path), given, processes=2)
+    try:
+        assert course.run() == []
+        report = gpu_benchmark.report(course, [])
+    finally:
+        course.close()
+    for row, variant in (("small", "eager"), ("large", "eager"), ("large", "compiled"), ("small", "tuned")):
+        assert course.results[row][f"flame {variant}"].get("seconds") == 1.0, (row, variant, course.results)
+    assert course.results["too large"]["flame eager"] == {"error": "OutOfMemoryError: 1"}
+    assert "- too large, flame compiled: OutOfMemoryError: 1\n" in report
+
+
+def test_eager_rows_are_compiled_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rehearsal finds all that the row compiles then."""
+    device = LaunchesOnly(compiling=False)
+    monkeypatch.setattr(device, "announced", lambda code, source: None)  # (what memory kernels are lent is no matter here)
+    monkeypatch.setattr(Rehearsal, "announced", lambda self, code, source: None)
+    with fake_cuda.gpu_for_tests(library=device):
+        worker = Worker(flame, True, True, compiled_ahead)
+        asked: list[set[bytes]] = []
+        monkeypatch.setattr(cuda.gpu(), "prepare", lambda sources: asked.append({s.digest.encode() for s in sources}))
+        for row in ("softmax 8192", "GPT-2 inference"):
+            asked.clear()
+            before = set(device.compiled)
+            made = worker.answer({"prepare": row, "variant": "eager"})
+            assert "error" not in made and made["ahead"] == len(asked[0]) > 2, made
+            late = {b for b in set(device.compiled) - before if not any(a in b for a in asked[0])}
+            assert not late and not device.violations
+            assert "ahead" not in worker.answer({"prepare": row, "variant": "compiled"})
+        del worker
 
 
 def launched(rows: Sequence[str], small: bool) -> LaunchesOnly:

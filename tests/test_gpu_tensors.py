@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -147,6 +148,27 @@ def test_what_is_made_lives_where_it_is_said() -> None:
         assert t.is_cuda, t
     for t in (flame.zeros(2), flame.arange(3), flame.zeros_like(x, device="cpu"), flame.randn(3), x.cpu()):
         assert not t.is_cuda
+
+
+def test_a_device_is_the_default_for_a_while() -> None:
+    here = flame.device("cuda")
+    with here, flame.device("cpu"), here as inner:
+        assert inner is here and flame.get_default_device() == here
+        model, t = nn.Linear(2, 3), flame.zeros(3, device="cpu")
+    assert model.weight.is_cuda and not t.is_cuda and not flame.ones(2).is_cuda
+    with pytest.raises(ZeroDivisionError), here:
+        assert flame.ones(2).is_cuda
+        1 / 0  # noqa: B018
+    assert flame.get_default_device() == flame.device("cpu")
+    f = flame.compile(lambda x: made_on(here, x))
+    for _ in range(4):
+        y = f(flame.ones(3, device="cuda"))
+        assert y.is_cuda and y.tolist() == [2.0] * 3
+
+
+def made_on(where: Any, x: Any) -> Any:
+    with where:
+        return x + flame.ones(3)
 
 
 def test_draws_are_the_same_numbers_on_every_device() -> None:
@@ -457,6 +479,16 @@ def test_tensors_come_back_to_where_they_were_saved(tmp_path: Any) -> None:
     seen = []
     loaded = flame.load(path, lambda t, saved: seen.append(saved) or (t * 2 if saved == "cpu" else None))
     assert sorted(seen) == ["cpu", "cuda:0", "cuda:0"] and loaded["here"].tolist() == [2.0] * 3 and loaded["x"].is_cuda
+
+
+def test_what_is_pickled_comes_back_to_its_device() -> None:
+    x = flame.arange(6, device="cuda").float()
+    model = nn.Linear(2, 3, device="cuda")
+    y, again, here = pickle.loads(pickle.dumps((x[::2], model, flame.ones(3))))
+    assert y.is_cuda and again.weight.is_cuda and type(again.weight) is nn.Parameter and again.weight.requires_grad
+    assert not here.is_cuda and copy.copy(x).is_cuda
+    close(y.cpu(), x[::2].cpu())
+    close(again(x.reshape(3, 2)).detach().cpu(), model(x.reshape(3, 2)).detach().cpu())
 
 
 def test_the_backend_triton_is_for_gpus() -> None:

@@ -14,16 +14,14 @@ from typing import Any
 from flame.functions.elementwise import PUBLIC
 from flame.primitive import force, placement
 from flame.runtime.cuda import gpu
-from flame.runtime.device import CPU, as_device
+from flame.runtime.device import CPU, DEFAULT, as_device
 from flame.runtime.device import device as Device
 from flame.tensor import Tensor
-
-_default: list[Device] = [CPU]  #: where tensors are made that no device is given for
 
 
 def get_default_device() -> Device:
     """Where tensors are made that no device is given for."""
-    return _default[0]
+    return DEFAULT[0]
 
 
 def set_default_device(device: Any) -> None:
@@ -31,7 +29,7 @@ def set_default_device(device: Any) -> None:
     d = as_device(device)
     if d.type != "cpu":
         resolved(d)
-    _default[0] = d
+    DEFAULT[0] = d
 
 
 def resolved(d: Any) -> Device:
@@ -54,7 +52,7 @@ def placed(f: Any) -> Any:
             rest = {k: v for k, v in kwargs.items() if k not in ("pin_memory", "requires_grad")}
             return make(*args, **rest).pin_memory().requires_grad_(bool(kwargs.get("requires_grad")))
         device = kwargs.get("device")
-        if device is None and not placement.gpu and _default[0] is CPU:
+        if device is None and not placement.gpu and DEFAULT[0] is CPU:
             return f(*args, **kwargs)
         if device is None:
             first = args[0] if args else kwargs.get("input")
@@ -63,7 +61,7 @@ def placed(f: Any) -> Any:
             if isinstance(first, Tensor):
                 where = first.device
             else:  # what a function makes for itself lies beside what it was given
-                where = resolved(_default[0]) if force.place is None else force.place
+                where = resolved(DEFAULT[0]) if force.place is None else force.place
         else:
             where = resolved(device)
         if where.type == "cpu" and not placement.gpu:

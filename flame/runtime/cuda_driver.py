@@ -3,7 +3,8 @@
     open_driver()       the driver of this machine, initialised; raises MissingTargetError where there is none
 
 Handles (contexts, streams, events, modules, functions, graphs) and device addresses are plain ints, and stream 0 is the
-device's default stream. A call that fails raises CudaError with the driver's own name and words for it, or OutOfMemoryError.
+device's default stream. A call that fails raises CudaError with the driver's own name and words for it, or OutOfMemoryError. Some
+errors are the end of their context (`FINAL`): the first says what that means, and every later one that it was so before.
 
 The library is used as it lies on every machine with a GPU: a package of bindings would be one more thing to install, and the
 call that has to be fast, the launch, is made by native code from its address in any case (`cuda_plan`). `DECLARATIONS` is
@@ -18,6 +19,7 @@ import ctypes
 import enum
 import re
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
@@ -56,7 +58,8 @@ class Driver(Protocol):
     set_kernel_address: int
     launch_graph_address: int
 
-    def error(self, code: int, what: str) -> RuntimeError: ...  # the exception for a result code of the call `what`
+    # the exception for a result code of the call `what`; `context`: of the call, where that is not the thread's current one
+    def error(self, code: int, what: str, context: int = 0) -> RuntimeError: ...
     def version(self) -> tuple[int, int]: ...
     def device_count(self) -> int: ...
     def device_name(self, device: int) -> str: ...
@@ -191,6 +194,9 @@ _TYPES: Final[dict[str, Any]] = {
 SUCCESS: Final = 0
 OUT_OF_MEMORY: Final = 2
 NOT_READY: Final = 600
+#: errors after which nothing works in their context, of whatever the process asks it: a wild pointer, a launch that took too long,
+#: a broken stack, instruction, alignment, address space or program counter, a launch that failed, an assertion, and the like
+FINAL: Final = frozenset((226, 700, 702, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911))
 #: questions, for which "not ready" is an answer
 _QUERIES: Final = frozenset(("cuStreamQuery", "cuEventQuery"))
 
@@ -238,6 +244,8 @@ class CudaDriver:
 
     def __init__(self, library: Any):
         self._library = library
+        self._thread = threading.local()  #: the current context, as it was set by `set_current`
+        self._lost: dict[int, str] = {}  #: context -> what found out first that it was
         for name, types in signatures().items():
             try:
                 f = getattr(library, symbol(name))
@@ -273,14 +281,26 @@ class CudaDriver:
 
         return check
 
-    def error(self, code: int, what: str) -> RuntimeError:
-        """The exception for a result code of the call `what`."""
+    def error(self, code: int, what: str, context: int = 0) -> RuntimeError:
+        """The exception for a result code of the call `what`, in that context or the thread's current one."""
         name, text = self._words(self._cuGetErrorName, code), self._words(self._cuGetErrorString, code)
         if code == OUT_OF_MEMORY:
             return OutOfMemoryError(f"CUDA out of memory: {text or name} ({what})")
-        return CudaError(
-            f"CUDA error {name or code}: {text or 'an error that the driver has no words for'} ({what})", code, name
-        )
+        said = f"CUDA error {name or code}: {text or 'an error that the driver has no words for'} ({what})"
+        if code in FINAL:
+            said += self._final(context or getattr(self._thread, "context", 0), what)
+        return CudaError(said, code, name)
+
+    def _final(self, context: int, what: str) -> str:
+        """What an error means that is the end of its context."""
+        before = self._lost.get(context)
+        if before is None:
+            self._lost[context] = what
+            return (
+                ". The device's context is lost with it: no tensor there can be read any more, and every later call on that device "
+                "fails in this process. Start a new one, from what was saved."
+            )
+        return f". The device's context was lost before, as {before} found out: only a new process can use the device again."
 
     def _words(self, ask: Callable[..., int], code: int) -> str:
         text = ctypes.c_char_p()
@@ -330,6 +350,7 @@ class CudaDriver:
         self._cuDevicePrimaryCtxRelease(device)
 
     def set_current(self, context: int) -> None:
+        self._thread.context = context
         self._cuCtxSetCurrent(context)
 
     def synchronize(self) -> None:

@@ -268,7 +268,7 @@ class Gpu:
             raise
 
     def error(self, code: int, what: str) -> RuntimeError:
-        error = self.driver.error(code, what)
+        error = self.driver.error(code, what, self.context)
         self._note(error)
         return error
 

@@ -4,6 +4,8 @@
 
 A device is only a name: naming one asks nothing of the machine. Whoever is about to use one asks `flame.runtime.cuda.gpu` for it,
 which raises MissingTargetError where the machine or the installation lacks what it needs.
+
+As a context manager a device is the default one for a while: `with device("cuda"): model = Net()`.
 """
 
 from __future__ import annotations
@@ -75,8 +77,19 @@ class device:
     def __reduce__(self) -> tuple:
         return (device, (self.type, self.index))
 
+    def __enter__(self) -> device:
+        _before.append(DEFAULT[0])
+        DEFAULT[0] = CPU if self.type == "cpu" else self
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        DEFAULT[0] = _before.pop()
+
 
 CPU: Final = device("cpu")
+#: where tensors are made that no device is given for
+DEFAULT: Final[list[device]] = [CPU]
+_before: Final[list[device]] = []
 
 
 def as_device(d: device | str | int | None) -> device:

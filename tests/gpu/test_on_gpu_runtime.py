@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -20,6 +18,7 @@ import flame
 from flame.errors import OutOfMemoryError
 from flame.runtime import cuda
 from flame.runtime.cuda import Event, Stream
+from tests.gpu import sanitizer
 
 pytestmark = pytest.mark.gpu
 
@@ -202,17 +201,11 @@ def test_a_wild_pointer_is_an_error_that_names_kernels(dry: bool) -> None:
     assert "ILLEGAL_ADDRESS" in ran.stdout and "step 0" in ran.stdout, ran.stdout + ran.stderr
 
 
-@pytest.mark.parametrize("check", ["memcheck", "racecheck"])
+@pytest.mark.parametrize("check", sanitizer.CHECKS)
 def test_memory_checkers_find_nothing(check: str, dry: bool) -> None:
-    tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-    if dry or not os.access(tool, os.X_OK):
+    tool = sanitizer.found()
+    if dry or tool is None:
         pytest.skip("compute-sanitizer is not here")
-    chosen = "row_sum or softmax_float32 or matmul_nn or inout or pad or embedding or layer_norm"
-    command = [tool, "--tool", check, "--error-exitcode", "9", sys.executable, "-m", "pytest", "-q", "-x", "-m", "gpu"]
-    command += ["--one-process=0", "-p", "no:cacheprovider", "tests/gpu/test_on_gpu_runtime.py"]
-    environment = {**os.environ, "FLAME_CUDA_CACHING": "0", "PYTHONPATH": "."}
-    ran = subprocess.run(
-        [*command, "-k", f"test_a_kernel_is_what_it_means and ({chosen})"],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    ran = sanitizer.run(tool, check)
     assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-2000:]
+    print(ran.stdout.strip().splitlines()[-1])
