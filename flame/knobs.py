@@ -77,7 +77,7 @@ class Knobs:
     #: FLAME_DETERMINISTIC: equal calls give equal bits on a GPU too, where that costs time; also `use_deterministic_algorithms`
     deterministic: bool = field(default_factory=lambda: _flag("FLAME_DETERMINISTIC"))
     #: FLAME_NATIVE: "0" keeps the hot paths of capture and of eager operations in Python, "1" has them as native code from the
-    #: first compiled function, or operation, on; by default they become native, on a thread of its own, once there were many calls
+    #: first compiled function, or operation, on; by default a child process compiles them once there were many calls
     native: str = field(default_factory=lambda: _choice("FLAME_NATIVE", ("auto", "0", "1")))
     #: FLAME_EAGER_KERNELS: "0" has NumPy run all eager operations, one by one; else native kernels run what they are faster at
     eager_kernels: bool = field(default_factory=lambda: os.environ.get("FLAME_EAGER_KERNELS", "1") != "0")

@@ -1,6 +1,6 @@
 """Register tiles of contractions, as machine code for processors that need not be there: multiply-adds and no spills in the inner
-loop, dot instructions of bfloat16 where there are any (their arithmetic written out, to run it here); and that all of the runtime's
-code is made for AArch64, on Linux and macOS."""
+loop, dot instructions of bfloat16 where there are any (their arithmetic written out, to run it here); where constants stand; and
+that all of the runtime's code is made for AArch64, on Linux and macOS."""
 
 from __future__ import annotations
 
@@ -178,6 +178,21 @@ def routines(target: CpuTarget) -> list[Any]:
         given_ = [(gates * 16, 16), state, rows, (7, 3, gates * 16), rows, rows, rows][:kept]
         found.append(of("recurrent_grad", *given_, mode=mode, reverse=True))
     return found
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize(("op", "many"), [("exp", False), ("erf", True)])
+def test_instructions_of_avx2_read_many_constants_where_they_stand(name: str, op: str, many: bool) -> None:
+    """Few are in registers before the loop; AVX-512 repeats a number as it reads it, and NEON has room."""
+    make = given.Make(f"{op}_constants", i=64, j=256)
+    make.store("o", (i, j), make.op(op, make.load("x", (i, j))))
+    source = to_llvm(make.case()[0], CpuSchedule(), TARGETS[name])
+    text = llvm_jit.assembly(source.text, TARGETS[name], codegen=source.codegen)
+    read = re.findall(r"vfmadd\d+ps\s+\.Lfloat_\w+\(%rip\)", text)
+    if many and name == "avx2":
+        assert len(read) > 15 and len(re.findall(r"vbroadcastss", text)) < 5
+    else:
+        assert not read and "private global" not in source.text
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)

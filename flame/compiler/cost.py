@@ -25,6 +25,8 @@ from flame.primitive import REGISTRY, Primitive
 
 #: side of the output tile that a GPU computes before it reads its operands again
 _TILE = 128
+#: bytes from which on arrays that wait for each other are a matter of memory, and a launch is none of time
+LARGE = 16 << 20
 #: operations that basic operations are worth; the others count 1
 _WEIGHTS = {"div": 4.0, "sqrt": 4.0, "floor_divide_int": 8.0, "remainder_int": 8.0, "cast": 0.5, "bitcast": 0.0}
 _LIBRARY_FUNCTION, _RANDOM_WORD = 40.0, 100.0

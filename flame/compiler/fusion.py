@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flame.compiler import attention_kernels, panels
-from flame.compiler.cost import rates
+from flame.compiler.cost import LARGE, rates
 from flame.compiler.dims import hint, space_of
 from flame.compiler.graph import Graph, Node, Value
 from flame.compiler.groups import Group, Groups
@@ -47,6 +47,8 @@ _EPILOGUE, _EPILOGUE_LOADS = 80, 10
 _SIBLINGS, _FAR, _WORTH_SHARING = 6, 48, 4096
 #: launches that a kernel's own time may be worth and still be batched; buffers of a batch
 _SMALL, _BATCH_BUFFERS = 10.0, 24
+#: bytes that may wait in one kernel of unrelated groups, for each that it saves
+_WAITING = 4
 _TWO_CONTRACTIONS = "a kernel holds one contraction"
 
 
@@ -280,10 +282,22 @@ class _Fusion:
         saved = one.cost.time + two.cost.time - joint.template.cost.time
         if saved <= 0:
             return f"costs {-saved:.0f} ns more than two kernels"
-        if not related and one.cost.bytes + two.cost.bytes <= joint.template.cost.bytes:
-            return "they share a launch and nothing else"
         bytes_saved = one.cost.bytes + two.cost.bytes - joint.template.cost.bytes
+        if not related and bytes_saved <= 0:
+            return "they share a launch and nothing else"
+        if self._waiting(a, b, related) > _WAITING * bytes_saved:
+            return "large arrays of one would wait for the other"
+        if any(r in self.plan.running and r not in stored for r in a.roots):
+            return "a running sum, whose terms need not be there together"
         return f"saves {bytes_saved} bytes and {saved:.0f} ns"
+
+    def _waiting(self, a: Group, b: Group, related: bool) -> int:
+        """Bytes of large temporary arrays that `a`, or one of two unrelated groups, alone reads: in one kernel with the other, they
+        have to be there when that can run."""
+        of_one, of_other = (frozenset[Value]().union(*(self.groups.reads[r] for r in g.roots)) for g in (a, b))
+        waiting = of_one - of_other if related else of_one ^ of_other
+        sizes = [hint(x.spec.nbytes) for x in waiting if x.node is not None]
+        return sum(n for n in sizes if n >= LARGE)
 
     def _inside(self, g: Group) -> Iterator[Value]:
         """What a group computes."""
@@ -378,7 +392,7 @@ class _Fusion:
         one, two = self.attempt(a).template, self.attempt(b).template
         if one is None or two is None or len(one.kernel.buffers) + len(two.kernel.buffers) > _BATCH_BUFFERS:
             return False
-        if b in self.groups.below(a) or a in self.groups.below(b) or self.groups.why_not(a, b):
+        if b in self.groups.below(a) or a in self.groups.below(b) or self.groups.why_not(a, b) or self._waiting(a, b, False):
             return False
         roots = sorted((*a.roots, *b.roots), key=self.groups.position.__getitem__)
         joint = self._lower(roots)

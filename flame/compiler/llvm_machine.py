@@ -43,6 +43,10 @@ _FLOAT_PREDICATE = {"eq": "oeq", "ne": "une", "lt": "olt", "le": "ole", "gt": "o
 _ROUND = {"floor": "floor", "ceil": "ceil", "trunc": "trunc", "rint": "roundeven"}
 
 
+#: 0, 1, 2 and their negatives: instructions that have one are often simplified to others without
+_WRITTEN = frozenset(literal(s * x, float64) for s in (1.0, -1.0) for x in (0.0, 1.0, 2.0))
+
+
 def is_number(x: Any) -> bool:
     """Is an operand a constant, and not NaN?"""
     if not isinstance(x, Value):
@@ -74,6 +78,8 @@ class LlvmMachine(Machine):
         """`x` with that many lanes."""
         if x.lanes == lanes:
             return x
+        if self.target.folds_constants and x.dtype.kind == "f" and is_number(x) and x.text not in _WRITTEN:
+            return Value(self.function.constant(x.text, element(x.dtype), lanes), x.dtype, lanes)
         return Value(self.function.splat(x.text, element(x.dtype), lanes), x.dtype, lanes)
 
     def operands(self, operands: tuple) -> list[Value]:
@@ -82,6 +88,11 @@ class LlvmMachine(Machine):
         values = [x if isinstance(x, Value) else self.const(x, like) for x in operands]
         lanes = max(x.lanes for x in values)
         return [self.widen(x, lanes) for x in values]
+
+    def _repeated(self, x: Any, like: Value) -> Value:
+        """A number as wide as `like`, written out."""
+        x = x if isinstance(x, Value) else self.const(x, like.dtype)
+        return Value(self.function.splat(x.text, element(x.dtype), like.lanes), x.dtype, like.lanes)
 
     # -- operations
 
@@ -125,6 +136,8 @@ class LlvmMachine(Machine):
     def emit(self, op: str, *operands: Any) -> Value:
         if op == "where":
             return self._where(*operands)
+        if op == "div" and is_number(operands[1]):  # (LLVM multiplies instead where that is the same, if it sees the number)
+            operands = (operands[0], self._repeated(operands[1], operands[0]))
         xs = self.operands(operands)
         d, t, lanes = xs[-1].dtype, xs[-1].type, xs[-1].lanes
         a, f = xs[0].text, self.function

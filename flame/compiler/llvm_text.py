@@ -17,6 +17,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from flame.dtypes import FOREIGN, dtype
 
@@ -80,7 +81,19 @@ def vector(values: Sequence[int | str], t: str) -> str:
     return "<" + ", ".join(f"{t} {v}" for v in values) + ">"
 
 
-Lines = list  # of str | Lines
+#: constant vectors of a function that the code generator may keep in registers; where there are more, instructions read them
+MOST_CONSTANTS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Either:
+    """The line that has a constant written, or read from memory."""
+
+    written: str
+    read: str
+
+
+Lines = list  # of str | Either | Lines
 #: instructions that do not give the same when written again
 _NEVER_SHARED = ("load ", "call ", "tail call ", "phi ", "alloca ", "atomicrmw ", "cmpxchg ", "freeze ")
 
@@ -106,6 +119,7 @@ class Function:
         self.head = f"define {linkage + ' ' if linkage else ''}{gives} @{name}({signature}) {attributes} {{"
         self.declarations: set[str] = set()
         self.externals: set[str] = set()
+        self._constants: dict[str, str] = {}
         self._lines: Lines = ["entry:"]
         self._sink: Lines = self._lines
         self._known: dict[int, dict[str, str]] = {}  #: of a list of lines, by identity: instruction -> its name there
@@ -151,11 +165,14 @@ class Function:
 
     def text(self) -> str:
         out: list[str] = []
+        reads = bool(self.constants)
         stack: list[Iterator] = [iter(self._lines)]
         while stack:
             for line in stack[-1]:
                 if isinstance(line, str):
                     out.append(line)
+                elif isinstance(line, Either):
+                    out.append(line.read if reads else line.written)
                 else:
                     stack.append(iter(line))
                     break
@@ -311,6 +328,26 @@ class Function:
         x = self.emit(f"insertelement {v} poison, {t} {value}, i64 0")
         return self.emit(f"shufflevector {v} {x}, {v} poison, <{lanes} x i32> zeroinitializer")
 
+    def constant(self, value: str, t: str, lanes: int) -> str:
+        """A constant vector, once in a block, in memory where the function has many of them (as `text` decides)."""
+        name, v, align = f"@{t}_{value}_{lanes}", wide(t, lanes), lanes * {"float": 4, "double": 8}[t]
+        known = self._known.setdefault(id(self._sink), {})
+        if name not in known:
+            self._count += 1
+            known[name] = f"%t{self._count}"
+            numbers = repeat(value, t, lanes)
+            # (not `constant`: the code generator would look the numbers up, and broadcast one of them)
+            self._constants[name] = f"{name} = private global {v} {numbers}, align {align}"
+            written = f"  {known[name]} = bitcast {v} {numbers} to {v}"
+            read = f"  {known[name]} = load {v}, ptr {name}, align {align}, !invariant.load !0"
+            self._sink.append(Either(written, read))
+        return known[name]
+
+    @property
+    def constants(self) -> dict[str, str]:
+        """What it reads from memory, by name, as the module defines it."""
+        return {**self._constants, "!0": "!0 = !{}"} if len(self._constants) > MOST_CONSTANTS else {}
+
     def shuffle(self, t: str, lanes: int, a: str, b: str, order: Sequence[int]) -> str:
         v = wide(t, lanes)
         return self.emit(f"shufflevector {v} {a}, {v} {b}, <{len(order)} x i32> {vector(order, 'i32')}")
@@ -362,4 +399,5 @@ def module(functions: Sequence[Function], constants: Sequence[str] = ()) -> str:
     helpers = {n: h for f in functions for n, h in f.helpers.items()}
     every = [*helpers.values(), *functions]
     declarations = sorted(set().union(*(f.declarations for f in every)))
-    return "\n".join([*declarations, *constants, *(f.text() for f in every)]) + "\n"
+    read = {n: c for f in every for n, c in f.constants.items()}
+    return "\n".join([*declarations, *constants, *read.values(), *(f.text() for f in every)]) + "\n"

@@ -3,7 +3,7 @@
 A temp is alive from the step that writes it first to the step that uses it last, both included; two that are alive together
 never share memory. The steps are walked once: what dies is given back, neighbouring holes are joined, and a new temp takes
 the smallest hole that holds it (which is also the memory touched most recently, more often than not). Two passes run before:
-`in_place` lets a pointwise kernel write over an operand that dies with it, and `update` lets the new value of a parameter be
+`in_place` lets a kernel write over an operand that dies with it, and `update` lets the new value of a parameter be
 written where the caller keeps the old one.
 """
 
@@ -13,8 +13,9 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import replace
 
-from flame.compiler.index_math import names
-from flame.compiler.kernel import Contract, Kernel, Load, Reduce, Statement, Store, domain, reads
+from flame.compiler.cost import LARGE
+from flame.compiler.index_math import evaluate, names
+from flame.compiler.kernel import Contract, Kernel, Load, Reduce, Statement, Store, domain, numel, reads, typical
 from flame.compiler.program import Argument, CallStep, KernelStep, Program, Step
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
@@ -278,13 +279,20 @@ _ADDS_TO_FIRST = frozenset({"index_add"})
 
 
 def pairs_in_place(kernel: Kernel) -> list[tuple[str, str]]:
-    """Pairs (buffer read, buffer written) of a kernel without reductions that may be one buffer, each buffer in one at most."""
-    if any(isinstance(s, Reduce | Contract) for s in kernel.statements):
+    """Pairs (buffer read, buffer written) of a kernel without reductions that may be one buffer, each buffer in one at most. Of
+    contractions, only large ones: a sum so far that one adds to."""
+    if any(isinstance(s, Reduce) for s in kernel.statements):
         return []
+    least = LARGE if kernel.contraction is not None else 0
     loaded = dict.fromkeys(s.buffer for s in kernel.statements if isinstance(s, Load))
     pairs: list[tuple[str, str]] = []
     for s in kernel.stores:
         free = [b for b in loaded if all(b != taken for taken, _ in pairs)]
+        if (
+            least
+            and evaluate(numel(kernel.buffers[s.buffer]), typical(kernel)) * kernel.buffers[s.buffer].dtype.itemsize < least
+        ):
+            continue
         old = next((b for b in free if may_be_one(kernel, b, s.buffer)), None)
         if old is not None:
             pairs.append((old, s.buffer))

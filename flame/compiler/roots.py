@@ -12,12 +12,12 @@ turns out to hold a root and all its readers, the root is not stored.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from flame import dtypes
 from flame.compiler.attention_kernels import has_kernels, reads_through_views
-from flame.compiler.cost import operations, rates
+from flame.compiler.cost import LARGE, operations, rates
 from flame.compiler.dims import hint
 from flame.compiler.graph import Graph, Node, Value
 from flame.compiler.kernel import Kernel
@@ -37,7 +37,8 @@ class Plan:
     """`roots` in graph order, each with the values in memory that its kernel reads, and the nodes in between.
 
     `calls` are the nodes that stay calls, with the reason, or (`chained`) have kernels of their own, with what those read,
-    and (`made`) those kernels; `library` the contractions that a library runs where it may.
+    and (`made`) those kernels; `library` the contractions that a library runs where it may; `running` the sums that are stored so
+    that not all of their terms are there at once.
     """
 
     graph: Graph
@@ -48,6 +49,7 @@ class Plan:
     chained: dict[Node, frozenset[Value]] = field(default_factory=dict)
     made: dict[Node, list[tuple[Kernel, dict[str, Value]]]] = field(default_factory=dict)
     library: dict[Value, Node] = field(default_factory=dict)
+    running: frozenset[Value] = frozenset()
     decisions: list[Decision] = field(default_factory=list)
 
     def in_memory(self, v: Value) -> bool:
@@ -108,6 +110,8 @@ def _wanted(plan: Plan, target: Target, users: dict[Value, list[Node]], outputs:
                 base = beneath_views(v)
                 if _computed(base) and hint(base.spec.numel) < hint(n.output.spec.numel):
                     wanted.setdefault(base, f"{describe(n)} reads its elements more than once")
+    plan.running = frozenset(_running_sums(plan, wanted))
+    wanted.update((v, "a running sum, whose terms need not be there together") for v in plan.running)
     ends: dict[Value, Value | None] = {}
     for n in plan.graph.nodes:
         if n.primitive.kind == "contract" and n not in plan.calls and n.output not in plan.library:
@@ -115,6 +119,30 @@ def _wanted(plan: Plan, target: Target, users: dict[Value, list[Node]], outputs:
             if end is not n.output:
                 wanted.setdefault(end, f"the epilogue of {describe(n)} ends here")
     return wanted
+
+
+def _running_sums(plan: Plan, wanted: Mapping[Value, str]) -> list[Value]:
+    """Large sums of contractions that are summed further: a loop's weight gradients. In one kernel, all of them would be in memory
+    at once; kept in between, each is its contraction's epilogue, over the sum so far."""
+    terms: dict[Value, int] = {}  # how many arrays of its size a value is computed of
+    found = []
+    for n in plan.graph.nodes:
+        v = n.output if len(n.outputs) == 1 else None
+        if v is None or hint(v.spec.nbytes) < LARGE:
+            continue
+        if n.primitive.kind == "contract":
+            terms[v] = 1
+        elif v in wanted or not (n.primitive.scalar is not None or n.primitive.view):
+            continue
+        else:
+            operands = [x for x in n.values if x in terms and x.spec.numel == v.spec.numel]
+            terms[v] = sum(terms[x] for x in operands)
+            if n.primitive.name == "add" and len(operands) == 2 and terms[v] > 2:
+                most = max(operands, key=terms.__getitem__)
+                if terms[most] > 1:
+                    found.append(most)
+                    terms[v] -= terms[most] - 1
+    return found
 
 
 def _end_of_chain(
@@ -146,6 +174,11 @@ def _end_of_chain(
         ends[x] = end
         if end is None and x.node is not None and x.node.primitive.scalar is not None:
             end = x
+    while end is not None and end is not v and end.node is not None and end.node.primitive.name == "cast":
+        (narrow,) = end.node.values  # (stored as it is, and cast where it is read, if the cast makes more bytes of it)
+        if narrow.dtype.itemsize >= end.dtype.itemsize:
+            break
+        end = narrow
     return v if end is None else end
 
 

@@ -47,6 +47,13 @@ class CpuTarget:
         return not self.is_x86 or bool(self.features & {"f16c", "avx512f"})
 
     @property
+    def folds_constants(self) -> bool:
+        """Instructions take a vector from memory, but none that is one number repeated (AVX-512's do): a constant is then best
+        kept there whole. Loaded by an instruction of its own it takes one of the registers that the processor renames to, and
+        so shortens how far it sees ahead."""
+        return self.is_x86 and self.lanes_f32 == 8
+
+    @property
     def is_x86(self) -> bool:
         return self.triple.startswith(("x86_64", "i386", "i686", "amd64"))
 

@@ -230,12 +230,17 @@ def cached_object(
 ) -> bytes:
     """`compile_object`, or its result from the disk."""
     store = store or cache.shared()
-    name = cache.key("object", text, fingerprint(cpu), f"{passes} {codegen}", version())
+    name = name_of(text, cpu, passes=passes, codegen=codegen)
     found = store.get(name)
     if found is None:
         found = compile_object(text, cpu, passes=passes, codegen=codegen, what=what)
         store.put(name, found)
     return found
+
+
+def name_of(text: str, cpu: CpuTarget, *, passes: int = 0, codegen: int = 2) -> str:
+    """What the object is called on the disk."""
+    return cache.key("object", text, fingerprint(cpu), f"{passes} {codegen}", version())
 
 
 def host_triple() -> str:

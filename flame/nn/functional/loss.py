@@ -253,7 +253,7 @@ def linear_cross_entropy(
 
     With `options` the rows go through in chunks, whose logits alone are in memory at a time (see `LinearCrossEntropyOptions`): for
     targets that are classes, without label smoothing and further dimensions; else they are ignored, with a warning. Derivatives
-    are then of first order, and a compiled function runs it eagerly.
+    are then of first order. Compiled, too, one chunk is in memory after the other.
     """
     x, w = tensor_operand(input, "linear_cross_entropy"), tensor_operand(linear_weight, "linear_cross_entropy", "linear_weight")
     if w.ndim < 2 or x.ndim not in (1, 2) or x.shape[-1] != w.shape[-1]:
