@@ -26,12 +26,14 @@ Wrap = Callable[[Any], Any]
 @dataclass(frozen=True)
 class Case:
     """One program. `native`: also run through LLVM, as all are but those that take long, or round 16 bits at other places.
-    `follows`: capture must have followed something, or the test says nothing."""
+    `follows`: capture must have followed something, or the test says nothing. `host`: it shares memory with NumPy, which only
+    tensors on a CPU do."""
 
     body: Callable[[Wrap], list]
     module: str
     native: bool
     follows: bool
+    host: bool
 
     @property
     def name(self) -> str:
@@ -41,11 +43,11 @@ class Case:
 _cases: list[Case] = []
 
 
-def program(body: Any = None, *, native: bool = True, follows: bool = True) -> Any:
+def program(body: Any = None, *, native: bool = True, follows: bool = True, host: bool = False) -> Any:
     """Register a program of the calling file."""
     if body is None:
-        return functools.partial(program, native=native, follows=follows)
-    _cases.append(Case(body, body.__module__, native, follows))
+        return functools.partial(program, native=native, follows=follows, host=host)
+    _cases.append(Case(body, body.__module__, native, follows, host))
     return body
 
 
@@ -65,8 +67,9 @@ def programs(module: str) -> list[Case]:
     return [c for c in _cases if c.module == module]
 
 
-def agree(case: Case, backend: str, mode: str = "default") -> int:
-    """Run a program both ways and compare. How many calls were replayed."""
+def agree(case: Case, backend: str, mode: str = "default", host: list | None = None) -> int:
+    """Run a program both ways and compare. How many calls were replayed. `host`: what was observed of it on a CPU, with which the
+    eager run must agree too, so that what both ways do wrong is seen, an error above all."""
     compiled: list = []
 
     def wrap(f: Any) -> Any:
@@ -75,6 +78,9 @@ def agree(case: Case, backend: str, mode: str = "default") -> int:
 
     flame.manual_seed(0)
     want = case.body(lambda f: f)
+    if host is not None:
+        found = difference(host, anywhere(want), rtol=1e-3, atol=1e-4)
+        assert not found, f"{case.name}, run eagerly, differs from the CPU at {found}"
     flame.manual_seed(0)
     got = case.body(wrap)
     found = difference(want, got, rtol=1e-5 if backend == "eager" else 1e-4, atol=1e-6 if backend == "eager" else 1e-5)
@@ -85,6 +91,15 @@ def agree(case: Case, backend: str, mode: str = "default") -> int:
     if case.follows:
         assert any(s.followed for s in stats), f"{case.name} was never followed: {stats}"
     return sum(s.replayed for s in stats)
+
+
+def anywhere(seen: Any) -> Any:
+    """An observation, with no word of the device in what was printed."""
+    if isinstance(seen, list | tuple):
+        return type(seen)([anywhere(s) for s in seen])
+    if isinstance(seen, dict):
+        return {k: anywhere(s) for k, s in seen.items()}
+    return seen.replace(", device='cuda:0'", "") if isinstance(seen, str) else seen
 
 
 ERRORS = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, ZeroDivisionError, OverflowError)

@@ -235,7 +235,7 @@ def the_same_call_at_two_places(wrap):
 # -------------------------------------------------------------------- inputs
 
 
-@program
+@program(host=True)
 def an_input_that_changes_in_all_ways(wrap):
     w = nn.Parameter(flame.ones(2, 3))
     f = wrap(lambda x: (x * w).sum())

@@ -1,4 +1,4 @@
-"""Where gradients, views and writes meet: the same memory under several histories, refusals of the tape, higher orders."""
+"""Where gradients, views and writes meet: the same memory under several histories, refusals of the tape."""
 
 from __future__ import annotations
 
@@ -318,82 +318,6 @@ def loss_grad_wrt_grad_field(wrap):
         a.grad = None
         pen.backward()
         return pen
-
-    return drive(f, batches(3), a)
-
-
-@program
-def create_graph_grad_used_outside(wrap):
-    a = tensor(3, seed=1, grad=True)
-
-    @wrap
-    def f(x):
-        a.grad = None
-        (a**3 * x).sum().backward(create_graph=True)
-        return a.grad
-
-    def g(x):
-        gg = f(x)
-        a.grad = None
-        (gg**2).sum().backward()
-        return gg
-
-    return drive(g, batches(3), a)
-
-
-@program
-def higher_order_three(wrap):
-    a = tensor(3, seed=1, grad=True)
-
-    @wrap
-    def f(x):
-        y = (a**4 * x).sum()
-        for _ in range(3):
-            (g,) = grad(y, a, create_graph=True)
-            y = g.sum()
-        return y
-
-    return drive(f, batches(3), a, after=lambda y: y.backward())
-
-
-@program
-def second_order_through_compiled_outside(wrap):
-    a = tensor(3, 3, seed=1, grad=True)
-    f = wrap(lambda x: (x @ a).tanh().square().sum())
-
-    def g(x):
-        (d,) = grad(f(x), x, create_graph=True)
-        d.norm().backward()
-        return d
-
-    return drive(g, [tensor(2, 3, seed=i, grad=True) for i in range(7)], a)
-
-
-@program
-def second_order_two_outputs(wrap):
-    a = tensor(3, seed=1, grad=True)
-    f = wrap(lambda x: ((x * a).exp(), (a * a * x).sin(), x * 2))
-
-    def g(x):
-        p, q, r = f(x)
-        (d,) = grad((p * q + r).sum(), a, create_graph=True)
-        (d * d).sum().backward()
-        return d
-
-    return drive(g, batches(3), a)
-
-
-@program
-def grad_outputs_traced(wrap):
-    a = tensor(3, seed=1, grad=True)
-
-    @wrap
-    def f(x):
-        y = (a * x).exp()
-        v = flame.ones_like(y).requires_grad_()
-        (g,) = grad(y, a, v, create_graph=True)
-        (jv,) = grad(g, v, x)
-        return jv, g
 
     return drive(f, batches(3), a)
 

@@ -188,7 +188,7 @@ def empty_index_and_empty_mask(wrap):
 # -------------------------------------------------------------------- NumPy
 
 
-@program
+@program(host=True)
 def numpy_of_a_result_then_written(wrap):
     f = wrap(lambda x: x * 2)
 
@@ -201,7 +201,7 @@ def numpy_of_a_result_then_written(wrap):
     return drive(g, batches(3))
 
 
-@program
+@program(host=True)
 def numpy_inside_then_written_inside(wrap):
     @wrap
     def f(x):
@@ -215,7 +215,7 @@ def numpy_inside_then_written_inside(wrap):
     return drive(f, batches(3))
 
 
-@program
+@program(host=True)
 def from_numpy_changes_between_calls(wrap):
     a = array(3)
     shared = flame.from_numpy(a)
@@ -227,7 +227,7 @@ def from_numpy_changes_between_calls(wrap):
     return seen
 
 
-@program
+@program(host=True)
 def from_numpy_changes_inside(wrap):
     a = array(3)
     shared = flame.from_numpy(a)
@@ -242,7 +242,7 @@ def from_numpy_changes_inside(wrap):
     return drive(f, batches(3), a)
 
 
-@program
+@program(host=True)
 def tensor_write_is_seen_by_numpy(wrap):
     a = array(3)
     shared = flame.from_numpy(a)
@@ -258,7 +258,7 @@ def tensor_write_is_seen_by_numpy(wrap):
     return drive(f, batches(3), lambda: a.copy(), log)
 
 
-@program
+@program(host=True)
 def numpy_array_operand(wrap):
     @wrap
     def f(x):
@@ -277,7 +277,7 @@ def constant_tensor_made_inside_from_changing_data(wrap):
     return drive(f, [(x, [float(i), 2.0, 3.0]) for i, x in enumerate(batches(3))])
 
 
-@program
+@program(host=True)
 def as_tensor_shares(wrap):
     a = array(3)
 
@@ -300,7 +300,7 @@ def tolist_and_back(wrap):
     return drive(f, batches(3))
 
 
-@program
+@program(host=True)
 def numpy_function_on_a_tensor(wrap):
     @wrap
     def f(x):
@@ -310,7 +310,7 @@ def numpy_function_on_a_tensor(wrap):
     return drive(f, batches(4))
 
 
-@program
+@program(host=True)
 def numpy_view_kept_across_calls(wrap):
     buffer = flame.zeros(3)
     kept: list = []
@@ -328,7 +328,7 @@ def numpy_view_kept_across_calls(wrap):
     return seen
 
 
-@program
+@program(host=True)
 def input_shares_memory_with_a_numpy_slice(wrap):
     a = array(6)
 

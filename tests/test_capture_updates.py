@@ -69,7 +69,7 @@ def whole_numbers_zeros_and_nan(wrap):
     return driven(wrap, [(x, 0.9, 0.25) for x in odd] + [(0.5, x, -0.0) for x in odd])
 
 
-@program(native=True)
+@program(native=True, host=True)
 def memory_that_numpy_shows(wrap):
     shown = []
 

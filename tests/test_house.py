@@ -77,6 +77,12 @@ def test_the_source_is_utf8_without_tabs() -> None:
         assert "\t" not in path.read_text(encoding="utf-8"), f"{name(path)} has a tab"
 
 
+def test_what_stands_beside_the_source_holds_one_idea_a_file() -> None:
+    beside = [path for folder in ("tests", "scripts", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py")]
+    long = {name(path): n for path in beside if (n := len(path.read_text(encoding="utf-8").splitlines())) > LONGEST}
+    assert not long, "split them by idea"
+
+
 def run(*command: str) -> None:
     got = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
     assert got.returncode == 0, got.stdout[-6000:] + got.stderr[-2000:]

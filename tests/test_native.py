@@ -164,7 +164,7 @@ def both() -> Iterator[dict[str, tuple[Callable, Callable]]]:
     hints = Hints()
     hints.slots[Pair] = layout.offsets(Pair)
     hints.attributes[Pair, "items"] = list
-    made = Native([Unit(f"Pair.{n}", vars(Pair)[n], Pair) for n in (*NAMES, "passed", "__init__")], hints)
+    made = Native([Unit(f"Pair.{n}", vars(Pair)[n], Pair) for n in (*NAMES, "passed", "__init__")], hints).link()
     made.put()
     yield {n: (python[n], vars(Pair)[n]) for n in (*NAMES, "passed")}
     made.take_away()
