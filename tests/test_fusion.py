@@ -357,6 +357,15 @@ def maximum_of_windows(b: Builder) -> Any:
     return op("amax", w, dim=(4, 5), keepdim=False)
 
 
+@case(2)
+def a_row_of_a_padded_sum(b: Builder) -> Any:
+    """Its place in the sum is no place to store it at: the sum's other rows have none."""
+    x, y = inputs(b, (1, 4), (6, 4))
+    row = op("mul", x, x)
+    total = op("add", y, op("pad", row, lo=(5, 0), hi=(0, 0), value=0.0))
+    return [total, op("sum", total, dim=(0,), keepdim=False), row]
+
+
 @case(1)
 def updates_of_equal_parameters(b: Builder) -> Any:
     results = []

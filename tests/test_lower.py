@@ -158,6 +158,9 @@ def test_a_cover_is_a_one_to_one_map_onto_the_elements(seed: int) -> None:
             e, size = e // 2, -(-size // 2)
         shape.append(size)
         index.append(simplify(e, w.bounds))
+    if rng.random() < 0.3:  # a padded sum's row, which is there at one point of its axis
+        shape.append(1)
+        index.append(var(rng.choice(axes)) - rng.randint(0, 2))
     cover = w.cover(tuple(index), tuple(shape))
     points = [dict(zip(axes, p, strict=True)) for p in itertools.product(*(range(w.axes[a]) for a in axes))]
     hit = [tuple(evaluate(e, p) for e in index) for p in points]

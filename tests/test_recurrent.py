@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import llvmlite.binding as llvm
 import numpy as np
 import pytest
 
@@ -82,12 +83,13 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
 
 def test_registers_and_vectors_of_other_machines() -> None:
     host = cpu.host()
-    for lanes, registers in ((4, 16), (8, 32), (16, 32)):
+    for lanes, registers in ((4, 16), (8, 16), (8, 32), (16, 32)):
         target = CpuTarget(host.triple, host.name, host.features, lanes, registers)
         for mode, gates in GATES.items():
             operands = [Spec((3, 7, gates * 20), float32), Spec((gates * 20, 20), float32), Spec((7, 20), float32)]
             made = routine(registered("recurrent"), operands, {"mode": mode, "reverse": False}, target)
             assert made is not None and made.workspace > 0 and "recurrent_tile" in made.source.text
+            llvm.parse_assembly(made.source.text).verify()
 
 
 @pytest.mark.parametrize("mode", ["RNN_TANH", "LSTM", "GRU"])

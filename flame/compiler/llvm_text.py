@@ -330,13 +330,14 @@ class Function:
 
     def constant(self, value: str, t: str, lanes: int) -> str:
         """A constant vector, once in a block, in memory where the function has many of them (as `text` decides)."""
-        name, v, align = f"@{t}_{value}_{lanes}", wide(t, lanes), lanes * {"float": 4, "double": 8}[t]
+        name, v, size = f"@{t}_{value}_{lanes}", wide(t, lanes), lanes * {"float": 4, "double": 8}[t]
         known = self._known.setdefault(id(self._sink), {})
         if name not in known:
             self._count += 1
             known[name] = f"%t{self._count}"
             numbers = repeat(value, t, lanes)
             # (not `constant`: the code generator would look the numbers up, and broadcast one of them)
+            align = min(size & -size, 64)  # (a block of 24 lanes has three vectors)
             self._constants[name] = f"{name} = private global {v} {numbers}, align {align}"
             written = f"  {known[name]} = bitcast {v} {numbers} to {v}"
             read = f"  {known[name]} = load {v}, ptr {name}, align {align}, !invariant.load !0"

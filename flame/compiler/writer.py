@@ -102,11 +102,14 @@ class Writer:
         """The axes whose points `index` maps one-to-one onto the elements of `shape`; None if it does no such thing."""
         found: set[str] = set()
         for e, d in zip(index, shape, strict=True):  # the common case: each dimension an axis of its own
-            if d != 1:
-                a = single_axis(e)
-                if a is None or a in found or self.axes[a] != d:
+            if d == 1:
+                if e != ZERO:  # (where a padded sum is read, say: i0 - 5, which is 0 at one point alone)
                     break
-                found.add(a)
+                continue
+            a = single_axis(e)
+            if a is None or a in found or self.axes[a] != d:
+                break
+            found.add(a)
         else:
             return frozenset(found)
         if not self.inside(shape, index, NO_GUARD):
