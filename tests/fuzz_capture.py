@@ -472,7 +472,7 @@ def settle(found: list) -> list:
 def grown(x: Any) -> bool:
     """Whether some number in an observation is that large, or none at all."""
     if isinstance(x, np.ndarray):
-        return bool(x.dtype.kind in "fc" and x.size and not np.abs(x).max() < MOST)
+        return bool(x.dtype.kind in "fc" and x.size and not float(np.abs(x).max()) < MOST)
     if isinstance(x, list | tuple):
         return any(map(grown, x))
     if isinstance(x, dict):

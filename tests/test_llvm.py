@@ -70,7 +70,7 @@ def test_nothing_depends_on_the_instructions_of_this_machine(target: str) -> Non
     """Other vector widths and missing instructions give the same results (run here, as far as this machine can)."""
     cpu = {
         "sse2": CpuTarget(HOST.triple, "x86-64", HOST.features & {"64bit", "sse", "sse2", "cx8", "fxsr", "mmx", "cmov"}, 4, 16),
-        "no_f16c": replace(HOST, features=HOST.features - {"f16c", "avx512f", "avx512fp16"}),
+        "no_f16c": replace(HOST, features=frozenset(f for f in HOST.features - {"f16c"} if not f.startswith("avx512"))),
         "lanes16": replace(HOST, lanes_f32=16, registers=32),
     }[target]
     if not HOST.is_x86:

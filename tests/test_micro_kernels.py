@@ -65,7 +65,7 @@ def tile_loop(kernel: Kernel, target: CpuTarget) -> tuple[list[str], str]:
     text = llvm_jit.assembly(source.text, target, codegen=source.codegen)
     found = re.search(r"^_?\w+_tile:.*?(?=^_?matmul\w+:|\Z)", text, re.S | re.M)
     assert found is not None, source.notes
-    multiplies = re.compile(r"\b(vfmadd\w+|fmla|vdpbf16ps|bfdot|vpmaddwd|mla|vpmulld|vmul[ps][sd]|fmul)\b")
+    multiplies = re.compile(r"\b(vfmadd\w+|fmla|vdpbf16ps|bfdot|vpmaddwd|vpdpwssd|mla|vpmulld|vmul[ps][sd]|fmul)\b")
     blocks = re.split(r"^\.?L\w+:|^; %bb", found[0], flags=re.M)
     hot = max(blocks, key=lambda b: len(multiplies.findall(b)))
     return multiplies.findall(hot), hot
@@ -73,7 +73,7 @@ def tile_loop(kernel: Kernel, target: CpuTarget) -> tuple[list[str], str]:
 
 def expected(name: str, d: dtypes.dtype) -> str:
     if d is dtypes.int8:
-        return "vpmaddwd" if "avx" in name else "mla"
+        return "mla" if "avx" not in name else "vpdpwssd" if name == "avx512_bf16" else "vpmaddwd"  # (LLVM's of multiply and add)
     if d is dtypes.bfloat16 and (name.endswith("bf16") or name == "apple_m2"):
         return "vdpbf16ps" if "avx" in name else "bfdot"
     return "fmla" if "avx" not in name else "vfmadd231pd" if d is dtypes.float64 else "vfmadd231ps"

@@ -64,7 +64,7 @@ def test_gradients_of_any_window(seed: int) -> None:
     how: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": (1, 1), "groups": 1}
     out = conv_sizes(size, kernel, stride, padding, (1, 1))
     n = -(-LEAST_DEPTH // (out[0] * out[1]))
-    c, o = int(r.integers(2, 9)), int(r.integers(8, 40))
+    c, o = int(r.integers(4, 9)), int(r.integers(16, 40))  # (no fewer rows and columns than a vector of any machine has)
     x, g, w = (n, c, *size), (n, o, *out), (o, c, *kernel)
     around = bool(seed % 3 == 0)
     graph = gradient(x, g, w, how, d, around)
@@ -78,7 +78,7 @@ def test_lines_and_volumes(rank: int) -> None:
     size, k = ((600,), (5,)) if rank == 1 else ((6, 9, 20), (2, 3, 3))
     how: dict[str, Any] = {"stride": (1,) * rank, "padding": ((1, 1),) * rank, "dilation": (1,) * rank, "groups": 1}
     out = conv_sizes(size, k, how["stride"], how["padding"], how["dilation"])
-    x, g, w = (2, 3, *size), (2, 19, *out), (19, 3, *k)
+    x, g, w = (2, 4, *size), (2, 19, *out), (19, 4, *k)
     graph = gradient(x, g, w, how, dt.float32)
     assert MARK in notes(graph)
     check(graph, [r.standard_normal(s).astype(np.float32) for s in (x, g)], how, w, False)

@@ -104,8 +104,8 @@ def _machine(cpu: CpuTarget, codegen: int) -> Iterator[Any]:
 
 def _new_machine(cpu: CpuTarget, codegen: int) -> Any:
     features = [f"+{f}" for f in sorted(cpu.features)]
-    if cpu.name and cpu.triple == llvm.get_default_triple():
-        # A CPU's name implies features that a virtual machine may have taken away.
+    if cpu.name and cpu.triple == llvm.get_default_triple() and cpu.name == llvm.get_host_cpu_name():
+        # A CPU's name implies features that a virtual machine may have taken away from this one.
         features += [f"-{f}" for f, has in sorted(_host_features().items()) if not has and f not in cpu.features]
     return llvm.Target.from_triple(cpu.triple).create_target_machine(
         cpu=cpu.name, features=",".join(features), opt=codegen, reloc="pic", codemodel="small", jit=True
