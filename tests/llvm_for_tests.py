@@ -51,14 +51,26 @@ def link(source: LlvmSource, cpu: CpuTarget = HOST) -> list:
     return [kind(engine.get_function_address(p.entry)) for p in source.phases]
 
 
-def aligned(count: int) -> np.ndarray:
-    raw = np.empty(count + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + count]
+GUARD = 128  #: bytes on either side of what a kernel may write
+UNTOUCHED = 0xA5
+
+
+class Guarded:
+    """Memory for an array, as it is aligned, with bytes around it that nobody may write."""
+
+    def __init__(self, size: int, address: int = 0):
+        raw = np.full(size + 2 * GUARD + 64, UNTOUCHED, np.uint8)
+        start = GUARD + (address - raw.ctypes.data - GUARD) % 64
+        self.raw, self.inside = raw, slice(start, start + size)
+        self.bytes = raw[self.inside]
+
+    def check(self, what: str) -> None:
+        around = (self.raw[: self.inside.start], self.raw[self.inside.stop :])
+        assert all(bool((x == UNTOUCHED).all()) for x in around), f"{what}: bytes outside of it were written"
 
 
 class Runner:
-    """A compiled kernel: call it with arrays (outputs are written) and symbols."""
+    """A compiled kernel: call it with arrays (outputs are written, and nothing around them) and symbols."""
 
     def __init__(self, kernel: Kernel, cpu: CpuTarget = HOST, schedule: CpuSchedule | None = None):
         self.kernel = kernel
@@ -67,22 +79,30 @@ class Runner:
 
     def bind(self, arrays: dict[str, np.ndarray], symbols: dict[str, int], split: bool = False):  # type: ignore[no-untyped-def]
         """A function of no arguments that runs all phases; `split`: chunk by chunk, in reverse order."""
-        pointers = [arrays[b].ctypes.data for b in self.kernel.buffers]
-        size = self.source.workspace(symbols)
-        workspace = aligned(size)
-        workspace.fill(0xFF)
-        if size:
-            pointers.append(workspace.ctypes.data)
+        given = {b: arrays[b] for b in self.kernel.buffers}
+        assert all(a.flags.c_contiguous for a in given.values())
+        memory = {b: Guarded(a.nbytes, a.ctypes.data) for b, a in given.items()}
+        memory["workspace"] = workspace = Guarded(self.source.workspace(symbols))
+        workspace.bytes.fill(0xFF)
+        pointers = [memory[b].bytes.ctypes.data for b in given]
+        if workspace.bytes.size:
+            pointers.append(workspace.bytes.ctypes.data)
         p = (ctypes.c_void_p * max(1, len(pointers)))(*pointers)
         s = (ctypes.c_int64 * max(1, len(self.kernel.symbols)))(*(symbols[n] for n in self.kernel.symbols))
         work = [(f, self.source.chunks(i, symbols)) for i, f in enumerate(self.functions)]
 
-        def call(keep: object = (workspace, arrays)) -> None:
+        def call() -> None:
+            for b, a in given.items():
+                memory[b].bytes[:] = a.reshape(-1).view(np.uint8)
             for f, chunks in work:
                 if split:
                     for c in reversed(range(chunks)):
                         f(p, s, c, c + 1)
                 else:
                     f(p, s, 0, chunks)
+            for b, m in memory.items():
+                m.check(f"{self.kernel.name}: {b}")
+            for b in self.kernel.outputs:
+                given[b].reshape(-1).view(np.uint8)[:] = memory[b].bytes
 
         return call

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import inspect
 import re
 from dataclasses import replace
@@ -10,20 +11,22 @@ import kernels_for_tests as given
 import llvmlite.binding as llvm
 import numpy as np
 import pytest
-from llvm_for_tests import HOST, Runner
+from llvm_for_tests import HOST, Runner, link
 from random_kernels import random_case
 
 import flame
 from flame import dtypes
 from flame.compiler import cpu_cost
-from flame.compiler.index_math import var
+from flame.compiler.index_math import ex, var
 from flame.compiler.kernel import Kernel, Store
+from flame.compiler.llvm_machine import LlvmMachine
+from flame.compiler.llvm_text import Function
 from flame.compiler.schedule_cpu import CpuSchedule, choose_cpu
-from flame.compiler.target_cpu import CpuTarget
+from flame.compiler.target_cpu import CpuTarget, LlvmSource, Phase
 from flame.compiler.to_llvm import to_llvm
 from flame.ops.machine import COMPARISONS, NumpyMachine
 from flame.primitive import REGISTRY
-from flame.runtime import cpu
+from flame.runtime import cpu, llvm_jit
 
 TOLERANCE = {"float32": 3e-5, "float64": 1e-12, "float16": 2e-3, "bfloat16": 1.6e-2}
 CASES = given.cases()
@@ -104,6 +107,41 @@ def test_code_is_made_for_processors_that_are_not_there(
             text = tm.emit_assembly(module)
             assert re.search(r"\bfmla(\.4s)?\s+v\d+", text), f"no multiply-adds of four lanes in\n{text}"
             assert not re.search(r"%[xyz]mm\d", text)
+
+
+#: bytes that x86's moves of one element write
+MOVES = {"movb": 1, "movw": 2, "movl": 4, "movq": 8, "vmovd": 4, "vmovss": 4, "vmovq": 8, "vmovsd": 8, "vmovlps": 8}
+
+
+@pytest.mark.parametrize("lanes", [2, 4, 8, 16])
+@pytest.mark.parametrize("wide,narrow", [(4, 2), (4, 1), (8, 4), (8, 2), (8, 1), (2, 1)])
+def test_a_store_under_a_known_mask_writes_what_the_mask_has(wide: int, narrow: int, lanes: int) -> None:
+    """LLVM cuts integers as it stores them, and under a known mask of one lane it would store what was not cut yet."""
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    many = frozenset({"avx512f", "avx512vl", "avx512bw", "avx512dq", "avx2", "fma", "f16c"})
+    for target in (HOST, CpuTarget("x86_64-unknown-linux-gnu", "skylake-avx512", many, 16, 32)):
+        f = Function("some", [("ptr", "bufs"), ("ptr", "syms"), ("i64", "begin"), ("i64", "end")])
+        t, u = f"i{8 * narrow}", f"i{8 * wide}"
+        source, to = (f.load("ptr", f.address("%bufs", b, "ptr"), 8) for b in range(2))
+        x = f.emit(f"trunc <{lanes} x {u}> {f.load(f'<{lanes} x {u}>', source, wide)} to <{lanes} x {t}>")
+        for lane in range(lanes):
+            mask = "<" + ", ".join(f"i1 {int(j == lane)}" for j in range(lanes)) + ">"
+            LlvmMachine(f, target).store_some(t, lanes, x, f.address(to, lane * (lanes + 1), t), narrow, mask)
+        text = "\n".join([*sorted(f.declarations), f.text()])
+        if target is not HOST:
+            stores = re.findall(r"^\s+(v?mov\w+)\s+%\w+, -?\w*\(%(?!rsp)", llvm_jit.assembly(text, target), re.M)
+            assert all(MOVES.get(s, 0) <= narrow for s in stores), f"{stores}\n{text}"
+            continue
+        (run,) = link(LlvmSource(text, (Phase("some", ex(1)),), ()), HOST)
+        elements = np.random.default_rng(lanes).integers(0, 256, lanes * wide, np.uint8)
+        there = np.full(lanes * lanes * (lanes + 1) * narrow, 0xA5, np.uint8)
+        want = there.copy()
+        for lane in range(lanes):
+            at = (lane * (lanes + 1) + lane) * narrow
+            want[at : at + narrow] = elements[lane * wide : lane * wide + narrow]
+        run((ctypes.c_void_p * 2)(elements.ctypes.data, there.ctypes.data), None, 0, 1)
+        assert np.array_equal(there, want), text
 
 
 def test_the_same_kernel_gives_the_same_text() -> None:

@@ -73,7 +73,9 @@ def tile_loop(kernel: Kernel, target: CpuTarget) -> tuple[list[str], str]:
 
 def expected(name: str, d: dtypes.dtype) -> str:
     if d is dtypes.int8:
-        return "mla" if "avx" not in name else "vpdpwssd" if name == "avx512_bf16" else "vpmaddwd"  # (LLVM's of multiply and add)
+        return (
+            "mla" if "avx" not in name else "vpdpwssd" if name == "avx512_bf16" else "vpmaddwd"
+        )  # (LLVM's of multiply and add)
     if d is dtypes.bfloat16 and (name.endswith("bf16") or name == "apple_m2"):
         return "vdpbf16ps" if "avx" in name else "bfdot"
     return "fmla" if "avx" not in name else "vfmadd231pd" if d is dtypes.float64 else "vfmadd231ps"

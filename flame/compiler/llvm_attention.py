@@ -341,8 +341,7 @@ class _Writer:
                 f.store(x.type, x.text, place, d.itemsize)
             else:
                 mask = "<" + ", ".join(f"i1 {int(at + j < width)}" for j in range(n)) + ">"
-                f.call("void", f"llvm.masked.store.{suffix(t, n)}.p0",
-                       [(x.type, x.text), (f"ptr align {d.itemsize}", place), (wide("i1", n), mask)])  # fmt: skip
+                self.m.store_some(t, n, x.text, place, d.itemsize, mask)
         return []
 
     def _load_rows(self, name: str, first: Int, width: int, padded: int, to: str, factor: float | None) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flame import dtypes
-from flame.compiler.llvm_text import Function, element, literal, repeat, suffix, wide
+from flame.compiler.llvm_text import Function, Int, element, literal, repeat, suffix, wide
 from flame.compiler.target_cpu import CpuTarget
 from flame.dtypes import bfloat16, bool_, float16, float32, float64, int32, int64, uint32
 from flame.dtypes import dtype as DType
@@ -65,6 +65,20 @@ class LlvmMachine(Machine):
         self.function = function
         self.target = target
         self.called = called
+
+    def store_some(self, t: str, lanes: int, value: str, place: str, align: int, mask: str) -> None:
+        """Store the lanes of a vector of `t` that `mask` has."""
+        f = self.function
+        if t.startswith("i") and t != "i64" and "avx512f" in self.target.features:
+            # LLVM 22 stores all bits of the element before it was cut to `t` where a mask that it knows has one lane: beyond
+            # the lane, and so beyond a buffer. Behind an empty instruction it knows no mask.
+            bits = f.emit(f"bitcast {wide('i1', lanes)} {mask} to i{lanes}")
+            known = bits if lanes == 64 else f.emit(f"zext i{lanes} {bits} to i64")
+            unknown = f.emit(f'call i64 asm "", "=r,0"(i64 {known})')
+            bits = unknown if lanes == 64 else f.emit(f"trunc i64 {unknown} to i{lanes}")
+            mask = f.emit(f"bitcast i{lanes} {bits} to {wide('i1', lanes)}")
+        given: list[tuple[str, Int]] = [(wide(t, lanes), value), (f"ptr align {align}", place), (wide("i1", lanes), mask)]
+        f.call("void", f"llvm.masked.store.{suffix(t, lanes)}.p0", given)
 
     # -- constants and shapes
 

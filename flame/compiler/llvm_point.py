@@ -551,9 +551,7 @@ class Point:
             if mask is None:
                 f.store(wide(t, n), text, self._or_sink(same, pointer), align)
                 return
-            whole = self.both(same, mask) or ""
-            to = [(wide(t, n), text), (f"ptr align {align}", pointer), (wide("i1", n), whole)]
-            f.call("void", f"llvm.masked.store.{suffix(t, n)}.p0", to)
+            self.machine.store_some(t, n, text, pointer, align, self.both(same, mask) or "")
             return
         pointers = self._pointers(pointer, rest, t)
         guard = self.both(same, mask)

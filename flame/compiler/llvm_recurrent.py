@@ -162,8 +162,7 @@ class RecurrentWriter(ABC):
         if mask is None:
             f.store(x.type, x.text, place, d.itemsize)
             return
-        given: list[tuple[str, Int]] = [(x.type, x.text), (f"ptr align {d.itemsize}", place), (wide("i1", n), mask)]
-        f.call("void", f"llvm.masked.store.{suffix(t, n)}.p0", given)
+        self.m.store_some(t, n, x.text, place, d.itemsize, mask)
 
     def _get(self, base: str, at: Int) -> Value:
         """A vector of scratch memory."""
