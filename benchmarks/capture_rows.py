@@ -212,9 +212,12 @@ def flame_rows() -> dict[str, Row]:
         arrays = [np.full(s.shape, 0.01, s.dtype.numpy) for s in (v.spec for v in program.graph.inputs)]
         return each(lambda: program(arrays), seconds)
 
-    def mlp_alone(rows: int) -> Row:
+    def small_mlp() -> Any:
         nn = flame.nn
-        mlp = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
+        return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
+
+    def mlp_alone(rows: int) -> Row:
+        mlp = small_mlp()
         f, given = flame.compile(lambda x: mlp(x)), flame.randn(rows, 64)
 
         def row() -> float:
@@ -232,6 +235,24 @@ def flame_rows() -> dict[str, Row]:
         step = _training(flame, flame.compile)
         return alone(step, step, 1.0)
 
+    a, b = flame.ones(2, 2), flame.ones(2, 2)
+
+    def add_alone() -> float:
+        f = flame.compile(lambda x, y: x + y)
+        return alone(f, lambda: f(a, b))
+
+    def replayed(make: Callable[[], Callable[..., Any]], *given: Any) -> Row:
+        """Seconds of a call that skips Python, audits at powers of two included."""
+
+        def row() -> float:
+            f = flame.compile(make(), mode="replay")
+            with flame.no_grad():
+                for _ in range(100):
+                    f(*given)
+                return each(lambda: f(*given))
+
+        return row
+
     return torch_like(flame, flame.compile) | {
         "following t * w": following(lambda t: t * w),
         "following t * 2.0": following(lambda t: t * 2.0),
@@ -243,6 +264,10 @@ def flame_rows() -> dict[str, Row]:
         "following layer_norm": following(lambda t: F.layer_norm(t, (8,))),
         "calling a module that does nothing": following(same),
         "12-layer GPT, the Python of forward": follow_gpt,
+        "a + b on 2 x 2, its program alone": add_alone,
+        "a + b on 2 x 2, replayed": replayed(lambda: lambda x, y: x + y, a, b),
+        "3-layer MLP, inference at batch 1, replayed": replayed(small_mlp, flame.randn(1, 64)),
+        "12-layer GPT, forward, replayed": replayed(lambda: _gpt(flame), codes),
         "3-layer MLP, inference, its program alone": mlp_alone(32),
         "3-layer MLP, inference at batch 1, its program alone": mlp_alone(1),
         "12-layer GPT, forward, its program alone": gpt_alone,
