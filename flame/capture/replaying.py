@@ -117,6 +117,12 @@ class Entry:
             return [*lines, "return result"]
         inputs = [arrays[s[1]] if s[0] == "argument" else f"held{n}" for n, s in enumerate(self._sources)]
         inputs += [f"number{n}" for n in range(len(self._scalars))]
+        without = [f"plain{n}" for n in range(len(self._without_history))]
+        self._names |= dict(zip(without, self._without_history, strict=True))
+        lines += [f"if {t}._node is not None: return MISS" for t in without]
+        for n, (number, *bounds, what) in enumerate(self._positions):
+            self._names |= {"check_positions": check_positions, f"where{n}": what}
+            lines.append(f"check_positions({inputs[number]}, {', '.join(map(repr, bounds))}, where{n})")
         if direct:
             lines += self._directly(inputs)
         else:
@@ -130,7 +136,7 @@ class Entry:
         """The numbers of the arguments whose arrays the native program itself compares with what it was made for, before it runs;
         empty where it is not called directly."""
         f: Any = self._forward
-        if self._special or not self._outputs or type(f) is not Executable or f.native is None:
+        if self._special or self._positions or not self._outputs or type(f) is not Executable or f.native is None:
             return frozenset()
         given = {s[1]: n for n, s in enumerate(self._sources) if s[0] == "argument"}
         # It asks for memory in rows, which has strides of its own where every size is 2 or more.
@@ -221,7 +227,7 @@ class Entry:
         #: held tensors that in-place operations could give a history, which the results would then carry on
         self._without_history = [t for t in held.values() if not t._requires_grad and t._node is None] if self.grad else []
         self._scalars = plan.scalars
-        self._special = bool(r.random or plan.positions or self._without_history)
+        self._special = bool(r.random)
         numbers = self._numbers()
         arrays = {f"held{n}": a for n, a in self._held.items()} | {f"number{n}": a for n, a in enumerate(numbers)}
         return {**arrays, "forward": self._forward}
