@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from flame.compiler.cpu_cost import cone, statement_cost
+from flame.compiler.index_math import E, ex
 from flame.compiler.kernel import Kernel, Load, Reduce
 from flame.compiler.llvm_axes import size, unit_axes
 from flame.compiler.llvm_machine import Value
@@ -22,6 +23,7 @@ from flame.compiler.nests import Nest, loads_of
 
 COLUMNS = 1024  #: whose accumulators are in memory at once
 ROWS = 8  #: side by side
+CHUNK_BYTES = 2048  #: least length of what a chunk reads of a row: the processor reads ahead within a page
 LEAST_COLUMNS, LEAST_ROWS = 256, 64
 CHEAP = 8  #: instructions an element, up to which memory is what is waited for
 
@@ -50,6 +52,13 @@ class ColumnWriter(RowWriter):
 
     def describe(self) -> str:
         return super().describe() + f", {ROWS} rows side by side"
+
+    def _chunk_count(self, cost: float, points: E) -> E:
+        chunks = super()._chunk_count(cost, points)
+        n, item = self.kernel.axes[self.outer_lane].const, self.nest.reduces[0].dtype.itemsize
+        if chunks.const is None or n is None:
+            return chunks
+        return ex(max(1, min(chunks.const, n * item // CHUNK_BYTES)))
 
     def _full_strips(self, first: Int, last: Int, exact: bool = False) -> None:
         f = self.function

@@ -31,6 +31,7 @@ PARTS = 16  #: chunks of a nest that reductions run across, each with accumulato
 SUM_ROUNDS = 256  #: additions in a row to one accumulator, before it is added to another: long sums stay accurate
 TAPS = 600  #: instructions that a window's points may be written out to
 EDGES = 8  #: vectors of a row outside the part without masks that are written out
+EVEN = 4  #: a few chunks are this many or twice or three times as many, so that two or four threads have the same to do
 KEEP_BYTES = 64 << 10  #: of stack memory for what later sweeps of a row read again
 
 
@@ -215,6 +216,8 @@ class RowWriter:
         """About `chunk_us` of work each, no more than there are outer points; an expression where sizes are symbolic."""
         outer = product(self.kernel, self.nest.outer)
         wanted = max(1, int(cost / self.schedule.chunk_us))
+        if wanted > 2:  # (seven chunks are four and three to two threads)
+            wanted += -wanted % EVEN
         if outer.const is not None and points.const is not None:
             lanes = self.lanes if self.outer_lane else 1
             return ex(max(1, min(wanted, self.schedule.max_chunks, -(-outer.const // lanes))))
